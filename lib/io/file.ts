@@ -1,0 +1,154 @@
+/** Files as sources, and files that appear whole or not at all. */
+
+import * as fs from "node:fs";
+import { promisify } from "node:util";
+import { FormatError } from "./errors.ts";
+import { type Libc, loadLibc, preadCached } from "./libc.ts";
+import {
+  type ByteSource,
+  checkRange,
+  type SourceDescription,
+} from "./source.ts";
+
+const readAsync = promisify(fs.read);
+const openAsync = promisify(fs.open);
+const closeAsync = promisify(fs.close);
+const fstatAsync = promisify(fs.fstat);
+
+/** A file's bytes. Its size is taken once, when it is opened. */
+export class FileSource implements ByteSource {
+  readonly size: number;
+  readonly #path: string;
+  readonly #fd: number;
+  readonly #libc: Libc | undefined;
+  #open = true;
+
+  private constructor(path: string, fd: number, size: number) {
+    this.#path = path;
+    this.#fd = fd;
+    this.size = size;
+    this.#libc = loadLibc();
+  }
+
+  /** @throws {Error} The runtime's error, with its `code`, if the file cannot be opened. */
+  static async open(path: string): Promise<FileSource> {
+    const fd = await openAsync(path, "r");
+    try {
+      const info = await fstatAsync(fd);
+      return new FileSource(path, fd, info.size);
+    } catch (error) {
+      await closeAsync(fd);
+      throw error;
+    }
+  }
+
+  async pread(dst: Uint8Array, offset: number): Promise<void> {
+    if (this.preadNow(dst, offset)) return;
+    await preadFully(this.#fd, dst, offset, this.#path);
+  }
+
+  preadNow(dst: Uint8Array, offset: number): boolean {
+    checkRange(this.size, offset, dst.length);
+    if (dst.length === 0) return true;
+    return this.#libc !== undefined &&
+      preadCached(
+        this.#libc,
+        this.#fd,
+        dst as Uint8Array<ArrayBuffer>,
+        offset,
+      );
+  }
+
+  describe(): SourceDescription {
+    return { kind: "file", detail: { path: this.#path, size: this.size } };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#open) return;
+    this.#open = false;
+    await closeAsync(this.#fd);
+  }
+}
+
+/**
+ * Fills all of `dst` from a descriptor, off the main thread.
+ *
+ * @throws {FormatError} If the file ends first.
+ */
+export async function preadFully(
+  fd: number,
+  dst: Uint8Array,
+  offset: number,
+  name: string,
+): Promise<void> {
+  let done = 0;
+  while (done < dst.length) {
+    const { bytesRead } = await readAsync(
+      fd,
+      dst,
+      done,
+      dst.length - done,
+      offset + done,
+    );
+    if (bytesRead === 0) {
+      throw new FormatError(
+        `file "${name}"`,
+        "length",
+        `ends at ${offset + done}, expected at least ${offset + dst.length}`,
+      );
+    }
+    done += bytesRead;
+  }
+}
+
+/**
+ * Writes a file so that it is there whole or not at all: a temporary name in
+ * the same directory, fsync, rename, fsync of the directory.
+ */
+export async function writeFileAtomic(
+  path: string,
+  bytes: Uint8Array | string,
+  mode = 0o644,
+): Promise<void> {
+  const temp = `${path}.tmp-${crypto.randomUUID()}`;
+  try {
+    const file = await Deno.open(temp, {
+      write: true,
+      createNew: true,
+      mode,
+    });
+    try {
+      await writeAll(
+        file,
+        typeof bytes === "string" ? new TextEncoder().encode(bytes) : bytes,
+      );
+      await file.sync();
+    } finally {
+      file.close();
+    }
+    await Deno.rename(temp, path);
+  } catch (error) {
+    await Deno.remove(temp).catch(() => {});
+    throw error;
+  }
+  await syncDirectory(path.replace(/[^/]*$/, "") || ".");
+}
+
+/** Makes renames in a directory durable. */
+export async function syncDirectory(path: string): Promise<void> {
+  const directory = await Deno.open(path);
+  try {
+    await directory.sync();
+  } finally {
+    directory.close();
+  }
+}
+
+/** Writes all of `bytes`, however many calls it takes. */
+export async function writeAll(
+  writer: { write(bytes: Uint8Array): Promise<number> },
+  bytes: Uint8Array,
+): Promise<void> {
+  let done = 0;
+  while (done < bytes.length) done += await writer.write(bytes.subarray(done));
+}

@@ -1,0 +1,76 @@
+/**
+ * The few C library calls that the runtime does not offer. Everything here has
+ * a fallback: without FFI permission (or off Linux) {@linkcode loadLibc}
+ * returns undefined and callers take their portable path.
+ */
+
+const SONAMES: Record<string, string[]> = {
+  // Absolute first: a bare name would be resolved by the loader, which is what we want on
+  // other distributions, but permission prompts compare the literal string.
+  x86_64: ["/lib/x86_64-linux-gnu/libc.so.6", "libc.so.6"],
+  aarch64: ["/lib/aarch64-linux-gnu/libc.so.6", "libc.so.6"],
+};
+
+const SYMBOLS = {
+  preadv2: {
+    parameters: ["i32", "buffer", "i32", "i64", "i64", "i32"],
+    result: "isize",
+  },
+  fallocate: {
+    parameters: ["i32", "i32", "i64", "i64"],
+    result: "i32",
+    nonblocking: true,
+  },
+} as const;
+
+/** An opened libc. */
+export type Libc = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
+
+let loaded: { libc: Libc | undefined } | undefined;
+
+/** The C library, opened once, or undefined where FFI is not available. */
+export function loadLibc(): Libc | undefined {
+  loaded ??= { libc: open() };
+  return loaded.libc;
+}
+
+function open(): Libc | undefined {
+  if (Deno.build.os !== "linux") return undefined;
+  for (const name of SONAMES[Deno.build.arch] ?? []) {
+    try {
+      return Deno.dlopen(name, SYMBOLS).symbols;
+    } catch {
+      // Not there or not permitted: try the next, then do without.
+    }
+  }
+  return undefined;
+}
+
+const RWF_NOWAIT = 8; // preadv2(2)
+
+const iovec = new BigUint64Array(2);
+const iovecBytes = new Uint8Array(iovec.buffer);
+
+/**
+ * Reads from a file descriptor only what the page cache holds.
+ *
+ * @returns True when all of `dst` was filled without touching the disk.
+ */
+export function preadCached(
+  libc: Libc,
+  fd: number,
+  dst: Uint8Array<ArrayBuffer>,
+  offset: number,
+): boolean {
+  iovec[0] = BigInt(Deno.UnsafePointer.value(Deno.UnsafePointer.of(dst)));
+  iovec[1] = BigInt(dst.length);
+  const got = libc.preadv2(
+    fd,
+    iovecBytes,
+    1,
+    BigInt(offset),
+    0n,
+    RWF_NOWAIT,
+  );
+  return Number(got) === dst.length;
+}

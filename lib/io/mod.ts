@@ -1,0 +1,9 @@
+/** The shared floor: sources, bytes, errors, bounded concurrency. Imports nothing. */
+export * from "./bytes.ts";
+export * from "./errors.ts";
+export * from "./file.ts";
+export * from "./libc.ts";
+export * from "./limit.ts";
+export * from "./log.ts";
+export * from "./source.ts";
+export * from "./worker.ts";
