@@ -5,5 +5,6 @@ export * from "./file.ts";
 export * from "./libc.ts";
 export * from "./limit.ts";
 export * from "./log.ts";
+export * from "./progress.ts";
 export * from "./source.ts";
 export * from "./worker.ts";
