@@ -1,0 +1,266 @@
+/**
+ * The command table: names, arguments and options of every command. The code
+ * behind a command is loaded when it runs, so that `obd --version` loads
+ * nothing.
+ */
+
+import {
+  Command,
+  CommanderError,
+  InvalidArgumentError,
+  Option,
+} from "commander";
+import { type CommonOptions, type Context, runWithContext } from "./context.ts";
+import { versionLine } from "./version.ts";
+
+/** What a command's module exports. */
+interface CommandModule {
+  run(
+    context: Context,
+    args: string[],
+    options: Record<string, unknown>,
+  ): Promise<number | void>;
+}
+
+/**
+ * Runs the command line.
+ *
+ * @param argv Arguments after the program's name.
+ * @returns The exit code.
+ */
+export async function main(argv: string[]): Promise<number> {
+  let exitCode = 0;
+  const program = createProgram((code) => exitCode = code);
+  try {
+    if (argv.length === 0) {
+      program.outputHelp({ error: true });
+      return 2;
+    }
+    await program.parseAsync(argv, { from: "user" });
+    return exitCode;
+  } catch (error) {
+    if (error instanceof CommanderError) {
+      return error.exitCode === 0 ? 0 : 2;
+    }
+    throw error;
+  }
+}
+
+/** All commands, as commander holds them. */
+export function createProgram(setExit: (code: number) => void): Command {
+  const program = new Command("obd")
+    .description(
+      "Start any container before its image is there: lazily served OCI images over NBD",
+    )
+    .version(versionLine(), "-V, --version", "print the version and exit")
+    .helpOption("-h, --help", "print help and exit")
+    .helpCommand("help [command]", "print help for a command")
+    .showSuggestionAfterError()
+    .configureHelp({ showGlobalOptions: true })
+    .exitOverride();
+
+  const add = (
+    usage: string,
+    summary: string,
+    load: () => Promise<CommandModule>,
+  ): Command => {
+    const command = program.command(usage)
+      .summary(summary).description(summary)
+      .allowExcessArguments(false);
+    addCommonOptions(command);
+    command.action(async (...input: unknown[]) => {
+      const options = command.opts() as CommonOptions & Record<string, unknown>;
+      const args = input.slice(0, -2).flat().filter((a) => a !== undefined);
+      const code = await runWithContext(options, async (context) => {
+        const module = await load();
+        return module.run(context, args as string[], options);
+      });
+      setExit(code);
+    });
+    return command;
+  };
+
+  addBuild(add);
+  addServe(add);
+  addMountCommands(add);
+  addReadCommands(add);
+
+  const completion = program.command("completion <shell>")
+    .summary("print a completion script for bash, zsh or fish")
+    .description(
+      'Print a completion script, e.g. for bash: eval "$(obd completion bash)"',
+    )
+    .allowExcessArguments(false);
+  completion.action(async (shell: string) => {
+    const { completionScript } = await import("./completion.ts");
+    const script = completionScript(program, shell);
+    if (script === undefined) {
+      completion.error(
+        `error: unknown shell '${shell}': use bash, zsh or fish`,
+      );
+    } else console.log(script);
+  });
+  return program;
+}
+
+type Add = (
+  usage: string,
+  summary: string,
+  load: () => Promise<CommandModule>,
+) => Command;
+
+function addCommonOptions(command: Command): void {
+  command
+    .option("--json", "print one JSON object on stdout")
+    .option("-q, --quiet", "print nothing but errors")
+    .option("--debug", "log more, and print stack traces")
+    .addOption(
+      new Option("--log-format <format>", "format of log lines on stderr")
+        .choices(["text", "json"]).default("text"),
+    )
+    .option(
+      "--plain-http",
+      "speak plain HTTP to registries (implied for loopback)",
+    )
+    .option("--ca-file <file>", "also trust the CA certificates in this file")
+    .option("--tls-skip-verify", "do not verify registry certificates")
+    .option("--authfile <file>", "registry credentials (Docker format)");
+}
+
+function addBuild(add: Add): void {
+  add(
+    "build <source> [dest]",
+    "read an image once and write its small meta image",
+    () => import("./build.ts"),
+  )
+    .addOption(
+      new Option("--vsize <GiB>", "virtual size of the device")
+        .argParser(positiveInteger).default(64),
+    )
+    .addOption(
+      new Option("--platform <os/arch[/variant]>", "platform to build")
+        .conflicts("allPlatforms"),
+    )
+    .option("--all-platforms", "build every platform of an index")
+    .option("--flatten", "put all metadata into the top layer")
+    .addOption(
+      new Option("--tag <name>", "tag of the meta image (default: TAG-obd)")
+        .conflicts("noTag"),
+    )
+    .option("--no-tag", "push by digest only")
+    .option("--no-referrer", "do not maintain the referrers fallback tag")
+    .addOption(
+      new Option("--jobs <n>", "threads to use").argParser(positiveInteger)
+        .default(navigator.hardwareConcurrency, "number of cores"),
+    )
+    .option("--dry-run", "build, print what would be pushed, push nothing");
+}
+
+function addServe(add: Add): void {
+  add(
+    "serve",
+    "serve images as NBD block devices",
+    () => import("./serve.ts"),
+  )
+    .requiredOption(
+      "--config <file>",
+      "configuration file or directory (repeatable)",
+      collect,
+    )
+    .option("--check", "validate the configuration and exit");
+}
+
+function addMountCommands(add: Add): void {
+  const api = (command: Command) =>
+    command.option(
+      "--api <address>",
+      "status API of a running serve (default: unix:/run/obd/api.sock if it answers)",
+    );
+  api(
+    add(
+      "mount <image> <dir>",
+      "mount an image's merged layers read-only",
+      () => import("./mount.ts"),
+    ),
+  );
+  api(
+    add("umount <dir>", "undo a mount", () => import("./umount.ts")),
+  );
+  api(
+    add(
+      "attach <image>",
+      "attach an image as a block device",
+      () => import("./attach.ts"),
+    ),
+  ).option("--device <path>", "the device to use, e.g. /dev/nbd0");
+  api(
+    add(
+      "detach <target>",
+      "undo an attach (device, image or id)",
+      () => import("./detach.ts"),
+    ),
+  );
+  add(
+    "mounts",
+    "list mounts and attached devices",
+    () => import("./mounts.ts"),
+  );
+}
+
+function addReadCommands(add: Add): void {
+  const platform = (command: Command) =>
+    command.option("--platform <os/arch[/variant]>", "platform of an index");
+  platform(
+    add(
+      "dump <image> <out>",
+      'write the whole merged device as a sparse file ("-" = stdout)',
+      () => import("./dump.ts"),
+    ),
+  );
+  platform(
+    add(
+      "ls <image> [path]",
+      "list files without mounting",
+      () => import("./ls.ts"),
+    ),
+  ).option("-l, --long", "mode, owner, size and time too")
+    .option("-R, --recursive", "directories within directories too");
+  platform(
+    add(
+      "cat <image> <path>",
+      "print a file's content without mounting",
+      () => import("./cat.ts"),
+    ),
+  );
+  platform(
+    add(
+      "inspect <image>",
+      "show what an image or layer file is",
+      () => import("./inspect.ts"),
+    ),
+  );
+  add(
+    "report",
+    "collect versions, configuration, status and log lines",
+    () => import("./report.ts"),
+  )
+    .option("--zip <file>", "write a zip file instead of printing")
+    .option(
+      "--config <file>",
+      "configuration to include, without secrets",
+      collect,
+    )
+    .option("--api <address>", "status API of a running serve");
+}
+
+function collect(value: string, earlier: string[] = []): string[] {
+  return [...earlier, value];
+}
+
+function positiveInteger(text: string): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text) || !Number.isSafeInteger(value) || value < 1) {
+    throw new InvalidArgumentError("Expected a positive whole number.");
+  }
+  return value;
+}

@@ -1,0 +1,126 @@
+/** What every command gets: where to log, what to print, how to reach registries, when to stop. */
+
+import {
+  CancelledError,
+  errorText,
+  type Progress,
+  UsageError,
+} from "../lib/io/mod.ts";
+import { StderrLogger } from "./log.ts";
+import { createProgress } from "./progress.ts";
+
+/** Options that every command takes. */
+export interface CommonOptions {
+  json?: boolean;
+  quiet?: boolean;
+  debug?: boolean;
+  logFormat?: "text" | "json";
+  plainHttp?: boolean;
+  caFile?: string;
+  tlsSkipVerify?: boolean;
+  authfile?: string;
+}
+
+/** How to reach registries, as the command line said it. */
+export interface RegistrySettings {
+  plainHttp?: boolean;
+  caFile?: string;
+  tlsSkipVerify?: boolean;
+  authFile?: string;
+}
+
+/** One run of one command. */
+export interface Context {
+  readonly json: boolean;
+  readonly quiet: boolean;
+  readonly debug: boolean;
+  readonly log: StderrLogger;
+  readonly progress: Progress;
+  readonly registry: RegistrySettings;
+  /** Aborted by SIGINT, SIGTERM and SIGHUP. */
+  readonly signal: AbortSignal;
+  /** Prints for people on stdout; nothing under `--json`. */
+  say(line: string): void;
+  /** Prints the command's one JSON object; nothing without `--json`. */
+  result(value: unknown): void;
+}
+
+const SIGNALS: Deno.Signal[] = ["SIGINT", "SIGTERM", "SIGHUP"];
+
+/**
+ * Runs a command with a context made from its options.
+ *
+ * @returns The exit code: 0, 1 failure, 2 usage, 130 after SIGINT.
+ */
+export async function runWithContext(
+  options: CommonOptions,
+  work: (context: Context) => Promise<number | void>,
+): Promise<number> {
+  const debug = options.debug ?? false;
+  const log = new StderrLogger({
+    level: debug ? "debug" : options.quiet ? "error" : "info",
+    format: options.logFormat ?? "text",
+  });
+  const progress = createProgress(
+    (options.quiet ?? false) || (options.json ?? false),
+  );
+  log.beforeWrite = () => progress.clear?.();
+  const stop = new AbortController();
+  let stoppedBy: Deno.Signal | undefined;
+  const handlers = SIGNALS.map((name) => {
+    const handler = () => {
+      // A second signal ends a clean-up that hangs.
+      if (stoppedBy) Deno.exit(name === "SIGINT" ? 130 : 1);
+      stoppedBy = name;
+      stop.abort(new CancelledError(`Stopped by ${name}`));
+    };
+    Deno.addSignalListener(name, handler);
+    return [name, handler] as const;
+  });
+  const context: Context = {
+    json: options.json ?? false,
+    quiet: options.quiet ?? false,
+    debug,
+    log,
+    progress,
+    registry: {
+      ...(options.plainHttp ? { plainHttp: true } : {}),
+      ...(options.caFile ? { caFile: options.caFile } : {}),
+      ...(options.tlsSkipVerify ? { tlsSkipVerify: true } : {}),
+      ...(options.authfile ? { authFile: options.authfile } : {}),
+    },
+    signal: stop.signal,
+    say: (line) => {
+      if (options.json) return;
+      progress.clear?.();
+      console.log(line);
+    },
+    result: (value) => {
+      if (options.json) console.log(JSON.stringify(value));
+    },
+  };
+  try {
+    return (await work(context)) ?? 0;
+  } catch (error) {
+    progress.close?.();
+    return reportFailure(error, debug, stoppedBy);
+  } finally {
+    progress.close?.();
+    for (const [name, handler] of handlers) {
+      Deno.removeSignalListener(name, handler);
+    }
+  }
+}
+
+/** Prints one clear line for an error and returns the exit code that it means. */
+export function reportFailure(
+  error: unknown,
+  debug: boolean,
+  stoppedBy?: Deno.Signal,
+): number {
+  const text = errorText(error).replaceAll(/\s*\n\s*/g, " ");
+  console.error(`obd: ${text}`);
+  if (debug && error instanceof Error) console.error(error.stack);
+  if (stoppedBy === "SIGINT") return 130;
+  return error instanceof UsageError ? 2 : 1;
+}
