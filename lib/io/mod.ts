@@ -1,5 +1,6 @@
 /** The shared floor: sources, bytes, errors, bounded concurrency. Imports nothing. */
 export * from "./bytes.ts";
+export * from "./crc32c.ts";
 export * from "./errors.ts";
 export * from "./file.ts";
 export * from "./libc.ts";
