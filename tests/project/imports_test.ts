@@ -36,7 +36,7 @@ const ALLOWED: Record<string, string[]> = {
 const PACKAGES: Record<string, string[]> = {
   "lib/registry": ["valibot"],
   "lib/image": ["valibot"],
-  "cmd": ["hono", "commander", "valibot", "@zip.js/zip.js"],
+  "cmd": ["hono", "commander", "valibot", "jsonc-parser", "@zip.js/zip.js"],
 };
 
 interface Import {

@@ -1,0 +1,135 @@
+/**
+ * The keys of a configuration file. overlaybd's names are used where overlaybd
+ * has the setting (its `overlaybd.json` loads as it is), ours stand beside them.
+ */
+
+import * as v from "valibot";
+
+const text = v.pipe(v.string(), v.maxLength(4096));
+const count = v.pipe(v.number(), v.integer(), v.minValue(0));
+const seconds = v.pipe(v.number(), v.minValue(0.1), v.maxValue(86_400));
+const gigabytes = v.pipe(
+  v.number(),
+  v.minValue(0.001),
+  v.maxValue(1_048_576),
+);
+
+/** Bytes fetched at once; overlaybd wants a multiple of 4096 too. */
+const refillSize = v.pipe(
+  v.number(),
+  v.integer(),
+  v.minValue(4096),
+  v.maxValue(16 * 1024 * 1024),
+  v.check((n) => n % 4096 === 0, "must be a multiple of 4096"),
+);
+
+const image = v.pipe(
+  v.looseObject({
+    export: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(4096))),
+    image: v.optional(text),
+    config: v.optional(text),
+    platform: v.optional(text),
+  }),
+  v.check(
+    (i) => (i.image === undefined) !== (i.config === undefined),
+    'needs either "image" or "config"',
+  ),
+);
+
+/** Ways to come to the meta image of a plain image. */
+export const META_FROM = ["digest", "tag", "referrer", "build"] as const;
+
+export const configSchema = v.looseObject({
+  // obd's own keys
+  nbd: v.optional(v.looseObject({
+    listen: v.optional(text),
+    requestTimeout: v.optional(seconds),
+    maxConnections: v.optional(v.pipe(count, v.minValue(1))),
+  })),
+  api: v.optional(v.looseObject({
+    listen: v.optional(text),
+    metricsListen: v.optional(text),
+    token: v.optional(text),
+    tokenFile: v.optional(text),
+  })),
+  images: v.optional(v.array(image)),
+  metaFrom: v.optional(v.array(v.picklist(META_FROM))),
+  integrity: v.optional(v.picklist(["warn", "require-spans"])),
+  workers: v.optional(v.pipe(count, v.minValue(1), v.maxValue(256))),
+  // overlaybd's keys that mean the same here
+  registryCacheDir: v.optional(text),
+  registryCacheSizeGB: v.optional(gigabytes),
+  cacheConfig: v.optional(v.looseObject({
+    cacheType: v.optional(text),
+    cacheDir: v.optional(text),
+    cacheSizeGB: v.optional(gigabytes),
+    refillSize: v.optional(refillSize),
+  })),
+  gzipCacheConfig: v.optional(v.looseObject({
+    enable: v.optional(v.boolean()),
+    cacheDir: v.optional(text),
+    cacheSizeGB: v.optional(gigabytes),
+    refillSize: v.optional(refillSize),
+  })),
+  credentialFilePath: v.optional(text),
+  credentialConfig: v.optional(v.looseObject({
+    mode: v.optional(text),
+    path: v.optional(text),
+    timeout: v.optional(v.number()),
+  })),
+  logConfig: v.optional(v.looseObject({
+    logLevel: v.optional(v.pipe(count, v.maxValue(3))),
+  })),
+  logLevel: v.optional(v.pipe(count, v.maxValue(3))),
+  exporterConfig: v.optional(v.looseObject({
+    enable: v.optional(v.boolean()),
+    port: v.optional(v.pipe(count, v.maxValue(65_535))),
+  })),
+  userAgent: v.optional(text),
+});
+
+/** A configuration as read; see {@linkcode configSchema}. */
+export type RawConfig = v.InferOutput<typeof configSchema>;
+
+/** Every key that has a meaning here, as dotted paths. */
+export const KNOWN_KEYS: ReadonlySet<string> = new Set(knownKeys());
+
+/** overlaybd's keys that obd accepts and does not use, so that its file loads without noise about typos. */
+export const IGNORED_OVERLAYBD_KEYS: ReadonlySet<string> = new Set([
+  "cacheType",
+  "cacheConfig.cacheType",
+  "cacheConfig.blockSize",
+  "gzipCacheConfig.refillSize",
+  "certConfig",
+  "credentialConfig.client_cert_path",
+  "credentialConfig.client_key_path",
+  "credentialConfig.server_ca_path",
+  "credentialConfig.timeout",
+  "download",
+  "enableAudit",
+  "enableThread",
+  "auditPath",
+  "exporterConfig.uriPrefix",
+  "exporterConfig.updateInterval",
+  "ioEngine",
+  "logConfig.logPath",
+  "logConfig.logSizeMB",
+  "logConfig.logRotateNum",
+  "logPath",
+  "p2pConfig",
+  "prefetchConfig",
+  "registryFsVersion",
+  "serviceConfig",
+]);
+
+function* knownKeys(): Generator<string> {
+  for (const [key, wrapped] of Object.entries(configSchema.entries)) {
+    yield key;
+    const inner = wrapped.wrapped;
+    if (inner.type === "loose_object") {
+      for (const name of Object.keys(inner.entries)) yield `${key}.${name}`;
+    }
+  }
+  yield* ["images[].export", "images[].image", "images[].config"];
+  yield "images[].platform";
+}
