@@ -195,7 +195,11 @@ function putLiterals(op: usize, token: usize, from: usize, literals: usize): usi
   } else {
     store<u8>(token, <u8> (literals << 4));
   }
-  memory.copy(op, from, literals);
+  let at: usize = 0;
+  while (at < literals) {
+    v128.store(op + at, v128.load(from + at));
+    at += 16;
+  }
   return op + literals;
 }
 
