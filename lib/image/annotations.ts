@@ -1,0 +1,48 @@
+/** Names that TurboOCI and overlaybd images carry (formats: `lib/layers/README.md`), and ours beside them. */
+
+const PREFIX = "containerd.io/snapshot/overlaybd";
+
+/** Annotations of a layer descriptor. */
+export const Annotation = {
+  version: `${PREFIX}/version`,
+  blobDigest: `${PREFIX}/blob-digest`,
+  blobSize: `${PREFIX}/blob-size`,
+  targetDigest: `${PREFIX}/turbo-oci/target-digest`,
+  targetMediaType: `${PREFIX}/turbo-oci/target-media-type`,
+  /** Read, never written. */
+  legacyTargetDigest: `${PREFIX}/fastoci/target-digest`,
+  /** Read, never written. */
+  legacyTargetMediaType: `${PREFIX}/fastoci/target-media-type`,
+  accelerationLayer: `${PREFIX}/acceleration-layer`,
+  /** obd's: release-independent version of what `obd build` writes. */
+  obdFormat: "io.obd.format",
+  /** obd's: key of the layer chain, on the manifest. */
+  obdChainKey: "io.obd.chain-key",
+  /** obd's: size of the target blob in bytes, so that no request is needed to learn it. */
+  obdTargetSize: "io.obd.target-size",
+  /** obd's: the target's true media type, where `targetMediaType` must not name it. */
+  obdTargetType: "io.obd.target-type",
+  /** OCI: the image that this one was built on. */
+  baseDigest: "org.opencontainers.image.base.digest",
+} as const;
+
+/** Value of {@linkcode Annotation.version} for TurboOCI layers. */
+export const TURBO_VERSION = "0.1.0-turbo.ociv1";
+/** Older value of the same; read only. */
+export const LEGACY_TURBO_VERSION = "0.1.0-fastoci";
+/** Value of {@linkcode Annotation.version} for native layers. */
+export const NATIVE_VERSION = "0.1.0";
+
+/** `artifactType` of a TurboOCI meta image. */
+export const TURBO_ARTIFACT_TYPE =
+  "application/vnd.containerd.overlaybd.turbo.v1+json";
+/** `artifactType` of an overlaybd-native image. */
+export const NATIVE_ARTIFACT_TYPE =
+  "application/vnd.containerd.overlaybd.native.v1+json";
+
+/**
+ * Version of everything that decides the bytes of a meta image: layout, block
+ * placement, index policy. A higher number means that images built before are
+ * built again.
+ */
+export const META_FORMAT_VERSION = 1;
