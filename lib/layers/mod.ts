@@ -1,0 +1,2 @@
+/** Layer formats: overlaybd's containers and indexes. */
+export * from "./lsmt/mod.ts";
