@@ -1,0 +1,195 @@
+/** Prometheus text of a status (exposition format 0.0.4). Labels: `export`, `host`, and the fixed names of caches. */
+
+import type { ServeStatus } from "./api.ts";
+
+interface Metric {
+  name: string;
+  help: string;
+  type: "counter" | "gauge";
+  samples: { labels?: Record<string, string>; value: number }[];
+}
+
+/** All metrics of one status. */
+export function renderMetrics(status: ServeStatus): string {
+  const perExport = (
+    name: string,
+    type: Metric["type"],
+    help: string,
+    value: (e: ServeStatus["exports"][number]) => number,
+  ): Metric => ({
+    name,
+    type,
+    help,
+    samples: status.exports.map((e) => ({
+      labels: { export: e.name },
+      value: value(e),
+    })),
+  });
+  const perHost = (
+    name: string,
+    help: string,
+    value: (h: ServeStatus["hosts"][number]) => number,
+  ): Metric => ({
+    name,
+    type: "counter",
+    help,
+    samples: status.hosts.map((h) => ({
+      labels: { host: h.host },
+      value: value(h),
+    })),
+  });
+  const perCache = (
+    name: string,
+    type: Metric["type"],
+    help: string,
+    value: (c: ServeStatus["caches"][number]) => number,
+  ): Metric => ({
+    name,
+    type,
+    help,
+    samples: status.caches.map((c) => ({
+      labels: { cache: c.name },
+      value: value(c),
+    })),
+  });
+  const one = (
+    name: string,
+    type: Metric["type"],
+    help: string,
+    value: number,
+    labels?: Record<string, string>,
+  ): Metric => ({
+    name,
+    type,
+    help,
+    samples: [labels ? { labels, value } : { value }],
+  });
+  return [
+    one("obd_build_info", "gauge", "Version of obd.", 1, {
+      version: status.version,
+    }),
+    one(
+      "obd_ready",
+      "gauge",
+      "1 when all exports are open.",
+      status.ready ? 1 : 0,
+    ),
+    one(
+      "obd_uptime_seconds",
+      "gauge",
+      "Seconds since the start.",
+      status.uptimeSeconds,
+    ),
+    one(
+      "obd_resident_memory_bytes",
+      "gauge",
+      "Resident memory.",
+      status.memory.rssBytes,
+    ),
+    perExport(
+      "obd_export_size_bytes",
+      "gauge",
+      "Size of the device.",
+      (e) => e.size,
+    ),
+    perExport(
+      "obd_export_connections",
+      "gauge",
+      "Connected NBD clients.",
+      (e) => e.connections,
+    ),
+    perExport(
+      "obd_export_in_flight",
+      "gauge",
+      "Requests being worked on.",
+      (e) => e.counters.inFlight,
+    ),
+    perExport(
+      "obd_export_reads_total",
+      "counter",
+      "Read requests.",
+      (e) => e.counters.reads,
+    ),
+    perExport(
+      "obd_export_read_bytes_total",
+      "counter",
+      "Bytes read by clients.",
+      (e) => e.counters.readBytes,
+    ),
+    perExport(
+      "obd_export_read_errors_total",
+      "counter",
+      "Read requests answered with an error.",
+      (e) => e.counters.readErrors,
+    ),
+    perExport(
+      "obd_export_read_seconds_total",
+      "counter",
+      "Time spent on read requests.",
+      (e) => e.counters.readSeconds,
+    ),
+    perCache(
+      "obd_cache_hits_total",
+      "counter",
+      "Lookups answered from the cache.",
+      (c) => c.hits,
+    ),
+    perCache(
+      "obd_cache_misses_total",
+      "counter",
+      "Lookups that went to the source.",
+      (c) => c.misses,
+    ),
+    perCache(
+      "obd_cache_evictions_total",
+      "counter",
+      "Entries evicted.",
+      (c) => c.evictions,
+    ),
+    perCache(
+      "obd_cache_stored_bytes",
+      "gauge",
+      "Bytes in the cache.",
+      (c) => c.storedBytes,
+    ),
+    perCache(
+      "obd_cache_limit_bytes",
+      "gauge",
+      "Bound of the cache.",
+      (c) => c.limitBytes,
+    ),
+    perHost(
+      "obd_registry_requests_total",
+      "Requests to registries.",
+      (h) => h.requests,
+    ),
+    perHost(
+      "obd_registry_received_bytes_total",
+      "Bytes received from registries.",
+      (h) => h.bytes,
+    ),
+    perHost(
+      "obd_registry_errors_total",
+      "Requests that failed for good.",
+      (h) => h.errors,
+    ),
+  ].filter((m) => m.samples.length > 0).map(render).join("");
+}
+
+function render(metric: Metric): string {
+  const lines = metric.samples.map(({ labels, value }) => {
+    const inner = Object.entries(labels ?? {}).map(([k, text]) =>
+      `${k}="${escapeLabel(text)}"`
+    );
+    const set = inner.length > 0 ? `{${inner.join(",")}}` : "";
+    return `${metric.name}${set} ${value}\n`;
+  });
+  return `# HELP ${metric.name} ${metric.help}\n# TYPE ${metric.name} ${metric.type}\n${
+    lines.join("")
+  }`;
+}
+
+function escapeLabel(text: string): string {
+  return text.replaceAll("\\", "\\\\").replaceAll('"', '\\"')
+    .replaceAll("\n", "\\n");
+}
