@@ -1,0 +1,100 @@
+/**
+ * Makes the one-file executable: a shell header, the stock `deno` binary and
+ * the bundled program. Needs no download but the npm packages.
+ *
+ * `deno task bundle [OUT_DIR]` writes `obd-VERSION-linux-ARCH` and `SHA256SUMS`.
+ */
+
+import { createHash } from "node:crypto";
+import { gzipSync } from "node:zlib";
+import config from "../deno.json" with { type: "json" };
+
+const ROOT = new URL("..", import.meta.url).pathname;
+const ARCH: Record<string, string> = { x86_64: "x64", aarch64: "arm64" };
+
+function sha256(bytes: Uint8Array): string {
+  return createHash("sha256").update(bytes).digest("hex");
+}
+
+async function bundleProgram(): Promise<Uint8Array> {
+  const dir = await Deno.makeTempDir();
+  try {
+    const out = `${dir}/obd.js`;
+    const { success, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["bundle", "--quiet", "--platform=deno", "-o", out, "main.ts"],
+      cwd: ROOT,
+      stdin: "null",
+      stdout: "null",
+    }).output();
+    if (!success) throw new Error(new TextDecoder().decode(stderr));
+    return await Deno.readFile(out);
+  } finally {
+    await Deno.remove(dir, { recursive: true });
+  }
+}
+
+/** The file's bytes for one program and one runtime; the same input gives the same file. */
+export async function assemble(
+  program: Uint8Array,
+  runtime: Uint8Array,
+): Promise<Uint8Array> {
+  const [packedRuntime, packedProgram] = [runtime, program].map((b) =>
+    gzipSync(b, { level: 9 })
+  ) as [Uint8Array, Uint8Array];
+  const template = await Deno.readTextFile(`${ROOT}packaging/header.sh`);
+  const values: Record<string, string> = {
+    VERSION: config.version,
+    HASH: sha256(new TextEncoder().encode(sha256(runtime) + sha256(program))),
+    RUNTIME_SHA256: sha256(runtime),
+    PROGRAM_SHA256: sha256(program),
+    RUNTIME_SIZE: String(packedRuntime.length),
+    PROGRAM_SIZE: String(packedProgram.length),
+  };
+  // The offsets stand in the header whose length they depend on: pad them to a fixed width.
+  const WIDTH = 12;
+  const filled = template.replaceAll(
+    /@([A-Z0-9_]+)@/g,
+    (all, name: string) => values[name] ?? all,
+  );
+  const length = new TextEncoder().encode(
+    filled.replaceAll(/@[A-Z_]+_AT@/g, " ".repeat(WIDTH)),
+  ).length;
+  const offset = (n: number) => String(n + 1).padStart(WIDTH);
+  const header = new TextEncoder().encode(
+    filled.replaceAll("@RUNTIME_AT@", offset(length))
+      .replaceAll("@PROGRAM_AT@", offset(length + packedRuntime.length)),
+  );
+  const parts = [header, packedRuntime, packedProgram];
+  const out = new Uint8Array(parts.reduce((n, p) => n + p.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    out.set(part, at);
+    at += part.length;
+  }
+  return out;
+}
+
+if (import.meta.main) {
+  const outDir = Deno.args[0] ?? `${ROOT}dist`;
+  const arch = ARCH[Deno.build.arch];
+  if (Deno.build.os !== "linux" || arch === undefined) {
+    console.error(
+      `bundle: linux x64 or arm64 only, this is ${Deno.build.target}`,
+    );
+    Deno.exit(1);
+  }
+  await Deno.mkdir(outDir, { recursive: true });
+  const file = await assemble(
+    await bundleProgram(),
+    await Deno.readFile(Deno.execPath()),
+  );
+  const name = `obd-${config.version}-linux-${arch}`;
+  const temp = `${outDir}/.${name}.tmp`;
+  await Deno.writeFile(temp, file, { mode: 0o755 });
+  await Deno.rename(temp, `${outDir}/${name}`);
+  await Deno.writeTextFile(
+    `${outDir}/SHA256SUMS`,
+    `${sha256(file)}  ${name}\n`,
+  );
+  console.log(`${outDir}/${name} (${(file.length / 1e6).toFixed(1)} MB)`);
+}
