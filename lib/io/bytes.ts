@@ -139,3 +139,13 @@ export function formatSize(bytes: number): string {
  * compare by bytes; V8 keeps them at one byte per character.
  */
 export type ByteString = string;
+
+/**
+ * A name for people: as UTF-8, quoted, control characters escaped, cut after
+ * 200 bytes. Never for comparing.
+ */
+export function quoteName(name: ByteString): string {
+  const shown = name.length > 200 ? name.slice(0, 200) : name;
+  const text = JSON.stringify(fromUtf8(bytesFromLatin1(shown)));
+  return shown === name ? text : `${text}… (${name.length} bytes)`;
+}
