@@ -38,9 +38,8 @@ export async function assemble(
   program: Uint8Array,
   runtime: Uint8Array,
 ): Promise<Uint8Array> {
-  const [packedRuntime, packedProgram] = [runtime, program].map((b) =>
-    gzipSync(b, { level: 9 })
-  ) as [Uint8Array, Uint8Array];
+  const packedRuntime = gzipSync(runtime, { level: 9 });
+  const packedProgram = gzipSync(program, { level: 9 });
   const template = await Deno.readTextFile(`${ROOT}packaging/header.sh`);
   const values: Record<string, string> = {
     VERSION: config.version,
