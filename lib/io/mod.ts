@@ -1,4 +1,5 @@
 /** The shared floor: sources, bytes, errors, bounded concurrency. Imports nothing. */
+export * from "./budget.ts";
 export * from "./bytes.ts";
 export * from "./crc32c.ts";
 export * from "./errors.ts";
@@ -7,5 +8,6 @@ export * from "./libc.ts";
 export * from "./limit.ts";
 export * from "./log.ts";
 export * from "./progress.ts";
+export * from "./sink.ts";
 export * from "./source.ts";
 export * from "./worker.ts";

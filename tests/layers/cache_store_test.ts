@@ -1,0 +1,519 @@
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { CacheStore, type DataFile } from "../../lib/layers/cache/mod.ts";
+import { seededBytes, seededRandom } from "../testutil/source_contract.ts";
+import { RecordingLogger } from "../testutil/test_source.ts";
+
+const MIB = 2 ** 20;
+
+async function inTempDir(run: (dir: string) => Promise<void>): Promise<void> {
+  const dir = await Deno.makeTempDir({ prefix: "obd-cache-test-" });
+  try {
+    await run(dir);
+  } finally {
+    await Deno.remove(dir, { recursive: true });
+  }
+}
+
+function openStore(
+  directory: string,
+  more: Partial<Parameters<typeof CacheStore.open>[0]> = {},
+): Promise<CacheStore> {
+  return CacheStore.open({
+    directory,
+    sizeBytes: 16 * MIB,
+    keepFreeBytes: 0,
+    ...more,
+  });
+}
+
+function sha256(bytes: Uint8Array): Uint8Array {
+  return createHash("sha256").update(bytes).digest();
+}
+
+/** Passes everything on; tests replace single methods. */
+function forward(file: DataFile, changes: Partial<DataFile>): DataFile {
+  return {
+    preadNow: (dst, offset) => file.preadNow(dst, offset),
+    pread: (dst, offset) => file.pread(dst, offset),
+    pwrite: (src, offset) => file.pwrite(src, offset),
+    punch: (offset, length) => file.punch(offset, length),
+    sync: () => file.sync(),
+    size: () => file.size(),
+    truncate: (length) => file.truncate(length),
+    space: () => file.space(),
+    close: () => file.close(),
+    ...changes,
+  };
+}
+
+async function mustRead(
+  store: CacheStore,
+  key: string,
+  want: Uint8Array,
+): Promise<void> {
+  const entry = store.get(key);
+  assert.ok(entry, `no entry "${key}"`);
+  const part = new Uint8Array(Math.min(1000, want.length));
+  const offset = want.length - part.length;
+  assert.ok(await store.pread(entry, part, offset));
+  assert.deepEqual(part, want.subarray(offset));
+  assert.deepEqual(new Uint8Array((await store.readAll(entry))!), want);
+}
+
+Deno.test("CacheStore: what is put is read at once, from the file, and after a restart", () =>
+  inTempDir(async (dir) => {
+    const sizes = [1, 4096, 65535, 65536, 65537, 300_000, 3_000_000];
+    const items = sizes.map((n, i) => seededBytes(n, i));
+    {
+      await using store = await openStore(dir);
+      for (const [i, bytes] of items.entries()) {
+        store.put(`k${i}`, bytes, i % 2 ? sha256(bytes) : undefined);
+      }
+      for (const [i, b] of items.entries()) await mustRead(store, `k${i}`, b);
+      await store.settled();
+      assert.equal(store.get("k0")!.state, "ready");
+      for (const [i, b] of items.entries()) await mustRead(store, `k${i}`, b);
+      assert.equal(store.stats.writes, items.length);
+    }
+    await using store = await openStore(dir);
+    assert.equal(store.entryCount, items.length);
+    assert.equal(store.storedBytes, sizes.reduce((a, b) => a + b));
+    assert.equal(store.get("k1")!.state, "unchecked");
+    for (const [i, b] of items.entries()) await mustRead(store, `k${i}`, b);
+    assert.equal(store.get("k1")!.state, "ready");
+  }));
+
+Deno.test("CacheStore: a second owner is refused, in this process and in another", () =>
+  inTempDir(async (dir) => {
+    const first = await openStore(dir);
+    const message = new RegExp(`process ${Deno.pid} uses it`);
+    await assert.rejects(openStore(dir), { code: "conflict", message });
+    const url = new URL("../../lib/layers/cache/mod.ts", import.meta.url);
+    const script = `import { CacheStore } from ${JSON.stringify(url.href)};
+      try { await CacheStore.open({ directory: ${JSON.stringify(dir)},
+        sizeBytes: 1 << 20 }); } catch (e) { console.log(e.code); }`;
+    await Deno.writeTextFile(`${dir}/other.ts`, script);
+    const other = await new Deno.Command(Deno.execPath(), {
+      args: ["run", "-A", `${dir}/other.ts`],
+      stderr: "inherit",
+    }).output();
+    assert.equal(new TextDecoder().decode(other.stdout), "conflict\n");
+    await first[Symbol.asyncDispose]();
+    await (await openStore(dir))[Symbol.asyncDispose]();
+  }));
+
+Deno.test("CacheStore: a temporary cache works beside an owner and leaves nothing", () =>
+  inTempDir(async (dir) => {
+    await using _owner = await openStore(dir);
+    const before = [...Deno.readDirSync(dir)].map((e) => e.name).sort();
+    {
+      await using store = await CacheStore.temporary({
+        directory: dir,
+        sizeBytes: 4 * MIB,
+        keepFreeBytes: 0,
+      });
+      const bytes = seededBytes(100_000, 1);
+      store.put("a", bytes);
+      await store.settled();
+      await mustRead(store, "a", bytes);
+      assert.deepEqual(
+        [...Deno.readDirSync(dir)].map((e) => e.name).sort(),
+        before,
+      );
+    }
+  }));
+
+Deno.test("CacheStore: stays within its size and evicts what was used longest ago", () =>
+  inTempDir(async (dir) => {
+    await using store = await openStore(dir, { sizeBytes: 4 * MIB });
+    const items = Array.from({ length: 40 }, (_, i) => seededBytes(200_000, i));
+    for (const [i, bytes] of items.entries()) {
+      store.put(`k${i}`, bytes);
+      store.get("k0");
+      await store.settled();
+    }
+    assert.ok(store.stats.evictions >= 24);
+    assert.ok(store.storedBytes <= 4 * MIB);
+    assert.ok((await Deno.stat(`${dir}/data`)).size <= 4 * MIB);
+    await mustRead(store, "k0", items[0]!);
+    await mustRead(store, "k39", items[39]!);
+    assert.equal(store.get("k1"), undefined);
+  }));
+
+Deno.test("CacheStore: order of use survives a restart", () =>
+  inTempDir(async (dir) => {
+    {
+      await using store = await openStore(dir, { sizeBytes: 4 * MIB });
+      for (let i = 0; i < 16; i++) store.put(`k${i}`, seededBytes(250_000, i));
+      await store.settled();
+      store.get("k0");
+    }
+    await using store = await openStore(dir, { sizeBytes: 4 * MIB });
+    store.put("new", seededBytes(250_000, 99));
+    await store.settled();
+    assert.ok(store.get("k0"));
+    assert.equal(store.get("k1"), undefined);
+  }));
+
+Deno.test("CacheStore: reads are right while entries are evicted under them", () =>
+  inTempDir(async (dir) => {
+    await using store = await openStore(dir, {
+      sizeBytes: 2 * MIB,
+      // Without the page cache path every read may lose a race.
+      wrapFile: (file) => forward(file, { preadNow: () => false }),
+    });
+    const random = seededRandom(5);
+    const contents = Array.from(
+      { length: 60 },
+      (_, i) => seededBytes(30_000 + i * 2_000, i),
+    );
+    let served = 0;
+    const lane = async () => {
+      for (let n = 0; n < 150; n++) {
+        const i = Math.floor(random() * contents.length);
+        const want = contents[i]!;
+        const entry = store.get(`k${i}`) ?? store.put(`k${i}`, want);
+        if (!entry) continue;
+        const offset = Math.floor(random() * (want.length - 5000));
+        const dst = new Uint8Array(5000);
+        if (!await store.pread(entry, dst, offset)) continue;
+        assert.deepEqual(dst, want.subarray(offset, offset + 5000));
+        served++;
+        if (n % 10 === 0) await store.settled();
+      }
+    };
+    await Promise.all(Array.from({ length: 8 }, lane));
+    assert.ok(served > 300, `${served} served`);
+    assert.ok(store.stats.evictions > 100);
+  }));
+
+Deno.test("CacheStore: damaged, swapped and truncated entries are dropped, the others stay", () =>
+  inTempDir(async (dir) => {
+    const items = Array.from({ length: 8 }, (_, i) => seededBytes(65536, i));
+    {
+      await using store = await openStore(dir);
+      for (const [i, bytes] of items.entries()) store.put(`k${i}`, bytes);
+    }
+    const data = await Deno.readFile(`${dir}/data`);
+    assert.equal(data.length, 8 * 65536);
+    const slot = (i: number) => data.subarray(i * 65536, (i + 1) * 65536);
+    slot(1)[70] = slot(1)[70]! ^ 1;
+    const third = slot(3).slice();
+    slot(3).set(slot(4));
+    slot(4).set(third);
+    await Deno.writeFile(`${dir}/data`, data.subarray(0, 7 * 65536 + 100));
+    const logger = new RecordingLogger();
+    await using store = await openStore(dir, { logger });
+    const bad = [1, 3, 4, 7];
+    for (const [i, bytes] of items.entries()) {
+      if (!bad.includes(i)) await mustRead(store, `k${i}`, bytes);
+      else {
+        const entry = store.get(`k${i}`);
+        const dst = new Uint8Array(10);
+        assert.ok(!entry || !await store.pread(entry, dst, 0), `entry ${i}`);
+        assert.equal(store.get(`k${i}`), undefined);
+      }
+    }
+    assert.equal(logger.count("cache.corrupt"), 3);
+    assert.equal(store.stats.corrupt, 3);
+    // And they can be stored again.
+    store.put("k1", items[1]!);
+    await store.settled();
+    await mustRead(store, "k1", items[1]!);
+  }));
+
+Deno.test("CacheStore: any damage of the index costs entries at most", () =>
+  inTempDir(async (dir) => {
+    const items = Array.from({ length: 6 }, (_, i) => seededBytes(5000, i));
+    {
+      await using store = await openStore(dir);
+      for (const [i, bytes] of items.entries()) store.put(`k${i}`, bytes);
+    }
+    const index = await Deno.readFile(`${dir}/index`);
+    const data = await Deno.readFile(`${dir}/data`);
+    const random = seededRandom(7);
+    for (let round = 0; round < 40; round++) {
+      let bytes = index.slice();
+      if (round % 4 === 0) {
+        bytes = bytes.subarray(0, Math.floor(random() * bytes.length));
+      } else {
+        for (let n = 0; n < round % 4; n++) {
+          bytes[Math.floor(random() * bytes.length)] = random() * 256;
+        }
+      }
+      await Deno.writeFile(`${dir}/index`, bytes);
+      await Deno.writeFile(`${dir}/data`, data);
+      await using store = await openStore(dir);
+      for (const [i, want] of items.entries()) {
+        const entry = store.get(`k${i}`);
+        const got = entry && await store.readAll(entry);
+        if (got) assert.deepEqual(new Uint8Array(got), want);
+      }
+      store.put("new", items[0]!);
+      await store.settled();
+      await mustRead(store, "new", items[0]!);
+    }
+  }));
+
+Deno.test("CacheStore: foreign files stay, a foreign index is an empty cache", () =>
+  inTempDir(async (dir) => {
+    await Deno.writeTextFile(`${dir}/notes.txt`, "mine");
+    await Deno.writeTextFile(`${dir}/index`, "not an index");
+    await Deno.writeTextFile(`${dir}/data`, "not data");
+    {
+      await using store = await openStore(dir);
+      assert.equal(store.entryCount, 0);
+      store.put("a", seededBytes(10, 1));
+    }
+    assert.equal(await Deno.readTextFile(`${dir}/notes.txt`), "mine");
+    await using store = await openStore(dir);
+    await mustRead(store, "a", seededBytes(10, 1));
+  }));
+
+Deno.test("CacheStore: a link in place of the data file is refused", () =>
+  inTempDir(async (dir) => {
+    await Deno.writeTextFile(`${dir}/victim`, "precious");
+    await Deno.mkdir(`${dir}/cache`);
+    await Deno.symlink(`${dir}/victim`, `${dir}/cache/data`);
+    await assert.rejects(openStore(`${dir}/cache`));
+    assert.equal(await Deno.readTextFile(`${dir}/victim`), "precious");
+  }));
+
+Deno.test("CacheStore: killed at any moment, it serves right bytes or none", () =>
+  inTempDir(async (dir) => {
+    const url = (p: string) => JSON.stringify(new URL(p, import.meta.url).href);
+    await Deno.mkdir(`${dir}/cache`);
+    await Deno.writeTextFile(
+      `${dir}/writer.ts`,
+      `import { CacheStore } from ${url("../../lib/layers/cache/mod.ts")};
+       import { seededBytes } from ${url("../testutil/source_contract.ts")};
+       const store = await CacheStore.open({ directory: ${
+        JSON.stringify(`${dir}/cache`)
+      }, sizeBytes: 2 ** 21, keepFreeBytes: 0, flushIntervalMs: 5 });
+       console.log("ready");
+       for (let i = 0;; i++) {
+         const id = (i * 7) % 50;
+         store.put("k" + id, seededBytes(50_000 + id * 1000, id));
+         await store.settled();
+         if (i % 5 === 0) await new Promise((r) => setTimeout(r, 2));
+       }`,
+    );
+    let found = 0;
+    for (const lifeMs of [60, 150, 260]) {
+      const child = new Deno.Command(Deno.execPath(), {
+        args: ["run", "-A", `${dir}/writer.ts`],
+        stdout: "piped",
+        stderr: "inherit",
+      }).spawn();
+      const reader = child.stdout.getReader();
+      await reader.read();
+      await new Promise((r) => setTimeout(r, lifeMs));
+      child.kill("SIGKILL");
+      await child.status;
+      await reader.cancel();
+      await using store = await openStore(`${dir}/cache`, {
+        sizeBytes: 2 * MIB,
+      });
+      for (let id = 0; id < 50; id++) {
+        const entry = store.get(`k${id}`);
+        const got = entry && await store.readAll(entry);
+        if (!got) continue;
+        found++;
+        assert.deepEqual(
+          new Uint8Array(got),
+          seededBytes(50_000 + id * 1000, id),
+        );
+      }
+    }
+    assert.ok(found > 20, `only ${found} entries survived`);
+  }));
+
+Deno.test("CacheStore: a full disk stops storing once, reads go on, and it resumes", () =>
+  inTempDir(async (dir) => {
+    let full = true;
+    const logger = new RecordingLogger();
+    await using store = await openStore(dir, {
+      logger,
+      retryMs: 20,
+      wrapFile: (file) =>
+        forward(file, {
+          pwrite: (src, offset) =>
+            full
+              ? Promise.reject(new Error("ENOSPC: no space left on device"))
+              : file.pwrite(src, offset),
+        }),
+    });
+    for (let round = 0; round < 3; round++) {
+      for (let i = 0; i < 10; i++) store.put(`k${i}`, seededBytes(1000, i));
+      await store.settled();
+      assert.equal(store.entryCount, 0);
+      await new Promise((r) => setTimeout(r, 30));
+    }
+    assert.equal(logger.count("cache.write-failed"), 1);
+    assert.ok(store.stats.skipped >= 30);
+    full = false;
+    store.put("k1", seededBytes(1000, 1));
+    await store.settled();
+    await mustRead(store, "k1", seededBytes(1000, 1));
+    assert.equal(logger.count("cache.storing-again"), 1);
+  }));
+
+Deno.test("CacheStore: gives space back when the file system runs low", () =>
+  inTempDir(async (dir) => {
+    let free = 1000 * MIB;
+    let punched = 0;
+    await using store = await openStore(dir, {
+      keepFreeBytes: 100 * MIB,
+      retryMs: 1,
+      sizeBytes: 64 * MIB,
+      wrapFile: (file) =>
+        forward(file, {
+          space: () => Promise.resolve({ free, total: 1000 * MIB }),
+          punch: (_, length) => {
+            punched += length;
+            free += length;
+            return Promise.resolve(true);
+          },
+        }),
+    });
+    for (let i = 0; i < 40; i++) store.put(`k${i}`, seededBytes(MIB, i % 3));
+    await store.settled();
+    const before = store.storedBytes;
+    assert.ok(before >= 30 * MIB);
+    free = 95 * MIB;
+    await new Promise((r) => setTimeout(r, 1100)); // the next look at the disk
+    store.put("new", seededBytes(MIB, 3));
+    await store.settled();
+    assert.ok(punched >= 6 * MIB, `${punched} given back`);
+    assert.ok(store.storedBytes < before && store.storedBytes > 0);
+    await mustRead(store, "new", seededBytes(MIB, 3));
+  }));
+
+Deno.test("CacheStore: without hole punching a low disk empties the file", () =>
+  inTempDir(async (dir) => {
+    let free = 1000 * MIB;
+    const logger = new RecordingLogger();
+    await using store = await openStore(dir, {
+      logger,
+      keepFreeBytes: 100 * MIB,
+      wrapFile: (file) =>
+        forward(file, {
+          space: () => Promise.resolve({ free, total: 1000 * MIB }),
+          punch: () => Promise.resolve(false),
+          truncate: (length) => {
+            free = 1000 * MIB;
+            return file.truncate(length);
+          },
+        }),
+    });
+    for (let i = 0; i < 10; i++) store.put(`k${i}`, seededBytes(100_000, i));
+    await store.settled();
+    free = 1;
+    await new Promise((r) => setTimeout(r, 1100));
+    store.put("new", seededBytes(MIB, 3));
+    await store.settled();
+    assert.equal(logger.count("cache.reset"), 1);
+    assert.equal(store.get("k0"), undefined);
+    await mustRead(store, "new", seededBytes(MIB, 3));
+  }));
+
+Deno.test("CacheStore: a lost write-back empties the cache", () =>
+  inTempDir(async (dir) => {
+    let broken = false;
+    const logger = new RecordingLogger();
+    await using store = await openStore(dir, {
+      logger,
+      flushIntervalMs: 5,
+      wrapFile: (file) =>
+        forward(file, {
+          sync: () =>
+            broken ? Promise.reject(new Error("EIO: i/o error")) : file.sync(),
+        }),
+    });
+    store.put("a", seededBytes(1000, 1));
+    await store.settled();
+    broken = true;
+    store.put("b", seededBytes(1000, 2));
+    await store.settled();
+    await new Promise((r) => setTimeout(r, 60));
+    broken = false;
+    assert.equal(store.get("a"), undefined);
+    assert.equal(store.get("b"), undefined);
+    assert.equal(logger.count("cache.reset"), 1);
+    store.put("b", seededBytes(1000, 2));
+    await store.settled();
+    await mustRead(store, "b", seededBytes(1000, 2));
+  }));
+
+Deno.test("CacheStore: a slow disk delays no read and bounds what waits", () =>
+  inTempDir(async (dir) => {
+    let let_go = () => {};
+    const stuck = new Promise<void>((resolve) => let_go = resolve);
+    await using store = await openStore(dir, {
+      queueBytes: 3 * MIB,
+      wrapFile: (file) =>
+        forward(file, {
+          pwrite: async (src, offset) => {
+            await stuck;
+            await file.pwrite(src, offset);
+          },
+        }),
+    });
+    const kept = [];
+    for (let i = 0; i < 10; i++) {
+      kept.push(store.put(`k${i}`, seededBytes(MIB, i)) !== undefined);
+    }
+    assert.deepEqual(kept, [true, true, true, ...Array(7).fill(false)]);
+    assert.equal(store.stats.skipped, 7);
+    const dst = new Uint8Array(100);
+    assert.ok(store.preadNow(store.get("k2")!, dst, 5000));
+    assert.deepEqual(dst, seededBytes(MIB, 2).subarray(5000, 5100));
+    let_go();
+    await store.settled();
+    await mustRead(store, "k2", seededBytes(MIB, 2));
+  }));
+
+Deno.test("CacheStore: an unreadable entry is a miss, and is dropped", () =>
+  inTempDir(async (dir) => {
+    const logger = new RecordingLogger();
+    await using store = await openStore(dir, {
+      logger,
+      wrapFile: (file) =>
+        forward(file, {
+          preadNow: () => false,
+          pread: () => Promise.reject(new Error("EIO: i/o error")),
+        }),
+    });
+    const entry = store.put("a", seededBytes(1000, 1))!;
+    await store.settled();
+    assert.equal(await store.pread(entry, new Uint8Array(10), 0), false);
+    assert.equal(store.get("a"), undefined);
+    assert.equal(logger.count("cache.unreadable"), 1);
+  }));
+
+Deno.test("CacheStore: opens fast with 20,000 entries, and smaller when made smaller", () =>
+  inTempDir(async (dir) => {
+    const sizeBytes = 1400 * MIB;
+    const bytes = seededBytes(100, 1);
+    {
+      await using store = await openStore(dir, { sizeBytes });
+      for (let i = 0; i < 20_000; i++) {
+        store.put(`${i}`.padStart(70, "0"), bytes, sha256(bytes));
+        if (i % 4000 === 0) await store.settled();
+      }
+      await store.settled();
+    }
+    const start = performance.now();
+    {
+      await using store = await openStore(dir, { sizeBytes });
+      assert.equal(store.entryCount, 20_000);
+      const took = performance.now() - start;
+      assert.ok(took < 3_000, `${took} ms`); // about 60 ms alone on the machine
+      await mustRead(store, "19999".padStart(70, "0"), bytes);
+    }
+    await using store = await openStore(dir, { sizeBytes: 64 * MIB });
+    assert.ok(store.entryCount <= 1024);
+    assert.ok((await Deno.stat(`${dir}/data`)).size <= 64 * MIB);
+    await mustRead(store, "5".padStart(70, "0"), bytes);
+  }));
