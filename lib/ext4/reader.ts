@@ -1,0 +1,629 @@
+/**
+ * Reads any ext4 file system that obd can continue on: its own, overlaybd's,
+ * and those of mke2fs. See README.md, "Reading".
+ */
+
+import {
+  type ByteSource,
+  type ByteString,
+  FormatError,
+  isZero,
+  latin1FromBytes,
+  LimitError,
+  ObdError,
+  UnsupportedError,
+  viewOf,
+} from "../io/mod.ts";
+import {
+  checksumSeedOf,
+  hasInodeChecksumHi,
+  inodeChecksum,
+  inodeChecksumSeed,
+  xattrBlockChecksum,
+} from "./checksum.ts";
+import type { HashOptions } from "./dirhash.ts";
+import {
+  COMPAT,
+  FAST_SYMLINK_MAX,
+  type GroupDescriptor,
+  hasSuperblock,
+  INCOMPAT,
+  INO,
+  INODE,
+  type Inode,
+  INODE_FLAGS,
+  readDevice,
+  readInode,
+  RO_COMPAT,
+  S_IFBLK,
+  S_IFCHR,
+  S_IFDIR,
+  S_IFIFO,
+  S_IFLNK,
+  S_IFMT,
+  S_IFREG,
+  S_IFSOCK,
+  SUPER_FLAGS,
+  type Superblock,
+} from "./format.ts";
+import { checkJournalEmpty } from "./journal.ts";
+import {
+  type BitmapKind,
+  type GroupBitmap,
+  readBitmaps,
+} from "./reader_bitmaps.ts";
+import {
+  BlockReader,
+  InodeWindows,
+  METADATA_READ_MAX,
+} from "./reader_blocks.ts";
+import {
+  type DirectoryContext,
+  type DirectoryEntry,
+  scanDirectoryBlock,
+} from "./reader_dir.ts";
+import { type FileMap, readFileMap } from "./reader_extents.ts";
+import { FileBody } from "./reader_file.ts";
+import { demandChecksum, GroupTable, loadSuperblock } from "./reader_super.ts";
+import {
+  type LookupOptions,
+  lookupPath,
+  type WalkEntry,
+  walkTree,
+} from "./reader_tree.ts";
+import {
+  fromStoredXattr,
+  readInodeXattrs,
+  readXattrBlock,
+  type StoredXattr,
+  type Xattr,
+  XH,
+} from "./xattr.ts";
+
+/** Type of an inode, in `lib/tar`'s words where they have one. */
+export type InodeType =
+  | "file"
+  | "directory"
+  | "symlink"
+  | "char"
+  | "block"
+  | "fifo"
+  | "socket";
+
+const TYPES: ReadonlyMap<number, InodeType> = new Map([
+  [S_IFREG, "file"],
+  [S_IFDIR, "directory"],
+  [S_IFLNK, "symlink"],
+  [S_IFCHR, "char"],
+  [S_IFBLK, "block"],
+  [S_IFIFO, "fifo"],
+  [S_IFSOCK, "socket"],
+]);
+
+/** The type of a mode, or undefined if its type bits are none of the seven. */
+export function inodeTypeOf(mode: number): InodeType | undefined {
+  return TYPES.get(mode & S_IFMT);
+}
+
+/** Inode flags that change what the rest of the inode means and that obd does not read. */
+const REFUSED_FLAGS: readonly (readonly [flag: number, name: string])[] = [
+  [INODE_FLAGS.encrypt, "encrypt"],
+  [INODE_FLAGS.inlineData, "inline_data"],
+  [INODE_FLAGS.casefold, "casefold"],
+  [INODE_FLAGS.verity, "verity"],
+  [INODE_FLAGS.eaInode, "ea_inode"],
+];
+
+/** An inode with the bytes it was decoded from. */
+export interface StoredInode {
+  ino: number;
+  inode: Inode;
+  /** The whole slot; shared, never write to it. Copy it to keep it for long: it pins its window. */
+  slot: Uint8Array;
+}
+
+/** What `stat(2)` would say. */
+export interface InodeStat {
+  ino: number;
+  type: InodeType;
+  /** 12 bits. */
+  mode: number;
+  uid: number;
+  gid: number;
+  links: number;
+  /** Bytes. */
+  size: number;
+  /** 512-byte sectors in use, metadata of the file included. */
+  sectors: number;
+  atime: Inode["atime"];
+  mtime: Inode["mtime"];
+  ctime: Inode["ctime"];
+  crtime: Inode["crtime"];
+  /** 0 for all but devices. */
+  devMajor: number;
+  devMinor: number;
+}
+
+/** A piece of an inode table. */
+export interface InodeRun {
+  firstIno: number;
+  count: number;
+  /** `count` slots of `inodeSize` bytes; owned by the caller. */
+  slots: Uint8Array;
+  /** Whether the bitmap says that slot i (0-based in the run) is in use. */
+  isUsed(i: number): boolean;
+}
+
+/** Bounds of an {@linkcode Ext4Reader}. */
+export interface ReaderOptions {
+  /** Bytes of cached inode tables, default 8 MiB. */
+  inodeCacheBytes?: number;
+  /** Bytes of cached single blocks, default 4 MiB. */
+  blockCacheBytes?: number;
+}
+
+/** Most names read from one directory, or passed in one walk. */
+export const ENTRIES_MAX = 1 << 24;
+
+/** A file system on a device. Borrows the device; there is nothing to close. Safe for concurrent calls. */
+export class Ext4Reader {
+  /** Number of the root directory. */
+  readonly root: number = INO.root;
+  readonly superblock: Superblock;
+  /** The 1024 bytes of the superblock. Never write to them. */
+  readonly superblockBytes: Uint8Array;
+  /** The group descriptors. */
+  readonly groups: GroupTable;
+  readonly blockSize: number;
+  readonly blocksCount: number;
+  readonly metadataCsum: boolean;
+  /** Seed of metadata_csum checksums; meaningless without the feature. */
+  readonly checksumSeed: number;
+  readonly #blocks: BlockReader;
+  readonly #windows: InodeWindows;
+
+  private constructor(
+    device: ByteSource,
+    superblock: Superblock,
+    bytes: Uint8Array,
+    groups: GroupTable,
+    options: ReaderOptions,
+  ) {
+    this.superblock = superblock;
+    this.superblockBytes = bytes;
+    this.groups = groups;
+    this.blockSize = 1024 * 2 ** superblock.logBlockSize;
+    this.blocksCount = superblock.blocksCount;
+    this.metadataCsum =
+      (superblock.featureRoCompat & RO_COMPAT.metadataCsum) !== 0;
+    this.checksumSeed = checksumSeedOf(superblock);
+    this.#blocks = new BlockReader(
+      device,
+      this.blockSize,
+      superblock.blocksCount,
+      options.blockCacheBytes ?? 4 << 20,
+    );
+    this.#windows = new InodeWindows(
+      this.#blocks,
+      options.inodeCacheBytes ?? 8 << 20,
+    );
+  }
+
+  /**
+   * Opens a file system.
+   *
+   * @param device Borrowed; it must stay open and must not change.
+   * @throws {FormatError} If it is no ext4, or malformed.
+   * @throws {UnsupportedError} Naming the feature that obd does not handle, or the recovery that is due.
+   * @throws {IntegrityError} If a checksum of the superblock or a group descriptor is wrong.
+   */
+  static async open(
+    device: ByteSource,
+    options: ReaderOptions = {},
+  ): Promise<Ext4Reader> {
+    const { superblock, bytes } = await loadSuperblock(device);
+    const groups = await GroupTable.load(device, superblock);
+    const reader = new Ext4Reader(device, superblock, bytes, groups, options);
+    if (superblock.featureCompat & COMPAT.hasJournal) {
+      await reader.#checkJournal();
+    }
+    return reader;
+  }
+
+  /** How this file system hashes names of htree directories. */
+  get hashOptions(): HashOptions {
+    return {
+      version: this.superblock.defHashVersion,
+      signed: (this.superblock.flags & SUPER_FLAGS.unsignedHash) === 0,
+      seed: this.superblock.hashSeed,
+    };
+  }
+
+  /** One group descriptor, decoded. */
+  group(group: number): GroupDescriptor {
+    return this.groups.get(group);
+  }
+
+  /** Whether a group starts with a superblock and the descriptor table. */
+  hasSuperblock(group: number): boolean {
+    return hasSuperblock(this.superblock, group);
+  }
+
+  /** Seed of the checksums of what belongs to an inode, or undefined without metadata_csum. */
+  checksumSeedOf(ino: number, inode: Inode): number | undefined {
+    return this.metadataCsum
+      ? inodeChecksumSeed(this.checksumSeed, ino, inode.generation)
+      : undefined;
+  }
+
+  /** All bitmaps of a kind, group by group, in reads as large as the layout allows. */
+  bitmaps(
+    kind: BitmapKind,
+    first = 0,
+    limit = this.groups.count,
+  ): AsyncGenerator<GroupBitmap> {
+    const { groups, superblock } = this;
+    const blocks = this.#blocks;
+    const checksumSeed = this.metadataCsum ? this.checksumSeed : undefined;
+    const context = { blocks, superblock, groups, checksumSeed };
+    return readBitmaps(context, kind, first, limit);
+  }
+
+  /**
+   * One inode, checked as far as it goes by itself.
+   *
+   * @throws {FormatError} If the number or the inode is malformed, or it was never used.
+   * @throws {UnsupportedError} If its content is inline, encrypted, … (named).
+   * @throws {IntegrityError} If its checksum is wrong.
+   */
+  async inode(ino: number): Promise<StoredInode> {
+    const { inodesPerGroup, inodeSize, inodesCount } = this.superblock;
+    if (!Number.isInteger(ino) || ino < 1 || ino > inodesCount) {
+      throw new FormatError("inode number", "value", `is ${ino}`);
+    }
+    const group = Math.floor((ino - 1) / inodesPerGroup);
+    const index = (ino - 1) % inodesPerGroup;
+    if (index >= this.groups.usedInodes[group]!) {
+      throw new FormatError(`inode ${ino}`, "state", "is never used");
+    }
+    const slot = await this.#windows.slot(
+      this.groups.inodeTables[group]!,
+      inodesPerGroup * inodeSize,
+      index * inodeSize,
+      inodeSize,
+    );
+    return this.decodeInode(ino, slot);
+  }
+
+  /** Decodes and checks a slot of {@linkcode inodeRuns}; see {@linkcode inode} for what it throws. */
+  decodeInode(ino: number, slot: Uint8Array): StoredInode {
+    const { inodeSize } = this.superblock;
+    const inode = readInode(viewOf(slot), 0, inodeSize);
+    const extraRoom = inodeSize - INODE.SIZE_OLD;
+    if (inode.extraSize > extraRoom || inode.extraSize % 4 !== 0) {
+      throw new FormatError(
+        `inode ${ino}`,
+        "i_extra_isize",
+        `is ${inode.extraSize}`,
+      );
+    }
+    if (this.metadataCsum) this.#verifyInode(ino, inode, slot);
+    for (const [flag, name] of REFUSED_FLAGS) {
+      if (inode.flags & flag) {
+        throw new UnsupportedError(
+          name,
+          `Cannot read inode ${ino}: it uses "${name}"`,
+        );
+      }
+    }
+    if (inode.size > 2 ** 32 * this.blockSize) {
+      throw new FormatError(`inode ${ino}`, "i_size", `is ${inode.size}`);
+    }
+    return { ino, inode, slot };
+  }
+
+  /**
+   * The inode tables from front to back, without what was never used. For
+   * loading everything: nothing of it is cached.
+   */
+  async *inodeRuns(): AsyncGenerator<InodeRun> {
+    const { inodesPerGroup, inodeSize } = this.superblock;
+    const perRead = Math.max(METADATA_READ_MAX, this.blockSize) / inodeSize;
+    for await (const { group, bitmap } of this.bitmaps("inode")) {
+      const isUsed = (index: number) =>
+        ((bitmap[index >>> 3]! >>> (index & 7)) & 1) === 1;
+      const used = this.groups.usedInodes[group]!;
+      for (let first = 0; first < used; first += perRead) {
+        // Trims to whole blocks around the slots in use.
+        let start = first;
+        let end = Math.min(first + perRead, used);
+        while (end > start && !isUsed(end - 1)) end--;
+        while (start < end && !isUsed(start)) start++;
+        if (start === end) continue;
+        const perBlock = this.blockSize / inodeSize;
+        start -= start % perBlock;
+        const bytes = await this.#blocks.run(
+          "inode table",
+          this.groups.inodeTables[group]! + start / perBlock,
+          Math.ceil((end - start) / perBlock),
+        );
+        const from = start;
+        yield {
+          firstIno: group * inodesPerGroup + start + 1,
+          count: end - start,
+          slots: bytes.subarray(0, (end - start) * inodeSize),
+          isUsed: (i) => isUsed(from + i),
+        };
+      }
+    }
+  }
+
+  /** Every inode that its bitmap marks as used, reserved ones included, checked as {@linkcode inode} does. */
+  async *inodes(): AsyncGenerator<StoredInode> {
+    const { inodeSize } = this.superblock;
+    for await (const run of this.inodeRuns()) {
+      for (let i = 0; i < run.count; i++) {
+        if (!run.isUsed(i)) continue;
+        const at = i * inodeSize;
+        yield this.decodeInode(
+          run.firstIno + i,
+          run.slots.subarray(at, at + inodeSize),
+        );
+      }
+    }
+  }
+
+  /** Attributes of an inode; see {@linkcode inode} for what it throws. */
+  async stat(ino: number): Promise<InodeStat> {
+    return this.statOf(await this.inode(ino));
+  }
+
+  /** @throws {FormatError} If the inode is free or of no type. */
+  statOf({ ino, inode }: StoredInode): InodeStat {
+    const type = inodeTypeOf(inode.mode);
+    if (type === undefined || inode.links === 0) {
+      throw new FormatError(
+        `inode ${ino}`,
+        "state",
+        `is not in use (mode 0${inode.mode.toString(8)}, ${inode.links} links)`,
+      );
+    }
+    const isDevice = type === "char" || type === "block";
+    const device = isDevice ? readDevice(viewOf(inode.block), 0) : undefined;
+    return {
+      ino,
+      type,
+      mode: inode.mode & 0o7777,
+      uid: inode.uid,
+      gid: inode.gid,
+      links: inode.links,
+      size: inode.size,
+      sectors: inode.flags & INODE_FLAGS.hugeFile
+        ? inode.blocks * (this.blockSize / 512)
+        : inode.blocks,
+      atime: inode.atime,
+      mtime: inode.mtime,
+      ctime: inode.ctime,
+      crtime: inode.crtime,
+      devMajor: device?.major ?? 0,
+      devMinor: device?.minor ?? 0,
+    };
+  }
+
+  /**
+   * Finds a path from the root (or from `options.from`).
+   *
+   * @throws {NotFoundError} If a component is missing or is no directory.
+   * @throws {LimitError} If more than 40 symbolic links are on the way.
+   */
+  lookup(path: ByteString, options?: LookupOptions): Promise<number> {
+    return lookupPath(this, path, options);
+  }
+
+  /** Names in a directory but "." and "..", in stored order. */
+  async readdir(ino: number): Promise<DirectoryEntry[]> {
+    const entries: DirectoryEntry[] = [];
+    await this.scanDirectory(await this.inode(ino), (entry) => {
+      entries.push(entry);
+    });
+    return entries;
+  }
+
+  /**
+   * Passes the names of a directory but "." and ".." to `visit`, in stored
+   * order; `visit` returns true to stop.
+   *
+   * @throws {ObdError} With code "state" if it is no directory.
+   * @throws {FormatError} If it is malformed or has holes.
+   * @throws {LimitError} If it has more than {@linkcode ENTRIES_MAX} names.
+   */
+  async scanDirectory(
+    { ino, inode }: StoredInode,
+    visit: (entry: DirectoryEntry) => boolean | void,
+  ): Promise<void> {
+    this.#demandType(ino, inode, S_IFDIR, "directory");
+    const context: DirectoryContext = {
+      ino,
+      blockSize: this.blockSize,
+      inodesCount: this.superblock.inodesCount,
+      hasFileType: (this.superblock.featureIncompat & INCOMPAT.filetype) !== 0,
+      indexed: (inode.flags & INODE_FLAGS.index) !== 0,
+      checksumSeed: this.checksumSeedOf(ino, inode),
+    };
+    let count = 0;
+    const counted = (entry: DirectoryEntry) => {
+      if (++count > ENTRIES_MAX) {
+        throw new LimitError(
+          `Cannot read directory ${ino}: it has more than ${ENTRIES_MAX} names`,
+        );
+      }
+      return visit(entry);
+    };
+    for await (const { index, bytes } of this.#directoryRuns(ino, inode)) {
+      for (let at = 0; at < bytes.length; at += this.blockSize) {
+        const block = bytes.subarray(at, at + this.blockSize);
+        const number = index + at / this.blockSize;
+        if (scanDirectoryBlock(context, block, number, counted)) return;
+      }
+    }
+  }
+
+  /** Target of a symbolic link, verbatim. */
+  async readlink(ino: number): Promise<ByteString> {
+    const { inode } = await this.inode(ino);
+    this.#demandType(ino, inode, S_IFLNK, "symbolic link");
+    const { size } = inode;
+    if (this.#isFastSymlink(inode)) {
+      if (size === 0 || size > FAST_SYMLINK_MAX) {
+        throw new FormatError(`symbolic link ${ino}`, "i_size", `is ${size}`);
+      }
+      return latin1FromBytes(inode.block.subarray(0, size));
+    }
+    if (size === 0 || size > this.blockSize) {
+      throw new FormatError(`symbolic link ${ino}`, "i_size", `is ${size}`);
+    }
+    const { extents } = await this.fileMap({ ino, inode });
+    const bytes = new Uint8Array(size);
+    await new FileBody(this.#blocks, ino, size, extents).pread(bytes, 0);
+    return latin1FromBytes(bytes);
+  }
+
+  /**
+   * Extended attributes as users see them, sorted by name; ACLs are in their
+   * version 2 form. Values are the caller's.
+   */
+  async xattrs(ino: number): Promise<Xattr[]> {
+    const stored = await this.storedXattrs(await this.inode(ino));
+    const byName = new Map<ByteString, Xattr>();
+    for (const one of stored) {
+      const xattr = fromStoredXattr(one);
+      // The kernel looks into the inode first.
+      if (xattr && !byName.has(xattr[0])) byName.set(xattr[0], xattr);
+    }
+    return [...byName.values()].sort(([a], [b]) => a < b ? -1 : 1);
+  }
+
+  /** Extended attributes as stored: the inode's, then the block's. */
+  async storedXattrs({ inode, slot }: StoredInode): Promise<StoredXattr[]> {
+    const xattrs = inode.extraSize === 0
+      ? []
+      : readInodeXattrs(slot.subarray(INODE.SIZE_OLD + inode.extraSize));
+    if (inode.xattrBlock === 0) return xattrs;
+    const block = await this.#blocks.block("xattr block", inode.xattrBlock);
+    if (this.metadataCsum) {
+      demandChecksum(
+        `xattr block ${inode.xattrBlock}`,
+        viewOf(block).getUint32(XH.checksum, true),
+        xattrBlockChecksum(this.checksumSeed, inode.xattrBlock, block),
+      );
+    }
+    xattrs.push(...readXattrBlock(block));
+    return xattrs;
+  }
+
+  /** Extents of a file, directory or long symbolic link, and the blocks that hold the map. */
+  fileMap(
+    { ino, inode }: Pick<StoredInode, "ino" | "inode">,
+  ): Promise<FileMap> {
+    return readFileMap({
+      blocks: this.#blocks,
+      ino,
+      checksumSeed: this.checksumSeedOf(ino, inode),
+    }, inode);
+  }
+
+  /** Extents of a file in order; gaps are holes, unwritten ones read as zeros. */
+  async extents(ino: number): Promise<FileMap["extents"]> {
+    return (await this.fileMap(await this.inode(ino))).extents;
+  }
+
+  /**
+   * A regular file's bytes, holes as zeros. The source borrows the device.
+   *
+   * @throws {ObdError} With code "state" if it is no regular file.
+   */
+  async openFile(ino: number): Promise<ByteSource> {
+    const { inode } = await this.inode(ino);
+    this.#demandType(ino, inode, S_IFREG, "regular file");
+    const { extents } = await this.fileMap({ ino, inode });
+    return new FileBody(this.#blocks, ino, inode.size, extents);
+  }
+
+  /**
+   * The whole tree, the root first, each directory before what is in it, names
+   * in byte order. Hard links appear once per name.
+   *
+   * @throws {FormatError} If a directory is in two places, or what {@linkcode inode} throws.
+   */
+  walk(from: number = this.root): AsyncGenerator<WalkEntry> {
+    return walkTree(this, from);
+  }
+
+  /** As the kernel's `ext4_inode_is_fast_symlink()`: the size does not decide, having no blocks does. */
+  #isFastSymlink(inode: Inode): boolean {
+    const xattrSectors = inode.xattrBlock === 0 ? 0 : this.blockSize / 512;
+    return inode.blocks - xattrSectors === 0;
+  }
+
+  #demandType(ino: number, inode: Inode, type: number, name: string): void {
+    if ((inode.mode & S_IFMT) !== type) {
+      throw new ObdError("state", `Inode ${ino} is not a ${name}`);
+    }
+  }
+
+  #verifyInode(ino: number, inode: Inode, slot: Uint8Array): void {
+    // mke2fs leaves reserved inodes blank. libext2fs: ext2fs_inode_csum_verify().
+    if (isZero(slot)) return;
+    const seed = inodeChecksumSeed(this.checksumSeed, ino, inode.generation);
+    const computed = inodeChecksum(seed, slot);
+    demandChecksum(
+      `inode ${ino}`,
+      inode.checksum,
+      hasInodeChecksumHi(slot) ? computed : computed & 0xffff,
+    );
+  }
+
+  /** A directory's blocks in order, in runs of at most 1 MiB. */
+  async *#directoryRuns(
+    ino: number,
+    inode: Inode,
+  ): AsyncGenerator<{ index: number; bytes: Uint8Array }> {
+    const name = `directory ${ino}`;
+    const { blockSize } = this;
+    if (inode.size === 0 || inode.size % blockSize !== 0) {
+      throw new FormatError(name, "i_size", `is ${inode.size}`);
+    }
+    const blockCount = inode.size / blockSize;
+    const most = Math.max(1, METADATA_READ_MAX / blockSize);
+    const { extents } = await this.fileMap({ ino, inode });
+    let index = 0;
+    for (const extent of extents) {
+      if (index >= blockCount) return;
+      if (extent.logicalBlock !== index || extent.unwritten) break;
+      const count = Math.min(extent.count, blockCount - index);
+      for (let at = 0; at < count;) {
+        const first = extent.physicalBlock + at;
+        const run = Math.min(count - at, most);
+        const bytes = run === 1
+          ? await this.#blocks.block(name, first)
+          : await this.#blocks.run(name, first, run);
+        yield { index: index + at, bytes };
+        at += run;
+      }
+      index += count;
+    }
+    if (index < blockCount) {
+      throw new FormatError(name, "content", `has a hole at block ${index}`);
+    }
+  }
+
+  async #checkJournal(): Promise<void> {
+    const ino = this.superblock.journalIno;
+    const { extents } = await this.fileMap(await this.inode(ino));
+    const first = extents[0];
+    if (first === undefined || first.logicalBlock !== 0) {
+      throw new FormatError(`journal inode ${ino}`, "content", "is missing");
+    }
+    checkJournalEmpty(await this.#blocks.block("journal", first.physicalBlock));
+  }
+}
