@@ -6,6 +6,7 @@ import {
   UnsupportedError,
 } from "../io/mod.ts";
 import type { TarEntry, TarEntryType } from "./entry.ts";
+import type { Extensions } from "./extensions.ts";
 import type { TarHeader } from "./header.ts";
 import { checkSymlink, cleanPath } from "./path.ts";
 import type { PaxRecords } from "./pax.ts";
@@ -16,10 +17,6 @@ export const TYPE = {
   /** V7 had only this one for files and directories. */
   legacy: 0,
   gnuSparse: 0x53,
-  paxNext: 0x78,
-  paxGlobal: 0x67,
-  gnuLongName: 0x4c,
-  gnuLongLink: 0x4b,
 } as const;
 
 const TYPES: Readonly<Record<number, TarEntryType>> = {
@@ -34,14 +31,6 @@ const TYPES: Readonly<Record<number, TarEntryType>> = {
   0x37: "file", // contiguous
   [TYPE.gnuSparse]: "file",
 };
-
-/** What the headers before an entry's own said of it. */
-export interface Extensions {
-  pax: PaxRecords | undefined;
-  /** From GNU "L" and "K"; "" when absent. They win over PAX records. */
-  longName: ByteString;
-  longLink: ByteString;
-}
 
 const NO_XATTRS: TarEntry["xattrs"] = [];
 const NO_RUNS: TarEntry["runs"] = [];
@@ -157,7 +146,7 @@ export function buildEntry(
   type: TarEntryType,
   name: ByteString,
   header: TarHeader,
-  { pax, longLink }: Extensions,
+  { pax, longLink }: Readonly<Extensions>,
   device: () => { major: number; minor: number },
   offset: number,
 ): TarEntry {

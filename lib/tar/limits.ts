@@ -4,7 +4,7 @@ import { type ByteString, LimitError, quoteName } from "../io/mod.ts";
 /** Bounds of one walk. */
 export interface TarLimits {
   /** Bytes of one PAX record area or GNU long name. */
-  specialBytes: number;
+  extensionBytes: number;
   /** Segments of one file's sparse map. */
   sparseSegments: number;
   /** Bytes of all {@linkcode TarPatch}es of the archive together. */
@@ -14,11 +14,11 @@ export interface TarLimits {
 }
 
 /**
- * What is used unless told otherwise. `specialBytes` is the bound of Go's
+ * What is used unless told otherwise. `extensionBytes` is the bound of Go's
  * archive/tar, so of containerd and Docker too.
  */
 export const DEFAULT_TAR_LIMITS: Readonly<TarLimits> = {
-  specialBytes: 1024 * 1024,
+  extensionBytes: 1024 * 1024,
   sparseSegments: 1_000_000,
   patchBytes: 64 * 1024 * 1024,
   fileBytes: 2 ** 44,

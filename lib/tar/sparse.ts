@@ -17,9 +17,11 @@ import {
   FormatError,
   LimitError,
   quoteName,
+  UnsupportedError,
 } from "../io/mod.ts";
 import { readNumberField } from "./header.ts";
 import type { TarLimits } from "./limits.ts";
+import type { PaxSparse } from "./pax.ts";
 
 const HEADER_MAP_AT = 386;
 const HEADER_SEGMENTS = 4;
@@ -200,4 +202,31 @@ export function checkSparseMap(
       offset,
     );
   }
+}
+
+/** How a PAX sparse map is stored. */
+export type SparseVersion = "0.x" | "1.0";
+
+/**
+ * Tells the version from the keywords, as GNU tar and Go do: 0.0 and 0.1 may
+ * come without one.
+ *
+ * @throws {UnsupportedError} For another version: the body would not be the file.
+ */
+export function paxSparseVersion(
+  sparse: PaxSparse | undefined,
+  offset: number,
+): SparseVersion | undefined {
+  if (sparse === undefined) return undefined;
+  const { major, minor } = sparse;
+  if (major === "0" && (minor === "0" || minor === "1")) return "0.x";
+  if (major === "1" && minor === "0") return "1.0";
+  if (major !== "" || minor !== "") {
+    const version = quoteName(`${major}.${minor}`);
+    throw new UnsupportedError(
+      `GNU sparse version ${version}`,
+      `Cannot take tar entry at offset ${offset}: GNU sparse version ${version} is not supported`,
+    );
+  }
+  return sparse.map === undefined ? undefined : "0.x";
 }

@@ -13,26 +13,23 @@ import {
 } from "../io/mod.ts";
 import { TarBody } from "./body.ts";
 import { SECTOR_SIZE, type TarEntry } from "./entry.ts";
-import {
-  buildEntry,
-  entryTypeOf,
-  type Extensions,
-  TYPE,
-} from "./entry_builder.ts";
+import { buildEntry, entryTypeOf, TYPE } from "./entry_builder.ts";
+import { ExtensionReader, isExtension } from "./extensions.ts";
 import {
   isZeroBlock,
-  readCString,
   readDevice,
   readHeader,
   type TarHeader,
 } from "./header.ts";
 import { DEFAULT_TAR_LIMITS, PatchBudget, type TarLimits } from "./limits.ts";
-import { parsePax, type PaxSparse } from "./pax.ts";
+import type { PaxSparse } from "./pax.ts";
 import {
   BodyMap,
   checkSparseMap,
   OldGnuMap,
+  paxSparseVersion,
   type SparseMap,
+  type SparseVersion,
 } from "./sparse.ts";
 
 /** Settings of a {@linkcode TarWalker}. */
@@ -48,11 +45,11 @@ type State =
   /** A header block, or a zero block. */
   | "header"
   /** The records or name of an extension header. */
-  | "special"
+  | "extension"
   /** Zeros up to the next block; what they hold does not matter. */
   | "padding"
   /** An extension block of an old GNU sparse map. */
-  | "extension"
+  | "mapBlock"
   /** A PAX 1.0 sparse map in front of the data. */
   | "map"
   | "body"
@@ -66,8 +63,8 @@ interface OpenFile {
   entry: TarEntry;
   /** Of its header, for errors. */
   offset: number;
-  /** Bytes of the body in the tar, a PAX 1.0 map included. */
-  bodyBytes: number;
+  /** Bytes of the tar where the body ends, without padding. */
+  bodyEnd: number;
 }
 
 /**
@@ -97,10 +94,7 @@ export class TarWalker {
   /** Where padding ends. */
   #paddingEnd = 0;
 
-  #extensions: Extensions = noExtensions();
-  #specialType = 0;
-  #special = EMPTY;
-  #specialFill = 0;
+  readonly #extensions: ExtensionReader;
 
   #file: OpenFile | undefined;
   #oldMap: OldGnuMap | undefined;
@@ -113,6 +107,7 @@ export class TarWalker {
     this.#onEntry = options.onEntry;
     this.#limits = { ...DEFAULT_TAR_LIMITS, ...options.limits };
     this.#budget = new PatchBudget(this.#limits.patchBytes);
+    this.#extensions = new ExtensionReader(this.#limits);
   }
 
   /**
@@ -154,8 +149,6 @@ export class TarWalker {
 
   #close(): void {
     this.#state = "closed";
-    this.#extensions = noExtensions();
-    this.#special = EMPTY;
     this.#file =
       this.#oldMap =
       this.#bodyMap =
@@ -167,12 +160,12 @@ export class TarWalker {
   #step(bytes: Uint8Array, at: number): number {
     switch (this.#state) {
       case "header":
-      case "extension":
+      case "mapBlock":
         return this.#takeBlock(bytes, at);
-      case "special":
-        return this.#takeSpecial(bytes, at);
+      case "extension":
+        return this.#takeExtension(bytes, at);
       case "padding":
-        return this.#skip(bytes.length - at);
+        return this.#takePadding(bytes.length - at);
       case "map":
         return this.#takeMap(bytes, at);
       case "body":
@@ -182,16 +175,6 @@ export class TarWalker {
         this.#position += bytes.length - at;
         return bytes.length - at;
     }
-  }
-
-  #skip(available: number): number {
-    const taken = Math.min(available, this.#paddingEnd - this.#position);
-    this.#position += taken;
-    if (this.#position === this.#paddingEnd) {
-      if (this.#file === undefined) this.#state = "header";
-      else this.#startBody(this.#bodyMap!.map);
-    }
-    return taken;
   }
 
   // ---- blocks
@@ -215,7 +198,7 @@ export class TarWalker {
   #onBlock(bytes: Uint8Array, at: number): void {
     const offset = this.#position;
     this.#position += SECTOR_SIZE;
-    if (this.#state === "extension") {
+    if (this.#state === "mapBlock") {
       this.#oldMap!.extend(bytes, at, offset);
       this.#endOldMap();
     } else if (isZeroBlock(bytes, at)) {
@@ -239,71 +222,41 @@ export class TarWalker {
     at: number,
     offset: number,
   ): void {
-    switch (header.type) {
-      case TYPE.paxNext:
-      case TYPE.paxGlobal:
-      case TYPE.gnuLongName:
-      case TYPE.gnuLongLink:
-        this.#startSpecial(header.type, header.size, offset);
-        break;
-      default:
-        this.#startEntry(header, bytes, at, offset);
+    if (!isExtension(header.type)) {
+      this.#startEntry(header, bytes, at, offset);
+      return;
     }
+    this.#extensions.start(header.type, header.size, offset);
+    this.#state = "extension";
+    if (this.#extensions.done) this.#pad();
   }
 
   // ---- extension headers
 
-  #startSpecial(type: number, size: number, offset: number): void {
-    if (size < 0) throw badSize(size, offset);
-    if (size > this.#limits.specialBytes) {
-      throw new LimitError(
-        `Cannot take tar extension header at offset ${offset}: ${size} bytes, over ${this.#limits.specialBytes}`,
-      );
-    }
-    this.#specialType = type;
-    this.#specialFill = 0;
-    this.#special = size === 0 ? EMPTY : new Uint8Array(size);
-    if (size === 0) this.#endSpecial();
-    else this.#state = "special";
-  }
-
-  #takeSpecial(bytes: Uint8Array, at: number): number {
-    const wanted = this.#special.length - this.#specialFill;
-    const taken = Math.min(bytes.length - at, wanted);
-    this.#special.set(bytes.subarray(at, at + taken), this.#specialFill);
-    this.#specialFill += taken;
+  #takeExtension(bytes: Uint8Array, at: number): number {
+    const taken = this.#extensions.push(bytes, at);
     this.#position += taken;
-    if (taken === wanted) this.#endSpecial();
+    if (this.#extensions.done) this.#pad();
     return taken;
   }
 
-  #endSpecial(): void {
-    const bytes = this.#special;
-    this.#special = EMPTY;
-    const offset = this.#position - bytes.length;
-    switch (this.#specialType) {
-      case TYPE.gnuLongName:
-        this.#extensions.longName = readCString(bytes, 0, bytes.length);
-        break;
-      case TYPE.gnuLongLink:
-        this.#extensions.longLink = readCString(bytes, 0, bytes.length);
-        break;
-      case TYPE.paxNext:
-        this.#extensions.pax = parsePax(bytes, this.#limits, offset);
-        break;
-      case TYPE.paxGlobal:
-        // Checked, then ignored, as are the headers before it: what Go does.
-        parsePax(bytes, this.#limits, offset);
-        this.#extensions = noExtensions();
-        break;
-    }
-    this.#pad("header");
+  /** Goes on at the next block boundary. */
+  #pad(): void {
+    this.#paddingEnd = roundUp(this.#position, SECTOR_SIZE);
+    this.#state = "padding";
+    if (this.#paddingEnd === this.#position) this.#endPadding();
   }
 
-  /** Goes on at the next block boundary. */
-  #pad(next: State): void {
-    this.#paddingEnd = roundUp(this.#position, SECTOR_SIZE);
-    this.#state = this.#paddingEnd === this.#position ? next : "padding";
+  #takePadding(available: number): number {
+    const taken = Math.min(available, this.#paddingEnd - this.#position);
+    this.#position += taken;
+    if (this.#position === this.#paddingEnd) this.#endPadding();
+    return taken;
+  }
+
+  #endPadding(): void {
+    if (this.#bodyMap === undefined) this.#state = "header";
+    else this.#startBody(this.#bodyMap.map);
   }
 
   // ---- entries
@@ -314,11 +267,7 @@ export class TarWalker {
     at: number,
     offset: number,
   ): void {
-    const extensions = this.#extensions;
-    if (
-      extensions.pax !== undefined || extensions.longName !== "" ||
-      extensions.longLink !== ""
-    ) this.#extensions = noExtensions();
+    const extensions = this.#extensions.take();
     const { pax } = extensions;
     const sparse = paxSparseVersion(pax?.sparse, offset);
     const name = sparse !== undefined && pax!.sparse!.name !== ""
@@ -343,7 +292,7 @@ export class TarWalker {
     }
     const bodyBytes = this.#bounded(pax?.size ?? header.size, offset);
     entry.size = bodyBytes;
-    this.#file = { entry, offset, bodyBytes };
+    this.#file = { entry, offset, bodyEnd: this.#position + bodyBytes };
     if (header.type === TYPE.gnuSparse) {
       this.#startOldMap(header, bytes, at);
     } else if (sparse !== undefined) {
@@ -388,7 +337,7 @@ export class TarWalker {
   #endOldMap(): void {
     const map = this.#oldMap!;
     if (map.more) {
-      this.#state = "extension";
+      this.#state = "mapBlock";
       return;
     }
     const { entry, offset } = this.#file!;
@@ -397,9 +346,9 @@ export class TarWalker {
   }
 
   #startPaxMap(sparse: PaxSparse, version: SparseVersion): void {
-    const { entry, offset, bodyBytes } = this.#file!;
+    const { entry, offset, bodyEnd } = this.#file!;
     entry.size = this.#bounded(
-      sparse.size ?? sparse.realSize ?? bodyBytes,
+      sparse.size ?? sparse.realSize ?? entry.size,
       offset,
     );
     if (version === "0.x") {
@@ -418,38 +367,29 @@ export class TarWalker {
       return;
     }
     this.#bodyMap = new BodyMap(this.#limits, entry.path);
-    this.#paddingEnd = this.#position + bodyBytes; // bounds the map
     this.#state = "map";
-    if (bodyBytes === 0) throw mapPassesBody(entry.path, offset);
+    if (bodyEnd === this.#position) throw mapPassesBody(entry.path, offset);
   }
 
   #takeMap(bytes: Uint8Array, at: number): number {
-    const { entry, offset, bodyBytes } = this.#file!;
+    const { entry, offset, bodyEnd } = this.#file!;
     const map = this.#bodyMap!;
-    const end = Math.min(
-      bytes.length,
-      at + this.#paddingEnd - this.#position,
-    );
-    const taken = map.push(bytes, at, end, this.#position);
+    const limit = Math.min(bytes.length, at + bodyEnd - this.#position);
+    const taken = map.push(bytes, at, limit, this.#position);
     this.#position += taken;
-    const bodyEnd = this.#paddingEnd;
-    if (map.done) {
-      const dataAt = roundUp(this.#position, SECTOR_SIZE);
-      if (dataAt > bodyEnd) throw mapPassesBody(entry.path, offset);
-      this.#file!.bodyBytes = bodyBytes -
-        (dataAt - (bodyEnd - bodyBytes));
-      this.#pad("body");
-      if (this.#position === dataAt) this.#startBody(map.map);
-    } else if (this.#position === bodyEnd) {
-      throw mapPassesBody(entry.path, offset);
-    }
+    const needed = map.done
+      ? roundUp(this.#position, SECTOR_SIZE)
+      : this.#position + 1;
+    if (needed > bodyEnd) throw mapPassesBody(entry.path, offset);
+    if (map.done) this.#pad();
     return taken;
   }
 
   // ---- bodies
 
   #startBody(map: SparseMap | undefined): void {
-    const { entry, offset, bodyBytes } = this.#file!;
+    const { entry, offset, bodyEnd } = this.#file!;
+    const bodyBytes = bodyEnd - this.#position;
     this.#oldMap = this.#bodyMap = undefined;
     if (map !== undefined) {
       checkSparseMap(map, entry.size, bodyBytes, entry.path, offset);
@@ -512,15 +452,6 @@ export class TarWalker {
   }
 }
 
-/** How a PAX sparse map is stored. */
-type SparseVersion = "0.x" | "1.0";
-
-const EMPTY = new Uint8Array(0);
-
-function noExtensions(): Extensions {
-  return { pax: undefined, longName: "", longLink: "" };
-}
-
 function badSize(size: number, offset: number): FormatError {
   return new FormatError("tar header", "size", `is ${size}`, { offset });
 }
@@ -532,28 +463,4 @@ function mapPassesBody(path: ByteString, offset: number): FormatError {
     `of ${quoteName(path)} passes the body`,
     { offset },
   );
-}
-
-/**
- * Tells the version from the keywords, as GNU tar and Go do: 0.0 and 0.1 may
- * come without one.
- *
- * @throws {UnsupportedError} For another version: the body would not be the file.
- */
-function paxSparseVersion(
-  sparse: PaxSparse | undefined,
-  offset: number,
-): SparseVersion | undefined {
-  if (sparse === undefined) return undefined;
-  const { major, minor } = sparse;
-  if (major === "0" && (minor === "0" || minor === "1")) return "0.x";
-  if (major === "1" && minor === "0") return "1.0";
-  if (major !== "" || minor !== "") {
-    const version = quoteName(`${major}.${minor}`);
-    throw new UnsupportedError(
-      `GNU sparse version ${version}`,
-      `Cannot take tar entry at offset ${offset}: GNU sparse version ${version} is not supported`,
-    );
-  }
-  return sparse.map === undefined ? undefined : "0.x";
 }
