@@ -1,0 +1,169 @@
+/** A raw disk that takes emissions and hands them to the real tools. */
+
+import * as fs from "node:fs";
+import { BLOCK_SIZE, type Emission } from "../../lib/ext4/mod.ts";
+import { type ByteSource, FileSource } from "../../lib/io/mod.ts";
+
+/** What a layer wrote, for comparing layers. */
+export interface LayerBytes {
+  blocks: Map<number, string>;
+  zeroed: string;
+}
+
+/** A sparse raw file with a map of what was ever written. */
+export class Disk implements AsyncDisposable {
+  readonly path: string;
+  readonly size: number;
+  readonly #dir: string;
+  readonly #fd: number;
+  /** Blocks that some layer maps. */
+  readonly mapped = new Set<number>();
+
+  private constructor(dir: string, size: number) {
+    this.#dir = dir;
+    this.path = `${dir}/disk.raw`;
+    this.size = size;
+    this.#fd = fs.openSync(this.path, "w+");
+    fs.ftruncateSync(this.#fd, size);
+  }
+
+  static async create(size: number): Promise<Disk> {
+    return new Disk(await Deno.makeTempDir({ prefix: "obd-ext4-" }), size);
+  }
+
+  /** Writes a layer's metadata. */
+  apply(emission: Emission): LayerBytes {
+    const layer: LayerBytes = { blocks: new Map(), zeroed: "" };
+    for (const { block, bytes } of emission.blocks) {
+      fs.writeSync(this.#fd, bytes, 0, BLOCK_SIZE, block * BLOCK_SIZE);
+      this.mapped.add(block);
+      layer.blocks.set(block, bytes.toBase64());
+    }
+    const zeros = new Uint8Array(BLOCK_SIZE);
+    for (const { block, count } of emission.zeroed) {
+      for (let i = 0; i < count; i++) {
+        fs.writeSync(this.#fd, zeros, 0, BLOCK_SIZE, (block + i) * BLOCK_SIZE);
+        this.mapped.add(block + i);
+      }
+    }
+    layer.zeroed = JSON.stringify(emission.zeroed);
+    return layer;
+  }
+
+  /** Writes the body of a file where its extents say. */
+  writeBody(
+    extents: readonly {
+      logicalBlock: number;
+      physicalBlock: number;
+      count: number;
+    }[],
+    bytes: Uint8Array,
+  ): void {
+    for (const { logicalBlock, physicalBlock, count } of extents) {
+      const from = logicalBlock * BLOCK_SIZE;
+      const part = bytes.subarray(from, from + count * BLOCK_SIZE);
+      const padded = new Uint8Array(count * BLOCK_SIZE);
+      padded.set(part);
+      fs.writeSync(
+        this.#fd,
+        padded,
+        0,
+        padded.length,
+        physicalBlock * BLOCK_SIZE,
+      );
+      this.map(physicalBlock, count);
+    }
+  }
+
+  /** Notes that a layer maps blocks, without writing them. */
+  map(block: number, count: number): void {
+    for (let i = 0; i < count; i++) this.mapped.add(block + i);
+  }
+
+  /** The merged index that a loaded model would be given. */
+  ranges() {
+    const mapped = new Set(this.mapped);
+    let highest = 0;
+    for (const block of mapped) highest = Math.max(highest, block + 1);
+    return {
+      highestMapped: () => highest * BLOCK_SIZE,
+      isMapped: (offset: number, length: number) => {
+        const end = Math.ceil((offset + length) / BLOCK_SIZE);
+        for (let b = Math.floor(offset / BLOCK_SIZE); b < end; b++) {
+          if (mapped.has(b)) return true;
+        }
+        return false;
+      },
+    };
+  }
+
+  source(): Promise<ByteSource> {
+    return FileSource.open(this.path);
+  }
+
+  /** Runs `e2fsck -fn`; throws unless it finds nothing at all to say. */
+  async check(): Promise<void> {
+    const { code, stdout, stderr } = await new Deno.Command("e2fsck", {
+      args: ["-fn", this.path],
+      env: { LC_ALL: "C", PATH: toolPath() },
+    }).output();
+    const text = new TextDecoder().decode(stdout);
+    const said = text.split("\n").filter((line) =>
+      line !== "" && !/^Pass \d/.test(line) &&
+      !/^\/.*: \d+\/\d+ files/.test(line)
+    );
+    if (code !== 0 || said.length > 0) {
+      throw new Error(
+        `e2fsck exit ${code}: ${said.slice(0, 20).join("\n")}\n${
+          new TextDecoder().decode(stderr)
+        }`,
+      );
+    }
+  }
+
+  /** Runs debugfs requests, one output per request. */
+  async debugfs(requests: readonly string[]): Promise<string[]> {
+    const script = `${this.#dir}/requests`;
+    await Deno.writeTextFile(script, requests.map((r) => `${r}\n`).join(""));
+    const { stdout } = await new Deno.Command("debugfs", {
+      args: ["-f", script, this.path],
+      env: { LC_ALL: "C", TZ: "UTC", PATH: toolPath() },
+    }).output();
+    const text = new TextDecoder("latin1").decode(stdout);
+    return text.split(/^debugfs: .*\n/m).slice(1);
+  }
+
+  /** Bytes of the file system that this file takes on its host. */
+  get allocatedBytes(): number {
+    return fs.fstatSync(this.#fd).blocks * 512;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    fs.closeSync(this.#fd);
+    await Deno.remove(this.#dir, { recursive: true });
+  }
+}
+
+function toolPath(): string {
+  return `${Deno.env.get("PATH") ?? ""}:/usr/sbin:/sbin`;
+}
+
+/** Attributes for tests. */
+export function attrs(
+  mode: number,
+  rest: Partial<{
+    uid: number;
+    gid: number;
+    mtime: { seconds: number; nanoseconds: number };
+    xattrs: [string, Uint8Array][];
+  }> = {},
+) {
+  return {
+    mode,
+    uid: 0,
+    gid: 0,
+    mtime: { seconds: 1_700_000_000, nanoseconds: 0 },
+    xattrs: [],
+    ...rest,
+  };
+}
