@@ -7,43 +7,10 @@ import {
 } from "../../lib/layers/lsmt/mod.ts";
 import { type ByteSource, MemorySource } from "../../lib/io/mod.ts";
 import { seeded } from "../testutil/lsmt_image.ts";
+import { WaitingSource } from "../testutil/sources.ts";
 
 const SECTORS = 400;
 const SIZE = SECTORS * 512;
-
-/** Answers later and out of order; counts what is under way. */
-class SlowSource implements ByteSource {
-  readonly size: number;
-  active = 0;
-  peak = 0;
-  disposed = 0;
-  failAt = -1;
-  readonly #bytes: Uint8Array;
-
-  constructor(bytes: Uint8Array) {
-    this.#bytes = bytes;
-    this.size = bytes.length;
-  }
-
-  async pread(dst: Uint8Array, offset: number): Promise<void> {
-    if (offset < 0 || offset + dst.length > this.size) {
-      throw new RangeError(`${offset}+${dst.length} of ${this.size}`);
-    }
-    this.active++;
-    this.peak = Math.max(this.peak, this.active);
-    for (let i = offset % 5; i >= 0; i--) await Promise.resolve();
-    this.active--;
-    if (this.failAt >= offset && this.failAt < offset + dst.length) {
-      throw new Error("injected");
-    }
-    dst.set(this.#bytes.subarray(offset, offset + dst.length));
-  }
-
-  [Symbol.asyncDispose](): Promise<void> {
-    this.disposed++;
-    return Promise.resolve();
-  }
-}
 
 function noise(random: () => number, length: number): Uint8Array {
   return Uint8Array.from({ length }, () => 1 + Math.floor(random() * 255));
@@ -83,7 +50,7 @@ function randomStack(
 
 for (
   const [name, make] of [
-    ["waiting sources", (b: Uint8Array) => new SlowSource(b)],
+    ["waiting sources", (b: Uint8Array) => new WaitingSource(b)],
     ["sources at once", (b: Uint8Array) => new MemorySource(b)],
   ] as const
 ) {
@@ -120,7 +87,7 @@ Deno.test("LsmtSource.preadNow() serves requests whose sources all can", () => {
       assert.deepEqual(got, shadow.subarray(offset, offset + 5000));
     }
   }
-  const { stack, mapped } = randomStack(3, (b) => new SlowSource(b));
+  const { stack, mapped } = randomStack(3, (b) => new WaitingSource(b));
   const sector = new Uint8Array(512);
   for (let i = 0; i < SECTORS; i++) {
     // Without a waiting source in it, a hole is served at once all the same.
@@ -169,7 +136,7 @@ Deno.test("LsmtSource refuses ranges outside the device", async () => {
 });
 
 Deno.test("LsmtSource rejects only when no inner read is under way", async () => {
-  const data = new SlowSource(new Uint8Array(64 * 512).fill(1));
+  const data = new WaitingSource(new Uint8Array(64 * 512).fill(1));
   const columns = new SegmentColumns(0);
   for (let i = 0; i < 30; i++) columns.push(i * 2, 1, 60 - i * 2, KIND.data, 0);
   const layer = { table: columns.finish(), data };
@@ -184,7 +151,7 @@ Deno.test("LsmtSource rejects only when no inner read is under way", async () =>
 });
 
 Deno.test("LsmtSource bounds the reads of one request", async () => {
-  const data = new SlowSource(new Uint8Array(4096).fill(1));
+  const data = new WaitingSource(new Uint8Array(4096).fill(1));
   const columns = new SegmentColumns(0);
   for (let i = 0; i < 1000; i++) columns.push(i * 2, 1, 3, KIND.data, 0);
   const layer = { table: columns.finish(), data };
@@ -196,7 +163,7 @@ Deno.test("LsmtSource bounds the reads of one request", async () => {
 });
 
 Deno.test("LsmtSource stops between batches when cancelled", async () => {
-  const data = new SlowSource(new Uint8Array(4096).fill(1));
+  const data = new WaitingSource(new Uint8Array(4096).fill(1));
   const columns = new SegmentColumns(0);
   for (let i = 0; i < 1000; i++) columns.push(i * 2, 1, 3, KIND.data, 0);
   const layer = { table: columns.finish(), data };
@@ -220,9 +187,9 @@ Deno.test("LsmtSource refuses target rows without a target", () => {
 });
 
 Deno.test("LsmtSource disposes every source once", async () => {
-  const sources: SlowSource[] = [];
+  const sources: WaitingSource[] = [];
   const { stack } = randomStack(5, (bytes) => {
-    const source = new SlowSource(bytes);
+    const source = new WaitingSource(bytes);
     sources.push(source);
     return source;
   });

@@ -1,0 +1,9 @@
+/** ZFile: overlaybd's seekable compressed container. See README.md. */
+export type { ZFileCodec } from "./format.ts";
+export { isZFile, MAX_BLOCKS, openZFile } from "./open.ts";
+export { type ZFileGeometry, ZFileSource } from "./zfile_source.ts";
+export {
+  type ZFileOptions,
+  type ZFileSummary,
+  ZFileWriter,
+} from "./zfile_writer.ts";

@@ -1,0 +1,131 @@
+/**
+ * The rules of overlaybd's formats, checked on finished bytes by code that
+ * shares nothing with lib/: what the real readers demand (refused otherwise),
+ * and what our writers promise on top (deterministic, zeroed padding).
+ */
+
+import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import * as zlib from "node:zlib";
+
+/** CRC-32C bit by bit, no inversions. */
+export function slowCrc32c(bytes: Uint8Array, seed: number): number {
+  let crc = seed >>> 0;
+  for (const byte of bytes) {
+    crc ^= byte;
+    for (let bit = 0; bit < 8; bit++) {
+      crc = (crc & 1) !== 0 ? (crc >>> 1) ^ 0x82f63b78 : crc >>> 1;
+    }
+  }
+  return crc >>> 0;
+}
+
+function view(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+const u64 = (v: DataView, at: number) => Number(v.getBigUint64(at, true));
+const hex = (bytes: Uint8Array) => bytes.toHex();
+
+/** LZ4 block decoder by the letter of lz4_Block_format.md. */
+export function slowLz4(src: Uint8Array, capacity: number): Uint8Array {
+  const out: number[] = [];
+  let at = 0;
+  const take = () => {
+    assert.ok(at < src.length, "LZ4 block ends early");
+    return src[at++]!;
+  };
+  const extended = (nibble: number) => {
+    let length = nibble;
+    if (nibble === 15) {
+      for (let byte = 255; byte === 255;) length += byte = take();
+    }
+    return length;
+  };
+  for (;;) {
+    const token = take();
+    const literals = extended(token >>> 4);
+    for (let i = 0; i < literals; i++) out.push(take());
+    if (at === src.length) break;
+    const distance = take() | take() << 8;
+    assert.ok(distance > 0 && distance <= out.length, "LZ4 distance");
+    for (let i = extended(token & 15) + 4; i > 0; i--) {
+      out.push(out[out.length - distance]!);
+    }
+  }
+  assert.ok(out.length <= capacity, "LZ4 block too long");
+  return Uint8Array.from(out);
+}
+
+/** What a ZFile is expected to be. */
+export interface ZFileWish {
+  codec: "lz4" | "zstd";
+  blockSize: number;
+  headerOverwrite?: boolean;
+  content?: Uint8Array;
+}
+
+/** Asserts the rules of formats §2 and returns the content. */
+export function checkZFile(file: Uint8Array, wish: ZFileWish): Uint8Array {
+  const head = file.subarray(0, 512);
+  const tail = file.subarray(file.length - 512);
+  for (const block of [head, tail]) {
+    assert.equal(hex(block.subarray(0, 8)), "5a46696c65000100");
+    assert.equal(
+      new TextDecoder().decode(block.subarray(8, 24)),
+      "tuji.yyf@Alibaba",
+    );
+    const v = view(block);
+    assert.equal(v.getUint32(24, true), 96);
+    const zeroed = block.slice();
+    zeroed.fill(0, 28, 32);
+    assert.equal(v.getUint32(28, true), slowCrc32c(zeroed, 0), "digest");
+    assert.equal(v.getUint32(68, true), 0);
+    assert.equal(v.getUint32(72, true), wish.blockSize);
+    assert.equal(block[76], wish.codec === "lz4" ? 1 : 2);
+    assert.ok(block.subarray(77, 88).every((b) => b === 0));
+    assert.equal(block[88], 1, "verify");
+    assert.ok(block.subarray(89).every((b) => b === 0));
+  }
+  assert.equal(u64(view(head), 32), wish.headerOverwrite ? 0x1b : 0x13);
+  assert.equal(u64(view(tail), 32), 0x16);
+  if (wish.headerOverwrite) {
+    assert.equal(hex(head.subarray(40, 68)), hex(tail.subarray(40, 68)));
+  } else assert.ok(head.subarray(40, 68).every((b) => b === 0));
+
+  const t = view(tail);
+  const indexOffset = u64(t, 40);
+  const count = u64(t, 48);
+  const size = u64(t, 56);
+  assert.equal(indexOffset + count * 4 + 512, file.length);
+  assert.equal(count, Math.ceil(size / wish.blockSize));
+  const table = file.subarray(indexOffset, indexOffset + count * 4);
+  assert.equal(t.getUint32(64, true), slowCrc32c(table, 0), "index_crc");
+  const content = new Uint8Array(size);
+  const group = 65536 / wish.blockSize;
+  let at = 512;
+  let sum = 0;
+  for (let i = 0; i < count; i++) {
+    const length = view(table).getUint32(i * 4, true);
+    assert.ok(length > 4 && length <= 65536, "stored length");
+    if (i % group === 0) sum = 0;
+    if (i % group < group - 1) sum += length;
+    assert.ok(sum < 65535, "group sum");
+    const packed = file.subarray(at, at + length - 4);
+    const crc = view(file).getUint32(at + length - 4, true);
+    assert.equal(crc, slowCrc32c(packed, 100007), `block ${i} CRC`);
+    if (wish.codec === "zstd") {
+      assert.equal(hex(packed.subarray(0, 4)), "28b52ffd");
+    }
+    const block = wish.codec === "lz4"
+      ? slowLz4(packed, wish.blockSize)
+      : zlib.zstdDecompressSync(packed);
+    const want = Math.min(wish.blockSize, size - i * wish.blockSize);
+    assert.equal(block.length, want, `block ${i} length`);
+    content.set(block, i * wish.blockSize);
+    at += length;
+  }
+  assert.equal(at, indexOffset);
+  if (wish.content) assert.ok(Buffer.compare(content, wish.content) === 0);
+  return content;
+}
