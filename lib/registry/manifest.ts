@@ -127,7 +127,9 @@ const commonEntries = {
 const imageSchema = v.looseObject({
   ...commonEntries,
   config: descriptorSchema,
-  layers: v.pipe(v.array(descriptorSchema), v.maxLength(LAYER_COUNT_MAX)),
+  layers: v.nullish(
+    v.pipe(v.array(descriptorSchema), v.maxLength(LAYER_COUNT_MAX)),
+  ),
 });
 const indexSchema = v.looseObject({
   ...commonEntries,
@@ -294,7 +296,9 @@ export function parseManifest(
     kind: "image",
     ...common,
     config: toDescriptor(what, "config", image.config),
-    layers: image.layers.map((d, i) => toDescriptor(what, `layers.${i}`, d)),
+    layers: (image.layers ?? []).map((d, i) =>
+      toDescriptor(what, `layers.${i}`, d)
+    ),
   };
 }
 
@@ -350,7 +354,7 @@ export function manifestMediaType(
 function guessType(raw: Record<string, unknown>): string {
   // OCI documents may leave `mediaType` out; Docker's may not.
   if (Array.isArray(raw.manifests)) return MediaType.ociIndex;
-  if (Array.isArray(raw.layers)) return MediaType.ociManifest;
+  if (Array.isArray(raw.layers) || raw.config) return MediaType.ociManifest;
   return "unknown";
 }
 

@@ -1,11 +1,31 @@
 /** Registries, OCI layouts and OCI archives behind one interface, {@linkcode Repository}. */
 export * from "./archive.ts";
+export * from "./blob_source.ts";
+export * from "./client.ts";
+export { type Clock, systemClock } from "./clock.ts";
 export * from "./content.ts";
+export {
+  createCredentialSource,
+  type CredentialOptions,
+  type Credentials,
+  type CredentialSource,
+  type FoundCredentials,
+  noCredentials,
+} from "./credentials.ts";
 export * from "./digest.ts";
-export * from "./layout.ts";
+export { redactText, redactUrl, RegistryError } from "./errors.ts";
+export { LayoutRepository } from "./layout.ts";
 export { REF_NAME_ANNOTATION } from "./layout_reader.ts";
 export * from "./manifest.ts";
 export * from "./media_types.ts";
 export * from "./platform.ts";
 export * from "./reference.ts";
+export { fallbackTag } from "./referrers.ts";
+export { RemoteRepository } from "./remote.ts";
 export * from "./repository.ts";
+export { CERTS_DIRECTORIES } from "./tls.ts";
+export {
+  DEFAULT_LIMITS,
+  type TransportLimits,
+  type TransportOptions,
+} from "./transport.ts";

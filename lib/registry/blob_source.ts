@@ -1,0 +1,242 @@
+/**
+ * A blob in a registry as random-access bytes, by Range requests.
+ *
+ * The registry often redirects to a storage with a signed URL. That URL is
+ * remembered, so that a read costs one round trip; when it has expired the
+ * registry is asked again, once per read.
+ */
+
+import {
+  type ByteSource,
+  checkRange,
+  IntegrityError,
+  NotFoundError,
+  type ReadOptions,
+  type SourceDescription,
+} from "../io/mod.ts";
+import { RegistryError } from "./errors.ts";
+import type { Descriptor } from "./manifest.ts";
+import {
+  brokenBody,
+  checkRangeAnswer,
+  rangeHeader,
+  skipBytes,
+  type WantedRange,
+} from "./range.ts";
+import { Retrier } from "./retry.ts";
+import type { Session } from "./session.ts";
+import { throwIfAborted } from "./signals.ts";
+import type { Exchange } from "./transport.ts";
+
+/** What a server without ranges may make us read for nothing, in one read. */
+const IGNORED_RANGE_SKIP_MAX = 16 * 1024 * 1024;
+
+/** Statuses by which a storage says that a signed URL is no longer good. */
+const EXPIRED = [400, 401, 403, 404, 410];
+
+/** A blob read by ranges. Its bytes are not checked against the digest. */
+export class RegistryBlobSource implements ByteSource {
+  readonly size: number;
+  readonly #session: Session;
+  readonly #descriptor: Descriptor;
+  /** Where the last read was answered, unless that was the registry itself. */
+  #storage: URL | undefined;
+  /** Settles when the first read after an expiry knows where to go. */
+  #asking: Promise<void> | undefined;
+  #knowsTarget = false;
+  #bytesRead = 0;
+  #requests = 0;
+
+  constructor(session: Session, descriptor: Descriptor) {
+    this.#session = session;
+    this.#descriptor = descriptor;
+    this.size = descriptor.size;
+  }
+
+  /**
+   * @throws {NotFoundError} If the registry does not have the blob.
+   * @throws {RegistryError} If it does not give this range.
+   * @throws {IntegrityError} If the blob has another size than its descriptor.
+   */
+  async pread(
+    dst: Uint8Array,
+    offset: number,
+    options: ReadOptions = {},
+  ): Promise<void> {
+    checkRange(this.size, offset, dst.length);
+    const retrier = new Retrier(this.#session.transport);
+    let done = 0;
+    while (done < dst.length) {
+      try {
+        await this.#attempt(
+          dst.subarray(done),
+          offset + done,
+          options,
+          (length) => {
+            done += length;
+            retrier.progressed(length);
+          },
+        );
+      } catch (error) {
+        await retrier.pause(error, options.signal);
+      }
+    }
+  }
+
+  /** Asks once and reads as much as comes; a server may send less than the range. */
+  async #attempt(
+    dst: Uint8Array,
+    offset: number,
+    options: ReadOptions,
+    onBytes: (length: number) => void,
+  ): Promise<void> {
+    const { digest } = this.#descriptor;
+    const wanted: WantedRange = {
+      digest,
+      size: this.size,
+      offset,
+      end: offset + dst.length,
+    };
+    const answer = await this.#ask(wanted, options);
+    try {
+      if (answer.status === 404) {
+        throw new NotFoundError(
+          `No blob "${digest}" in "${this.#name}"`,
+        );
+      }
+      if (answer.status === 416) {
+        throw new IntegrityError(
+          `Size of blob "${digest}"`,
+          `${this.size} bytes`,
+          `less than ${wanted.end} bytes`,
+        );
+      }
+      if (answer.status !== 200 && answer.status !== 206) {
+        throw await this.#session.error(answer);
+      }
+      const skip = checkRangeAnswer(answer, wanted);
+      if (skip > IGNORED_RANGE_SKIP_MAX) {
+        throw new RegistryError(
+          `Cannot read blob "${digest}" at offset ${offset}: "${answer.url.host}" ignores ranges`,
+          {
+            status: answer.status,
+            method: "GET",
+            url: answer.url,
+            temporary: false,
+          },
+        );
+      }
+      await skipBytes(answer, skip);
+      for (let at = 0; at < dst.length;) {
+        const length = await answer.read(dst.subarray(at));
+        if (length === 0) {
+          if (at > 0) return; // a shorter range than asked for; the rest is next
+          throw brokenBody(answer, "ended early");
+        }
+        at += length;
+        this.#bytesRead += length;
+        onBytes(length);
+      }
+    } finally {
+      await answer.discard();
+    }
+  }
+
+  async #ask(wanted: WantedRange, options: ReadOptions): Promise<Exchange> {
+    // One read finds the way for all that come meanwhile.
+    if (!this.#knowsTarget) await untilSettled(this.#asking, options.signal);
+    for (let mayAskAgain = true;; mayAskAgain = false) {
+      const storage = this.#storage;
+      if (!storage) return await this.#askRegistry(wanted, options);
+      this.#requests++;
+      const answer = await this.#session.transport.exchange({
+        method: "GET",
+        url: storage,
+        headers: { range: rangeHeader(wanted) },
+        ...options,
+      });
+      const isMoved = answer.status >= 300 && answer.status < 400;
+      if (!mayAskAgain || !(isMoved || EXPIRED.includes(answer.status))) {
+        return answer;
+      }
+      await answer.discard();
+      if (this.#storage === storage) {
+        this.#storage = undefined;
+        this.#knowsTarget = false;
+      }
+    }
+  }
+
+  async #askRegistry(
+    wanted: WantedRange,
+    options: ReadOptions,
+  ): Promise<Exchange> {
+    const found = Promise.withResolvers<void>();
+    const isFirst = !this.#knowsTarget && !this.#asking;
+    if (isFirst) this.#asking = found.promise;
+    try {
+      this.#requests++;
+      const answer = await this.#session.send({
+        method: "GET",
+        target: `blobs/${this.#descriptor.digest}`,
+        access: "pull",
+        headers: { range: rangeHeader(wanted) },
+        ...options,
+      });
+      if (answer.status === 200 || answer.status === 206) {
+        const base = await this.#session.transport.baseUrl(
+          this.#session.registry,
+        );
+        this.#storage = answer.url.origin === base.origin
+          ? undefined
+          : answer.url;
+        this.#knowsTarget = true;
+      }
+      return answer;
+    } finally {
+      if (isFirst) {
+        this.#asking = undefined;
+        found.resolve();
+      }
+    }
+  }
+
+  get #name(): string {
+    return `${this.#session.registry}/${this.#session.repository}`;
+  }
+
+  describe(): SourceDescription {
+    return {
+      kind: "registry blob",
+      detail: {
+        repository: this.#name,
+        digest: this.#descriptor.digest,
+        size: this.size,
+        requests: this.#requests,
+        bytesRead: this.#bytesRead,
+      },
+    };
+  }
+
+  /** Connections belong to the transport: nothing to let go. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+/** Waits for a promise that never rejects, unless the signal comes first. */
+async function untilSettled(
+  promise: Promise<void> | undefined,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  if (!promise) return;
+  const aborted = Promise.withResolvers<void>();
+  const onAbort = () => aborted.resolve();
+  signal?.addEventListener("abort", onAbort, { once: true });
+  try {
+    if (!signal?.aborted) await Promise.race([promise, aborted.promise]);
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
+  }
+  throwIfAborted(signal);
+}

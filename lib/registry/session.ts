@@ -1,0 +1,248 @@
+/**
+ * Requests to one repository of one registry: authentication, redirects,
+ * errors, retries.
+ */
+
+import type { Priority } from "../io/mod.ts";
+import { mayRedirect } from "./addresses.ts";
+import { Authenticator, type Scope } from "./auth.ts";
+import { answerError, redactUrl, RegistryError } from "./errors.ts";
+import type { RequestBody } from "./http.ts";
+import { noteRetryAfter, withRetries } from "./retry.ts";
+import type { Exchange, Transport } from "./transport.ts";
+
+/** Rights that a request needs on its repository. */
+export type Access = "pull" | "push";
+
+/** A request of a {@linkcode Session}. */
+export interface SessionRequest {
+  method: string;
+  /** Path below `/v2/REPOSITORY/`, or a full URL that the registry gave. */
+  target: string | URL;
+  access: Access;
+  /** More scopes, as a mount needs. */
+  scopes?: readonly Scope[] | undefined;
+  headers?: Record<string, string> | undefined;
+  body?: RequestBody | undefined;
+  /** Leave redirects of these statuses to the caller. */
+  keepRedirects?: readonly number[] | undefined;
+  signal?: AbortSignal | undefined;
+  priority?: Priority | undefined;
+}
+
+/** Most hops of one request. */
+const REDIRECTS_MAX = 10;
+const ERROR_BODY_SIZE_MAX = 64 * 1024;
+/** Challenge, then one token that was no longer accepted. */
+const AUTH_ROUNDS_MAX = 2;
+
+/** One repository's way to its registry. Borrows the transport. */
+export class Session {
+  readonly transport: Transport;
+  readonly registry: string;
+  readonly repository: string;
+  readonly #auth: Authenticator;
+
+  constructor(
+    transport: Transport,
+    auth: Authenticator,
+    registry: string,
+    repository: string,
+  ) {
+    this.transport = transport;
+    this.#auth = auth;
+    this.registry = registry;
+    this.repository = repository;
+  }
+
+  /** URL of a path below the repository. */
+  async url(path: string): Promise<URL> {
+    const base = await this.transport.baseUrl(this.registry);
+    return new URL(`/v2/${this.repository}/${path}`, base);
+  }
+
+  /**
+   * Sends a request until it is answered with one of `accepted`, and hands
+   * the answer to `consume`; both are repeated together when they fail for a
+   * passing reason.
+   *
+   * @throws {RegistryError} For any other status.
+   */
+  request<T>(
+    request: SessionRequest,
+    accepted: readonly number[],
+    consume: (answer: Exchange) => Promise<T>,
+  ): Promise<T> {
+    return withRetries(
+      this.transport,
+      () => this.once(request, accepted, consume),
+      request.signal,
+    );
+  }
+
+  /** {@linkcode request} without repeating. */
+  async once<T>(
+    request: SessionRequest,
+    accepted: readonly number[],
+    consume: (answer: Exchange) => Promise<T>,
+  ): Promise<T> {
+    const answer = await this.send(request);
+    try {
+      if (!accepted.includes(answer.status)) {
+        throw await this.error(answer);
+      }
+      return await consume(answer);
+    } finally {
+      await answer.discard();
+    }
+  }
+
+  /**
+   * One attempt: authenticates and follows redirects.
+   *
+   * @returns An answer of any status. Its `url` tells where it came from.
+   */
+  async send(request: SessionRequest): Promise<Exchange> {
+    const base = await this.transport.baseUrl(this.registry);
+    const url = typeof request.target === "string"
+      ? await this.url(request.target)
+      : request.target;
+    const scopes = [
+      `repository:${this.repository}:${
+        request.access === "push" ? "pull,push" : "pull"
+      }`,
+      ...request.scopes ?? [],
+    ];
+    let header = await this.#auth.header(base, this.repository, scopes);
+    for (let round = 0;; round++) {
+      const answer = await this.#follow(request, base, url, header);
+      const isRefused = answer.status === 401 ||
+        (answer.status === 403 && header !== undefined);
+      // A storage that refuses a signed URL is no matter of our credentials.
+      if (
+        !isRefused || round >= AUTH_ROUNDS_MAX ||
+        answer.url.origin !== base.origin
+      ) return answer;
+      const challengeHeader = answer.headers.get("www-authenticate");
+      const next = await this.#renew(base, scopes, {
+        status: answer.status,
+        challengeHeader,
+      }, header).catch(async (error) => {
+        await answer.discard();
+        throw error;
+      });
+      if (next === undefined) return answer;
+      await answer.discard();
+      header = next;
+    }
+  }
+
+  #renew(
+    base: URL,
+    scopes: readonly Scope[],
+    answer: { status: number; challengeHeader: string | null },
+    used: string | undefined,
+  ): Promise<string | undefined> {
+    return this.#auth.renew(base, this.repository, scopes, answer, used);
+  }
+
+  async #follow(
+    request: SessionRequest,
+    base: URL,
+    first: URL,
+    authorization: string | undefined,
+  ): Promise<Exchange> {
+    let url = first;
+    for (let hop = 0;; hop++) {
+      const isOwn = url.origin === base.origin;
+      const answer = await this.transport.exchange({
+        method: request.method,
+        url,
+        headers: {
+          ...request.headers,
+          ...(authorization !== undefined && isOwn && { authorization }),
+        },
+        body: request.body,
+        signal: request.signal,
+        priority: request.priority,
+      });
+      if (!isFollowed(request, answer.status)) return answer;
+      await answer.discard();
+      if (hop >= REDIRECTS_MAX) {
+        throw redirectError(answer, `more than ${REDIRECTS_MAX} redirects`);
+      }
+      url = await this.checkHop(answer, answer.headers.get("location"));
+    }
+  }
+
+  /**
+   * The URL that an answer sends us to, if we may go there.
+   *
+   * @throws {RegistryError} If it is missing or leads from TLS to plain HTTP or into a private network.
+   */
+  async checkHop(answer: Exchange, location: string | null): Promise<URL> {
+    const next = location === null ? null : URL.parse(location, answer.url);
+    if (!next || !/^https?:$/.test(next.protocol)) {
+      throw redirectError(answer, "a redirect without a usable Location");
+    }
+    if (answer.url.protocol === "https:" && next.protocol === "http:") {
+      throw redirectError(answer, "a redirect from TLS to plain HTTP");
+    }
+    const base = await this.transport.baseUrl(this.registry);
+    if (
+      next.hostname !== base.hostname &&
+      !await mayRedirect(base.hostname, next.hostname)
+    ) {
+      throw redirectError(
+        answer,
+        `a redirect to the inner address "${next.hostname}"`,
+      );
+    }
+    next.username = "";
+    next.password = "";
+    next.hash = "";
+    return next;
+  }
+
+  /** The error of an answer that was not accepted; reads its body. */
+  async error(answer: Exchange): Promise<RegistryError> {
+    const { method, url, status } = answer;
+    const body = await answer.bytes(ERROR_BODY_SIZE_MAX)
+      .catch(() => new Uint8Array(0));
+    const plain = answerError(method, url, status, body);
+    const base = await this.transport.baseUrl(this.registry);
+    const isOwn = url.origin === base.origin;
+    if (!isOwn || (status !== 401 && status !== 403)) {
+      noteRetryAfter(plain, answer.headers);
+      return plain;
+    }
+    return new RegistryError(
+      `Registry "${this.registry}" refused access to "${this.repository}" (${
+        [status, ...plain.codes].join(" ")
+      }): ${this.#auth.explain(this.repository)}`,
+      { status, codes: plain.codes, method, url, temporary: false },
+    );
+  }
+}
+
+function isFollowed(request: SessionRequest, status: number): boolean {
+  if (![301, 302, 303, 307, 308].includes(status)) return false;
+  if (request.keepRedirects?.includes(status)) return false;
+  if (request.method === "GET" || request.method === "HEAD") return true;
+  // Others may be repeated elsewhere only when the method stays the same and
+  // the body is still at hand.
+  return (status === 307 || status === 308) &&
+    typeof request.body !== "function";
+}
+
+function redirectError(answer: Exchange, what: string): RegistryError {
+  return new RegistryError(
+    `${answer.method} ${redactUrl(answer.url)} was answered with ${what}`,
+    {
+      status: answer.status,
+      method: answer.method,
+      url: answer.url,
+      temporary: false,
+    },
+  );
+}

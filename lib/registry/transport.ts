@@ -1,0 +1,470 @@
+/**
+ * Requests with deadlines, bounded concurrency and retries. Knows hosts and
+ * certificates, but neither authentication nor redirects (see `session.ts`).
+ */
+
+import {
+  DeadlineError,
+  LimitError,
+  type Logger,
+  ObdError,
+  type Priority,
+  Semaphore,
+  silentLogger,
+} from "../io/mod.ts";
+import { hostKind } from "./addresses.ts";
+import { type Clock, systemClock } from "./clock.ts";
+import { redactText, redactUrl, RegistryError } from "./errors.ts";
+import {
+  createEngine,
+  type HttpEngine,
+  type RequestBody,
+  type WireResponse,
+} from "./http.ts";
+import { apiHost } from "./reference.ts";
+import { abortError } from "./signals.ts";
+import {
+  CERTS_DIRECTORIES,
+  hasHostTls,
+  loadHostTls,
+  useSystemCas,
+} from "./tls.ts";
+
+/** Deadlines and retries; milliseconds unless named. */
+export interface TransportLimits {
+  /** From the start of a request to the headers of its answer. */
+  answerMs: number;
+  /** The same, from the last byte of an upload: registries move blobs about then. */
+  commitMs: number;
+  /** A body must bring {@linkcode stallBytes} in each such time. */
+  stallMs: number;
+  /** Bytes. */
+  stallBytes: number;
+  /** Attempts that bring nothing forward; one more ends in an error. */
+  attempts: number;
+  /** From the first attempt to the last one's start, while nothing comes forward. */
+  totalMs: number;
+  /** First and largest pause between attempts; the real one is a random part. */
+  pauseMs: number;
+  pauseMaxMs: number;
+  /** Longest `Retry-After` that is waited for. */
+  retryAfterMaxMs: number;
+}
+
+/** Defaults of {@linkcode TransportLimits}. */
+export const DEFAULT_LIMITS: Readonly<TransportLimits> = {
+  answerMs: 30_000,
+  commitMs: 300_000,
+  stallMs: 30_000,
+  stallBytes: 16 * 1024,
+  attempts: 6,
+  totalMs: 120_000,
+  pauseMs: 250,
+  pauseMaxMs: 10_000,
+  retryAfterMaxMs: 60_000,
+};
+
+/** Options of a {@linkcode Transport}. */
+export interface TransportOptions {
+  /** True: HTTP for every host. Absent: for loopback hosts without certificates of their own. */
+  plainHttp?: boolean | undefined;
+  /** PEM file with more CAs. */
+  caFile?: string | undefined;
+  tlsSkipVerify?: boolean | undefined;
+  /** Directories with certificates per host; for tests. */
+  certsDirectories?: readonly string[] | undefined;
+  /** Requests at once per host. Default 16. */
+  concurrency?: number | undefined;
+  limits?: Partial<TransportLimits> | undefined;
+  userAgent?: string | undefined;
+  logger?: Logger | undefined;
+  clock?: Clock | undefined;
+}
+
+/** A request to an absolute URL. */
+export interface ExchangeRequest {
+  method: string;
+  url: URL;
+  headers?: Record<string, string> | undefined;
+  body?: RequestBody | undefined;
+  signal?: AbortSignal | undefined;
+  priority?: Priority | undefined;
+}
+
+/** An answer whose body is still to be read. One of its methods must see the end of it. */
+export interface Exchange {
+  readonly method: string;
+  readonly url: URL;
+  readonly status: number;
+  readonly headers: Headers;
+  /** Some bytes into the front of `dst`; 0 at the end. Rejects when the body stalls or breaks off. */
+  read(dst: Uint8Array): Promise<number>;
+  /** The whole body. @throws {LimitError} If it is larger than `sizeMax` bytes. */
+  bytes(sizeMax: number): Promise<Uint8Array<ArrayBuffer>>;
+  /** Ends it. A short rest is read, so that the connection can be used again. */
+  discard(): Promise<void>;
+}
+
+const DRAIN_SIZE_MAX = 64 * 1024;
+const USER_AGENT = "obd/0.1";
+
+/** Connections to registries and to what they redirect to. Shared by many repositories. */
+export class Transport implements AsyncDisposable {
+  readonly limits: Readonly<TransportLimits>;
+  readonly clock: Clock;
+  readonly logger: Logger;
+  readonly #options: TransportOptions;
+  readonly #engines = new Map<string, Promise<HttpEngine>>();
+  readonly #permits = new Map<string, Semaphore>();
+  readonly #schemes = new Map<string, Promise<"http:" | "https:">>();
+  readonly #open = new Set<() => Promise<void>>();
+
+  constructor(options: TransportOptions = {}) {
+    useSystemCas();
+    this.#options = options;
+    this.limits = { ...DEFAULT_LIMITS, ...options.limits };
+    this.clock = options.clock ?? systemClock;
+    this.logger = options.logger ?? silentLogger;
+  }
+
+  /** `http://host:port/` or `https://…/` of a registry's API. */
+  async baseUrl(registry: string): Promise<URL> {
+    const host = apiHost(registry);
+    let scheme = this.#schemes.get(host);
+    if (!scheme) {
+      scheme = this.#chooseScheme(host);
+      this.#schemes.set(host, scheme);
+    }
+    return new URL(`${await scheme}//${host}/`);
+  }
+
+  async #chooseScheme(host: string): Promise<"http:" | "https:"> {
+    const { plainHttp, caFile, tlsSkipVerify, certsDirectories } =
+      this.#options;
+    if (plainHttp !== undefined) return plainHttp ? "http:" : "https:";
+    const isLoopback =
+      hostKind(new URL(`http://${host}/`).hostname) === "loopback";
+    const wantsTls = caFile !== undefined || tlsSkipVerify === true ||
+      await hasHostTls(host, certsDirectories ?? CERTS_DIRECTORIES);
+    return isLoopback && !wantsTls ? "http:" : "https:";
+  }
+
+  #engine(url: URL): Promise<HttpEngine> {
+    const key = url.protocol === "http:" ? "http:" : url.host;
+    let engine = this.#engines.get(key);
+    if (!engine) {
+      engine = this.#createEngine(url);
+      engine.catch(() => this.#engines.delete(key));
+      this.#engines.set(key, engine);
+    }
+    return engine;
+  }
+
+  async #createEngine(url: URL): Promise<HttpEngine> {
+    const isSecure = url.protocol === "https:";
+    const tls = isSecure
+      ? await loadHostTls(url.host, {
+        caFile: this.#options.caFile,
+        directories: this.#options.certsDirectories ?? CERTS_DIRECTORIES,
+      })
+      : { caCerts: [] };
+    return await createEngine(tls, {
+      skipVerify: isSecure && this.#options.tlsSkipVerify === true,
+      idleConnectionsPerHost: this.#concurrency,
+    });
+  }
+
+  get #concurrency(): number {
+    return this.#options.concurrency ?? 16;
+  }
+
+  #semaphore(host: string): Semaphore {
+    let semaphore = this.#permits.get(host);
+    if (!semaphore) {
+      semaphore = new Semaphore(this.#concurrency);
+      this.#permits.set(host, semaphore);
+    }
+    return semaphore;
+  }
+
+  /**
+   * One request, one answer. Holds one of the host's permits until the body
+   * has ended or was discarded.
+   *
+   * @throws {RegistryError} With status 0 if there is no answer.
+   * @throws {DeadlineError} If it does not come in time.
+   * @throws {CancelledError} If `signal` was aborted.
+   */
+  async exchange(request: ExchangeRequest): Promise<Exchange> {
+    const engine = await this.#engine(request.url);
+    const held = Promise.withResolvers<void>();
+    const granted = Promise.withResolvers<void>();
+    this.#semaphore(request.url.host).run(() => {
+      granted.resolve();
+      return held.promise;
+    }, request).catch(granted.reject);
+    await granted.promise;
+    const guard = new Guard(request, this.limits, () => {
+      this.#open.delete(guard.cancel);
+      held.resolve();
+    });
+    this.#open.add(guard.cancel);
+    return await guard.send(engine, this.#wireHeaders(request));
+  }
+
+  #wireHeaders(request: ExchangeRequest): Headers {
+    const headers = new Headers(request.headers);
+    headers.set("user-agent", this.#options.userAgent ?? USER_AGENT);
+    // Blobs and manifests are checked as stored: nothing may decode them on
+    // the way, and a range must be one of the stored bytes.
+    headers.set("accept-encoding", "identity");
+    return headers;
+  }
+
+  /** Ends what is still open and closes the connections. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([...this.#open].map((cancel) => cancel()));
+    const engines = [...this.#engines.values()];
+    this.#engines.clear();
+    for (const engine of await Promise.allSettled(engines)) {
+      if (engine.status === "fulfilled") engine.value.close();
+    }
+  }
+}
+
+/** Deadlines and cleanup around one exchange. */
+class Guard {
+  readonly #request: ExchangeRequest;
+  readonly #limits: TransportLimits;
+  readonly #control = new AbortController();
+  readonly #onAbort: () => void;
+  #release: (() => void) | undefined;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #response: WireResponse | undefined;
+  #bodyError: unknown;
+  #isPending = false;
+  #received = 0;
+  /** State when the stall timer last ran. */
+  #seen = { wasPending: false, received: 0 };
+
+  constructor(
+    request: ExchangeRequest,
+    limits: TransportLimits,
+    release: () => void,
+  ) {
+    this.#request = request;
+    this.#limits = limits;
+    this.#release = release;
+    const { signal } = request;
+    this.#onAbort = () => this.#control.abort(abortError(signal!));
+    signal?.addEventListener("abort", this.#onAbort, { once: true });
+    if (signal?.aborted) this.#onAbort();
+  }
+
+  async send(engine: HttpEngine, headers: Headers): Promise<Exchange> {
+    const { method, url, body } = this.#request;
+    try {
+      this.#armAnswer(this.#limits.answerMs);
+      const response = await engine.send({
+        method,
+        url,
+        headers,
+        ...(body === undefined
+          ? {}
+          : { body: body instanceof Uint8Array ? body : this.#watch(body()) }),
+      }, this.#control.signal);
+      this.#response = response;
+      this.#armStall();
+      return {
+        method,
+        url,
+        status: response.status,
+        headers: response.headers,
+        read: (dst) => this.#read(dst),
+        bytes: (sizeMax) => this.#bytes(sizeMax),
+        discard: () => this.#discard(),
+      };
+    } catch (error) {
+      const typed = this.#typed(error);
+      this.#finish();
+      throw typed;
+    }
+  }
+
+  /** Passes an upload on; as long as it moves, the answer is not waited for. */
+  async *#watch(
+    body: AsyncIterable<Uint8Array>,
+  ): AsyncGenerator<Uint8Array> {
+    try {
+      for await (const piece of body) {
+        this.#armAnswer(this.#limits.answerMs);
+        yield piece;
+      }
+      this.#armAnswer(this.#limits.commitMs);
+    } catch (error) {
+      this.#bodyError = error;
+      throw error;
+    }
+  }
+
+  #armAnswer(milliseconds: number): void {
+    clearTimeout(this.#timer);
+    if (!this.#release || this.#response) return;
+    this.#timer = setTimeout(() => {
+      const what = `${this.#request.method} ${redactUrl(this.#request.url)}`;
+      this.#control.abort(new DeadlineError(what, milliseconds));
+    }, milliseconds);
+  }
+
+  /** A reader that pauses is no stall, so only time in which a read waited counts. */
+  #armStall(): void {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      const { wasPending, received } = this.#seen;
+      if (
+        this.#isPending && wasPending &&
+        this.#received - received < this.#limits.stallBytes
+      ) {
+        const what = `The body of ${redactUrl(this.#request.url)}`;
+        this.#control.abort(new DeadlineError(what, this.#limits.stallMs));
+        // The read may hang in a runtime that does not see the signal.
+        this.#response?.cancel();
+        return;
+      }
+      this.#seen = { wasPending: this.#isPending, received: this.#received };
+      this.#armStall();
+    }, this.#limits.stallMs / 2);
+  }
+
+  async #read(dst: Uint8Array): Promise<number> {
+    if (!this.#release) return 0;
+    this.#isPending = true;
+    try {
+      const length = await this.#response!.read(dst);
+      if (this.#control.signal.aborted) throw this.#control.signal.reason;
+      this.#received += length;
+      if (length === 0) this.#finish();
+      return length;
+    } catch (error) {
+      const typed = this.#typed(error);
+      await this.cancel();
+      throw typed;
+    } finally {
+      this.#isPending = false;
+    }
+  }
+
+  async #bytes(sizeMax: number): Promise<Uint8Array<ArrayBuffer>> {
+    const stated = Number(this.#response!.headers.get("content-length")) || 0;
+    let buffer = new Uint8Array(
+      Math.min(sizeMax + 1, Math.max(4096, stated + 1)),
+    );
+    let at = 0;
+    for (;;) {
+      if (at > sizeMax) {
+        await this.cancel();
+        throw new LimitError(
+          `Answer of ${
+            redactUrl(this.#request.url)
+          } has more than ${sizeMax} bytes`,
+        );
+      }
+      if (at === buffer.length) {
+        const larger = new Uint8Array(Math.min(sizeMax + 1, 2 * at));
+        larger.set(buffer);
+        buffer = larger;
+      }
+      const length = await this.#read(buffer.subarray(at));
+      if (length === 0) return buffer.subarray(0, at);
+      at += length;
+    }
+  }
+
+  async #discard(): Promise<void> {
+    if (!this.#release) return;
+    try {
+      const scratch = new Uint8Array(16 * 1024);
+      for (let rest = DRAIN_SIZE_MAX; rest > 0;) {
+        const length = await this.#read(scratch);
+        if (length === 0) return;
+        rest -= length;
+      }
+    } catch {
+      // What is thrown away may also break.
+    }
+    await this.cancel();
+  }
+
+  /** Lets go at once. */
+  readonly cancel = async (): Promise<void> => {
+    const response = this.#response;
+    const wasOpen = this.#release !== undefined;
+    this.#finish();
+    if (!wasOpen) return;
+    this.#control.abort(new ObdError("cancelled", "The exchange was closed"));
+    await response?.cancel();
+  };
+
+  #finish(): void {
+    clearTimeout(this.#timer);
+    this.#request.signal?.removeEventListener("abort", this.#onAbort);
+    const release = this.#release;
+    this.#release = undefined;
+    release?.();
+  }
+
+  #typed(error: unknown): unknown {
+    if (this.#bodyError !== undefined) return this.#bodyError;
+    const { signal } = this.#control;
+    if (signal.aborted && signal.reason instanceof ObdError) {
+      return signal.reason;
+    }
+    if (error instanceof ObdError) return error;
+    return connectionError(this.#request, error);
+  }
+}
+
+/** The runtime's messages quote full URLs, so the original is not kept as a cause. */
+function connectionError(
+  request: ExchangeRequest,
+  error: unknown,
+): RegistryError {
+  const { method, url } = request;
+  const text = causeText(error);
+  const isCertificate = /certificate|UnknownIssuer|NotValidForName/i.test(text);
+  const isTlsMismatch = /InvalidContentType|corrupt message|wrong version/i
+    .test(text);
+  const hint = isTlsMismatch
+    ? " (the server does not speak TLS; is --plain-http missing?)"
+    : isCertificate
+    ? " (see --ca-file and --tls-skip-verify)"
+    : "";
+  return new RegistryError(
+    `${method} ${redactUrl(url)} failed: ${shorten(text)}${hint}`,
+    {
+      status: 0,
+      method,
+      url,
+      temporary: !isCertificate && !isTlsMismatch,
+    },
+  );
+}
+
+function causeText(error: unknown): string {
+  const parts: string[] = [];
+  for (let e = error; e instanceof Error && parts.length < 5; e = e.cause) {
+    parts.push(e.message);
+  }
+  return parts.length === 0 ? String(error) : parts.join(": ");
+}
+
+/** "fetch failed: error sending request for url (…): client error (Connect): X: Y" → "Connect: X: Y". */
+function shorten(text: string): string {
+  return redactText(
+    text.replace(
+      /^(fetch failed: )?error sending request for url \(.*?\): /,
+      "",
+    ).replace(/client error \((\w+)\)/, "$1"),
+    300,
+  );
+}
