@@ -200,6 +200,7 @@ export class TarWalker {
     this.#position += SECTOR_SIZE;
     if (this.#state === "mapBlock") {
       this.#oldMap!.extend(bytes, at, offset);
+      this.#file!.bodyEnd += SECTOR_SIZE; // the size does not count these blocks
       this.#endOldMap();
     } else if (isZeroBlock(bytes, at)) {
       if (this.#sawZeroBlock) this.#state = "end";
