@@ -34,19 +34,22 @@ export interface CachedSourceOptions {
   budget?: ByteBudget;
 }
 
-/** A source whose cached bytes turned out to be wrong can be told so. */
-export interface DiscardableSource extends ByteSource {
+/** What a reader can tell a cache below it. */
+export interface CachingSource extends ByteSource {
   /**
    * Forgets what is cached of a range.
    *
    * @returns Whether anything was: reading again may give other bytes.
    */
   discard(offset: number, length: number): boolean;
+  /** A range that was asked for as prefetch is wanted now. */
+  hurry(offset: number, length: number): void;
 }
 
-/** Whether a source has {@linkcode DiscardableSource.discard}. */
-export function isDiscardable(source: ByteSource): source is DiscardableSource {
-  return "discard" in source && typeof source.discard === "function";
+/** Whether a source is a {@linkcode CachingSource}. */
+export function isCaching(source: ByteSource): source is CachingSource {
+  return "discard" in source && typeof source.discard === "function" &&
+    "hurry" in source && typeof source.hurry === "function";
 }
 
 interface BlockFlight extends SharedFlight<Uint8Array> {
@@ -69,7 +72,7 @@ interface Fetch {
  *
  * Owns the inner source.
  */
-export class CachedSource implements DiscardableSource {
+export class CachedSource implements CachingSource {
   readonly size: number;
   readonly #inner: ByteSource;
   readonly #key: string;
@@ -152,6 +155,15 @@ export class CachedSource implements DiscardableSource {
     return any;
   }
 
+  hurry(offset: number, length: number): void {
+    const end = Math.ceil((offset + length) / this.#blockSize);
+    let block = Math.floor(offset / this.#blockSize);
+    for (; block < end; block++) {
+      const flight = this.#flights.get(block);
+      if (flight) this.#hurry(flight);
+    }
+  }
+
   describe(): SourceDescription {
     const inner = this.#inner.describe?.();
     return {
@@ -228,10 +240,7 @@ export class CachedSource implements DiscardableSource {
     if (this.#closed) throw closedError();
     const running = this.#flights.get(block);
     if (running) {
-      if (priority === "demand" && this.#queues.prefetch.delete(block)) {
-        running.priority = priority;
-        this.#queues.demand.set(block, running);
-      }
+      if (priority === "demand") this.#hurry(running);
       return running;
     }
     const flight: BlockFlight = Object.assign(
@@ -242,6 +251,12 @@ export class CachedSource implements DiscardableSource {
     this.#queues[priority].set(block, flight);
     this.#scheduleDispatch();
     return flight;
+  }
+
+  #hurry(flight: BlockFlight): void {
+    if (!this.#queues.prefetch.delete(flight.block)) return;
+    flight.priority = "demand";
+    this.#queues.demand.set(flight.block, flight);
   }
 
   #abandon(flight: BlockFlight): void {

@@ -1,0 +1,274 @@
+/** The uncompressed tar of a gzip layer, read at random. */
+
+import {
+  type ByteSource,
+  FormatError,
+  IntegrityError,
+  ObdError,
+  type Priority,
+  readBytes,
+  type ReadOptions,
+  type SourceDescription,
+  toHex,
+  UnsupportedError,
+} from "../io/mod.ts";
+import { isCaching } from "./cache/mod.ts";
+import {
+  digestKey,
+  type SpanMaker,
+  SpanSource,
+  type SpanSourceOptions,
+} from "./span_source.ts";
+import { MAX_SPAN_BYTES, type SpanTable } from "./span_table.ts";
+
+/**
+ * Most compressed bytes of one span. Deflate grows by a few bytes per 64 KiB at
+ * worst, but a stream may hold any number of empty blocks.
+ */
+const MAX_COMPRESSED_BYTES = MAX_SPAN_BYTES + 2 ** 20;
+/** What is read beyond the largest sensible end of the last span: the gzip trailer and then some. */
+const TAIL_SLACK = 64 * 1024;
+
+/** Where decoding may start: one entry per span, in the order of the spans. */
+export interface CheckpointTable {
+  readonly count: number;
+  /** First whole byte, in the compressed blob. */
+  compressedOffset(index: number): number;
+  /** Bits of the byte before it that belong to the checkpoint, 0–7. */
+  bits(index: number): number;
+  /** The preceding output as a zlib stream (RFC 1950) of 32768 bytes; empty at the start of a member. */
+  window(index: number): Uint8Array;
+}
+
+/** One span to decode; see `CodecPool` of lib/compress. */
+export interface SpanJob {
+  /** Compressed bytes from the checkpoint on; its first byte is the partial one when `bits` is not 0. Given away. */
+  input: Uint8Array<ArrayBuffer>;
+  bits: number;
+  window: Uint8Array;
+  /** Bytes to decode, exactly. */
+  length: number;
+  /** What they must hash to. */
+  sha256?: Uint8Array | undefined;
+}
+
+/** Decodes spans, off this thread. */
+export interface SpanInflater {
+  /**
+   * @throws {FormatError} When the input is not deflate, or too short.
+   * @throws {IntegrityError} When the SHA-256 is another.
+   */
+  inflateSpan(job: SpanJob, options?: ReadOptions): Promise<Uint8Array>;
+}
+
+/** Settings of a {@linkcode GunzipSource}. */
+export interface GunzipOptions extends SpanSourceOptions {
+  /** Digest of the compressed blob. */
+  digest: string;
+  /** Without digests in it nothing can be checked (integrity "none"). */
+  spans: SpanTable;
+  checkpoints: CheckpointTable;
+  /** Borrowed. */
+  inflater: SpanInflater;
+}
+
+/**
+ * Reads a gzip layer at random: a read fetches just the compressed bytes of its
+ * spans, decodes each from its checkpoint and checks it against its SHA-256
+ * before any of it is served or stored. Owns the compressed source.
+ *
+ * A read fails with an `IntegrityError` when a span is not what the table says
+ * (read twice, if the first bytes came from a cache).
+ */
+export class GunzipSource extends SpanSource {
+  /**
+   * @throws {FormatError} When the tables do not fit each other or the blob.
+   * @throws {UnsupportedError} When a span is too large to decode in memory.
+   */
+  constructor(compressed: ByteSource, options: GunzipOptions) {
+    super(new GunzipMaker(compressed, options), options);
+  }
+}
+
+class GunzipMaker implements SpanMaker {
+  readonly name: string;
+  readonly spans: SpanTable;
+  readonly #compressed: ByteSource;
+  readonly #checkpoints: CheckpointTable;
+  readonly #inflater: SpanInflater;
+
+  constructor(compressed: ByteSource, options: GunzipOptions) {
+    this.name = options.digest;
+    this.spans = options.spans;
+    this.#compressed = compressed;
+    this.#checkpoints = options.checkpoints;
+    this.#inflater = options.inflater;
+    checkTables(compressed.size, options.spans, options.checkpoints);
+  }
+
+  keyOf(index: number): string {
+    const digest = this.spans.digestOf(index);
+    if (digest) return digestKey(digest);
+    const offset = this.spans.offsetOf(index);
+    // Two indexes of one blob may cut it differently.
+    return `${this.name}/gunzip/${offset}+${this.spans.sizeOf(index)}`;
+  }
+
+  make(
+    index: number,
+    options: { signal: AbortSignal; priority: Priority },
+  ): Promise<Uint8Array> {
+    const { start, length } = this.#range(index);
+    return makeChecked({
+      what: `Span ${index} of layer "${this.name}"`,
+      source: this.#compressed,
+      start,
+      length,
+      sha256: this.spans.digestOf(index),
+      decode: (input) => this.#decode(index, input, options),
+      options,
+    });
+  }
+
+  hurry(index: number): void {
+    if (!isCaching(this.#compressed)) return;
+    const { start, length } = this.#range(index);
+    this.#compressed.hurry(start, length);
+  }
+
+  async #decode(
+    index: number,
+    input: Uint8Array<ArrayBuffer>,
+    options: ReadOptions,
+  ): Promise<Uint8Array> {
+    const length = this.spans.sizeOf(index);
+    const bytes = await this.#inflater.inflateSpan({
+      input,
+      bits: this.#checkpoints.bits(index),
+      window: this.#checkpoints.window(index),
+      length,
+      sha256: this.spans.digestOf(index),
+    }, options);
+    if (bytes.length !== length) {
+      throw new FormatError(
+        "gzip span",
+        "length",
+        `is ${bytes.length}, expected ${length}`,
+      );
+    }
+    return bytes;
+  }
+
+  /** The compressed bytes of a span, with the partial bytes at both ends. */
+  #range(index: number): { start: number; length: number } {
+    const table = this.#checkpoints;
+    const start = compressedStart(table, index);
+    let end = this.#compressed.size;
+    if (index + 1 < table.count) end = table.compressedOffset(index + 1);
+    else end = Math.min(end, start + worstCompressed(this.spans.sizeOf(index)));
+    return { start, length: end - start };
+  }
+
+  describe(): SourceDescription {
+    const inner = this.#compressed.describe?.();
+    return {
+      kind: "gunzip",
+      detail: {
+        layer: this.name,
+        spans: this.spans.count,
+        integrity: this.spans.digestOf(0) ? "spans" : "none",
+      },
+      ...(inner ? { inner: [inner] } : {}),
+    };
+  }
+
+  dispose(): Promise<void> {
+    return Promise.resolve(this.#compressed[Symbol.asyncDispose]());
+  }
+}
+
+function compressedStart(table: CheckpointTable, index: number): number {
+  return table.compressedOffset(index) - (table.bits(index) > 0 ? 1 : 0);
+}
+
+/** Stored blocks cost 5 bytes per 65,535 (RFC 1951 §3.2.4); a tenth more allows for poor compressors. */
+function worstCompressed(length: number): number {
+  return Math.ceil(length * 1.1) + TAIL_SLACK;
+}
+
+function checkTables(
+  blobSize: number,
+  spans: SpanTable,
+  checkpoints: CheckpointTable,
+): void {
+  const wrong = (field: string, problem: string) =>
+    new FormatError("gzip index", field, problem);
+  if (checkpoints.count !== spans.count) {
+    throw wrong(
+      "checkpoints",
+      `are ${checkpoints.count}, spans ${spans.count}`,
+    );
+  }
+  let start = 0;
+  for (let i = 0; i < checkpoints.count; i++) {
+    const offset = checkpoints.compressedOffset(i);
+    const bits = checkpoints.bits(i);
+    if (!Number.isInteger(bits) || bits < 0 || bits > 7) {
+      throw wrong(`bits of checkpoint ${i}`, `are ${bits}`);
+    }
+    const from = offset - (bits > 0 ? 1 : 0);
+    if (!Number.isSafeInteger(offset) || from < start || offset > blobSize) {
+      throw wrong(`offset of checkpoint ${i}`, `is ${offset}`);
+    }
+    if (i > 0 && from - start > MAX_COMPRESSED_BYTES) {
+      throw new UnsupportedError(
+        "large span",
+        `Cannot serve lazily: span ${i - 1} has ${
+          from - start
+        } compressed bytes, at most ${MAX_COMPRESSED_BYTES} are supported`,
+      );
+    }
+    start = from;
+  }
+}
+
+/**
+ * Reads, decodes and checks; once more when it was wrong and a cache below may
+ * be to blame. Bytes that stay wrong are not left in that cache either.
+ *
+ * @throws {IntegrityError} When the bytes are not what they should be.
+ */
+export async function makeChecked(job: {
+  what: string;
+  source: ByteSource;
+  start: number;
+  length: number;
+  sha256: Uint8Array | undefined;
+  decode: (input: Uint8Array<ArrayBuffer>) => Promise<Uint8Array>;
+  options: ReadOptions;
+}): Promise<Uint8Array> {
+  for (let attempt = 1;; attempt++) {
+    const input = await readBytes(
+      job.source,
+      job.start,
+      job.length,
+      job.options,
+    );
+    try {
+      return await job.decode(input);
+    } catch (error) {
+      if (!isWrongData(error)) throw error;
+      const cached = isCaching(job.source) &&
+        job.source.discard(job.start, job.length);
+      if (cached && attempt === 1) continue;
+      const want = job.sha256 ? toHex(job.sha256) : "decodable";
+      const got = error instanceof IntegrityError ? error.got : "not decodable";
+      throw new IntegrityError(job.what, want, got, { cause: error });
+    }
+  }
+}
+
+function isWrongData(error: unknown): boolean {
+  return error instanceof ObdError &&
+    (error.code === "integrity" || error.code === "format");
+}

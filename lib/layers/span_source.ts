@@ -1,0 +1,432 @@
+/**
+ * A layer's uncompressed tar, made span by span: each is fetched, decoded and
+ * checked once, then served from memory or from the span cache.
+ */
+
+import {
+  ByteBudget,
+  type ByteSource,
+  checkRange,
+  type Logger,
+  ObdError,
+  type Priority,
+  type ReadOptions,
+  SharedFlight,
+  silentLogger,
+  type SourceDescription,
+  toHex,
+  withDeadline,
+} from "../io/mod.ts";
+import {
+  allSettled,
+  type CacheEntry,
+  type CacheStore,
+  MemoryCache,
+  type MemoryEntry,
+} from "./cache/mod.ts";
+import { type Stream, StreamTracker } from "./readahead.ts";
+import type { SpanTable } from "./span_table.ts";
+
+const DEFAULT_MEMORY_BYTES = 32 * 1024 * 1024;
+const DEFAULT_IN_FLIGHT_BYTES = 64 * 1024 * 1024;
+const DEFAULT_WINDOW_BYTES = 8 * 1024 * 1024;
+const DEFAULT_DEADLINE_MS = 120_000;
+/** Spans of one layer that are read ahead at once. */
+const MAX_AHEAD = 16;
+/** A span that stays wrong is logged this often. */
+const LOG_INTERVAL_MS = 60_000;
+
+/** What all layers of a process share to keep spans. */
+export class SpanCache {
+  /** Spans on disk; undefined keeps them in memory only. Borrowed. */
+  readonly store: CacheStore | undefined;
+  /** Recent spans. */
+  readonly memory: MemoryCache;
+  /** Bounds the decoded bytes of spans that are being made. */
+  readonly budget: ByteBudget;
+
+  constructor(
+    options: {
+      store?: CacheStore | undefined;
+      memoryBytes?: number;
+      inFlightBytes?: number;
+    } = {},
+  ) {
+    this.store = options.store;
+    this.memory = new MemoryCache(options.memoryBytes ?? DEFAULT_MEMORY_BYTES);
+    this.budget = new ByteBudget(
+      options.inFlightBytes ?? DEFAULT_IN_FLIGHT_BYTES,
+    );
+  }
+}
+
+/** Settings that every {@linkcode SpanSource} has. */
+export interface SpanSourceOptions {
+  cache: SpanCache;
+  logger?: Logger;
+  /** Most bytes read ahead of a sequential reader; default 8 MiB, but a quarter of the memory cache at most; 0 = never. */
+  readaheadBytes?: number;
+  /** A span that takes longer fails its readers, in ms. */
+  deadlineMs?: number;
+}
+
+/** Makes the bytes of a span. */
+export interface SpanMaker {
+  /** For people: the layer's digest. */
+  readonly name: string;
+  readonly spans: SpanTable;
+  /** Key of a span in the caches: equal keys must mean equal bytes. */
+  keyOf(index: number): string;
+  /**
+   * The span's bytes: as long as the table says and checked, where there is
+   * something to check them against.
+   */
+  make(
+    index: number,
+    options: { signal: AbortSignal; priority: Priority },
+  ): Promise<Uint8Array>;
+  /** A span that is being made as prefetch is wanted now. */
+  hurry(index: number): void;
+  describe(): SourceDescription;
+  dispose(): Promise<void>;
+}
+
+interface Span {
+  readonly index: number;
+  readonly key: string;
+  memory: MemoryEntry | undefined;
+  entry: CacheEntry | undefined;
+  flight: SharedFlight<Uint8Array> | undefined;
+  /** Of the flight. */
+  priority: Priority;
+  /** Aborted when a demand read joins a prefetch flight that still waits for memory. */
+  waiting: AbortController | undefined;
+  loggedAt: number;
+}
+
+/** The key of a span in the caches when its digest is known: equal spans of different layers meet. */
+export function digestKey(digest: Uint8Array): string {
+  return `sha256:${toHex(digest)}`;
+}
+
+/** See the module's comment. Owns its maker. */
+export class SpanSource implements ByteSource {
+  readonly size: number;
+  readonly #maker: SpanMaker;
+  readonly #table: SpanTable;
+  readonly #cache: SpanCache;
+  readonly #logger: Logger;
+  readonly #deadlineMs: number;
+  readonly #tracker: StreamTracker;
+  readonly #spans = new Map<number, Span>();
+  readonly #flying = new Map<Promise<void>, AbortController>();
+  #ahead = 0;
+  #recent: Span | undefined;
+  #closed: Promise<void> | undefined;
+
+  constructor(maker: SpanMaker, options: SpanSourceOptions) {
+    this.#maker = maker;
+    this.#table = maker.spans;
+    this.size = maker.spans.size;
+    this.#cache = options.cache;
+    this.#logger = options.logger ?? silentLogger;
+    this.#deadlineMs = options.deadlineMs ?? DEFAULT_DEADLINE_MS;
+    this.#tracker = new StreamTracker(
+      Math.min(
+        options.readaheadBytes ?? DEFAULT_WINDOW_BYTES,
+        options.cache.memory.limit / 4,
+      ),
+    );
+  }
+
+  preadNow(dst: Uint8Array, offset: number): boolean {
+    checkRange(this.size, offset, dst.length);
+    for (let at = 0; at < dst.length;) {
+      const span = this.#spanAt(offset + at);
+      const inside = offset + at - this.#table.offsetOf(span.index);
+      const length = Math.min(
+        dst.length - at,
+        this.#table.sizeOf(span.index) - inside,
+      );
+      const whole = at === 0 && length === dst.length;
+      const part = whole ? dst : dst.subarray(at, at + length);
+      if (!this.#readNow(span, part, inside)) return false;
+      at += length;
+    }
+    this.#note(offset, dst.length);
+    return true;
+  }
+
+  async pread(
+    dst: Uint8Array,
+    offset: number,
+    options: ReadOptions = {},
+  ): Promise<void> {
+    checkRange(this.size, offset, dst.length);
+    if (this.#closed) throw closedError();
+    const parts: Promise<void>[] = [];
+    for (let at = 0; at < dst.length;) {
+      const span = this.#spanAt(offset + at);
+      const inside = offset + at - this.#table.offsetOf(span.index);
+      const length = Math.min(
+        dst.length - at,
+        this.#table.sizeOf(span.index) - inside,
+      );
+      const part = dst.subarray(at, at + length);
+      parts.push(this.#readPart(span, part, inside, options));
+      at += length;
+    }
+    if (options.priority !== "prefetch") this.#note(offset, dst.length);
+    // All of them, also after a failure: `dst` is ours until none writes to it.
+    await allSettled(parts);
+  }
+
+  describe(): SourceDescription {
+    return this.#maker.describe();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#closed ??= this.#close();
+  }
+
+  async #close(): Promise<void> {
+    const running = [...this.#flying];
+    for (const [, control] of running) control.abort();
+    await Promise.all(running.map(([done]) => done));
+    this.#spans.clear();
+    await this.#maker.dispose();
+  }
+
+  #spanAt(offset: number): Span {
+    const recent = this.#recent;
+    if (recent) {
+      const inside = offset - this.#table.offsetOf(recent.index);
+      if (inside >= 0 && inside < this.#table.sizeOf(recent.index)) {
+        return recent;
+      }
+    }
+    return this.#recent = this.#span(this.#table.find(offset));
+  }
+
+  #span(index: number): Span {
+    let span = this.#spans.get(index);
+    if (!span) {
+      span = {
+        index,
+        key: this.#maker.keyOf(index),
+        memory: undefined,
+        entry: undefined,
+        flight: undefined,
+        priority: "demand",
+        waiting: undefined,
+        loggedAt: -Infinity,
+      };
+      this.#spans.set(index, span);
+    }
+    return span;
+  }
+
+  /** The span's place in memory, if it is there; found under its key when another layer brought it. */
+  #memoryOf(span: Span): MemoryEntry | undefined {
+    if (span.memory?.bytes) return span.memory;
+    return span.memory = this.#cache.memory.get(span.key);
+  }
+
+  #entryOf(span: Span): CacheEntry | undefined {
+    const known = span.entry;
+    if (known && known.state !== "dead") return known;
+    const { store } = this.#cache;
+    let entry = store?.get(span.key);
+    if (entry && entry.size !== this.#table.sizeOf(span.index)) {
+      store!.drop(entry);
+      entry = undefined;
+    }
+    return span.entry = entry;
+  }
+
+  #readNow(span: Span, dst: Uint8Array, inside: number): boolean {
+    const memory = this.#memoryOf(span);
+    if (memory) {
+      const bytes = memory.bytes!;
+      dst.set(
+        dst.length === bytes.length
+          ? bytes
+          : bytes.subarray(inside, inside + dst.length),
+      );
+      this.#cache.memory.touch(memory);
+      return true;
+    }
+    const entry = this.#entryOf(span);
+    return entry !== undefined &&
+      this.#cache.store!.preadNow(entry, dst, inside);
+  }
+
+  async #readPart(
+    span: Span,
+    dst: Uint8Array,
+    inside: number,
+    options: ReadOptions,
+  ): Promise<void> {
+    if (this.#readNow(span, dst, inside)) return;
+    const entry = this.#entryOf(span);
+    if (entry?.state === "ready") {
+      if (await this.#cache.store!.pread(entry, dst, inside)) return;
+    }
+    const flight = this.#flightOf(span, options.priority ?? "demand");
+    const bytes = await flight.join(options.signal);
+    dst.set(bytes.subarray(inside, inside + dst.length));
+  }
+
+  #flightOf(span: Span, priority: Priority): SharedFlight<Uint8Array> {
+    if (this.#closed) throw closedError();
+    if (span.flight) {
+      if (priority === "demand") this.#hurry(span);
+      return span.flight;
+    }
+    const control = new AbortController();
+    const flight = new SharedFlight<Uint8Array>(() => {
+      if (span.flight === flight) span.flight = undefined;
+      control.abort();
+    });
+    span.flight = flight;
+    span.priority = priority;
+    const done = this.#load(span, control.signal).then(
+      (bytes) => flight.resolve(bytes),
+      (error) => flight.reject(error),
+    ).finally(() => {
+      if (span.flight === flight) span.flight = undefined;
+      this.#flying.delete(done);
+    });
+    this.#flying.set(done, control);
+    return flight;
+  }
+
+  #hurry(span: Span): void {
+    if (span.priority === "demand") return;
+    span.priority = "demand";
+    span.waiting?.abort();
+    this.#maker.hurry(span.index);
+  }
+
+  /** Brings a span to memory: from the store if it is there, else made anew and stored. */
+  async #load(
+    span: Span,
+    signal: AbortSignal,
+  ): Promise<Uint8Array> {
+    const { memory, store } = this.#cache;
+    const entry = this.#entryOf(span);
+    const stored = entry && await store!.readAll(entry);
+    if (stored) {
+      span.memory = memory.set(span.key, stored);
+      return stored;
+    }
+    const bytes = await this.#make(span, signal);
+    span.memory = memory.set(span.key, bytes);
+    span.entry = store?.put(
+      span.key,
+      bytes,
+      this.#table.digestOf(span.index),
+    );
+    return bytes;
+  }
+
+  async #make(
+    span: Span,
+    signal: AbortSignal,
+  ): Promise<Uint8Array> {
+    const what = `Span ${span.index} of layer "${this.#maker.name}"`;
+    const size = this.#table.sizeOf(span.index);
+    const release = await this.#acquire(span, size, signal);
+    try {
+      return await withDeadline(
+        what,
+        this.#deadlineMs,
+        (inner) =>
+          this.#maker.make(span.index, {
+            signal: inner,
+            priority: span.priority,
+          }),
+        signal,
+      );
+    } catch (error) {
+      this.#logFailure(span, error);
+      throw error;
+    } finally {
+      release();
+    }
+  }
+
+  async #acquire(
+    span: Span,
+    size: number,
+    signal: AbortSignal,
+  ): Promise<() => void> {
+    const { budget } = this.#cache;
+    if (span.priority === "prefetch") {
+      span.waiting = new AbortController();
+      try {
+        return await budget.acquire(size, {
+          priority: "prefetch",
+          signal: AbortSignal.any([signal, span.waiting.signal]),
+        });
+      } catch (error) {
+        if (!span.waiting.signal.aborted) throw error;
+      } finally {
+        span.waiting = undefined;
+      }
+    }
+    return await budget.acquire(size, { signal });
+  }
+
+  #logFailure(span: Span, error: unknown): void {
+    if (!(error instanceof ObdError) || error.code === "cancelled") return;
+    const now = performance.now();
+    if (now - span.loggedAt < LOG_INTERVAL_MS) return;
+    span.loggedAt = now;
+    this.#logger.error("span.failed", {
+      layer: this.#maker.name,
+      span: span.index,
+      code: error.code,
+      error: error.message,
+    });
+  }
+
+  #note(offset: number, length: number): void {
+    const stream = this.#tracker.note(offset, length);
+    if (stream && stream.ahead < stream.next + stream.window) {
+      this.#readAhead(stream);
+    }
+  }
+
+  /** Starts the spans that a stream comes to next. */
+  #readAhead(stream: Stream): void {
+    const limit = Math.min(this.size, stream.next + stream.window);
+    let at = Math.max(stream.ahead, stream.next);
+    while (at < limit && this.#ahead < MAX_AHEAD && !this.#closed) {
+      const index = this.#table.find(at);
+      const span = this.#span(index);
+      if (!this.#isNear(span)) this.#prefetch(span);
+      at = this.#table.offsetOf(index) + this.#table.sizeOf(index);
+    }
+    stream.ahead = at;
+  }
+
+  /** Whether reading the span now needs no network and no decoding, or it is on its way. */
+  #isNear(span: Span): boolean {
+    if (span.flight || this.#memoryOf(span)) return true;
+    const state = this.#entryOf(span)?.state;
+    return state === "ready" || state === "writing";
+  }
+
+  #prefetch(span: Span): void {
+    this.#ahead++;
+    // Nobody is told of a failure: the read that needs the span tries again.
+    this.#flightOf(span, "prefetch").join().catch(() => {}).finally(() =>
+      this.#ahead--
+    );
+  }
+}
+
+function closedError(): ObdError {
+  return new ObdError("state", "Cannot read: the layer is closed");
+}
