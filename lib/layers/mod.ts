@@ -1,2 +1,9 @@
 /** Layer formats: overlaybd's containers and indexes. */
 export * from "./lsmt/mod.ts";
+export * from "./open_layer.ts";
+export * from "./tar_wrapper.ts";
+export * from "./cache/mod.ts";
+export * from "./gunzip.ts";
+export * from "./plain_target.ts";
+export { SpanCache, type SpanSourceOptions } from "./span_source.ts";
+export { MAX_SPAN_BYTES, SpanTable } from "./span_table.ts";

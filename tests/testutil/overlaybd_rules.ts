@@ -129,3 +129,36 @@ export function checkZFile(file: Uint8Array, wish: ZFileWish): Uint8Array {
   if (wish.content) assert.ok(Buffer.compare(content, wish.content) === 0);
   return content;
 }
+
+/** Asserts the rules of formats §3 and returns the payload. */
+export function checkTarWrapper(
+  file: Uint8Array,
+  payloadSize: number,
+): Uint8Array {
+  const text = (at: number, length: number) =>
+    String.fromCharCode(...file.subarray(at, at + length));
+  for (const at of [0, 1024]) {
+    assert.equal(text(at + 257, 8), "ustar\x0000");
+    let sum = 0;
+    for (let i = 0; i < 512; i++) {
+      sum += i >= 148 && i < 156 ? 32 : file[at + i]!;
+    }
+    assert.equal(text(at + 148, 8), `${sum.toString(8).padStart(6)} \0`);
+  }
+  assert.equal(text(0, 14), "overlaybd.pax\0");
+  assert.equal(text(156, 1), "x");
+  assert.equal(text(1024, 17), "overlaybd.commit\0");
+  assert.equal(text(1024 + 156, 1), "0");
+  assert.equal(text(1024 + 124, 12), "          0 ");
+  const recordLength = parseInt(text(124, 12), 8);
+  assert.ok(recordLength <= 512);
+  assert.equal(
+    text(512, recordLength),
+    `${recordLength} size=${payloadSize}\n`,
+  );
+  assert.ok(file.subarray(512 + recordLength, 1024).every((b) => b === 0));
+  const end = 1536 + payloadSize;
+  assert.equal(file.length, Math.ceil(end / 512) * 512 + 1024);
+  assert.ok(file.subarray(end).every((b) => b === 0));
+  return file.subarray(1536, end);
+}

@@ -1,0 +1,69 @@
+/**
+ * Opens an overlaybd layer blob by what is in it: tar wrapper, then ZFile, then
+ * LSMT; the first two are optional, in this order (overlaybd
+ * src/image_file.cpp: __open_ro_file).
+ */
+
+import { type ByteSource, FormatError } from "../io/mod.ts";
+import { isZFile, openZFile } from "../zfile/mod.ts";
+import {
+  isLsmt,
+  type LayerKind,
+  type LsmtLayer,
+  openLsmtLayer,
+} from "./lsmt/mod.ts";
+import { unwrapTar } from "./tar_wrapper.ts";
+
+/** A container that was peeled off. */
+export type Container = "tar" | "zfile";
+
+/** An opened layer: its index, and the bytes that rows of kind data map. */
+export interface OpenedLayer extends LsmtLayer {
+  /** The LSMT file; owns the blob. */
+  data: ByteSource;
+  /** Outermost first. */
+  containers: Container[];
+}
+
+/**
+ * Opens a layer blob.
+ *
+ * @param source The blob. Owned by the result's `data`; disposed if this
+ * rejects.
+ * @param kind As for {@linkcode openLsmtLayer}.
+ * @throws {FormatError} Saying what was recognised and what was not.
+ * @throws {IntegrityError} If a container's checksum is wrong.
+ */
+export async function openLayer(
+  source: ByteSource,
+  kind: LayerKind | "auto" = "auto",
+): Promise<OpenedLayer> {
+  const containers: Container[] = [];
+  let data = source;
+  try {
+    const inner = await unwrapTar(data);
+    if (inner !== data) containers.push("tar");
+    data = inner;
+    if (await isZFile(data)) {
+      data = await openZFile(data);
+      containers.push("zfile");
+    }
+    if (!(await isLsmt(data))) {
+      throw new FormatError("overlaybd layer", "content", describe(containers));
+    }
+    return { ...await openLsmtLayer(data, kind), data, containers };
+  } catch (error) {
+    await data[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+function describe(containers: Container[]): string {
+  const last = containers.at(-1);
+  if (last === "zfile") return "of its ZFile does not start with LSMT magic";
+  if (last === "tar") {
+    return "of its tar wrapper starts neither with ZFile nor with LSMT magic";
+  }
+  return "starts neither with a ustar header (exactly `ustar` NUL `00`) nor " +
+    "with ZFile or LSMT magic";
+}
