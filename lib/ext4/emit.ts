@@ -40,6 +40,7 @@ import {
   noPending,
   pathOf,
   type Pending,
+  xattrBlocks,
 } from "./state.ts";
 import { type StoredXattr, writeXattrBlock, XH } from "./xattr.ts";
 
@@ -281,7 +282,8 @@ function placeTree(
   extents: FileExtent[],
   placed: PlacedBlock[],
 ): void {
-  const nodes = state.trees.get(ino)?.nodes ?? [];
+  // In order of their numbers, so that it does not matter how they were found.
+  const nodes = (state.trees.get(ino)?.nodes ?? []).sort((a, b) => a - b);
   const count = extentNodeCount(extents.length);
   while (nodes.length > count) state.allocator.release(nodes.pop()!, 1);
   if (nodes.length < count) {
@@ -310,7 +312,7 @@ function placeXattrBlock(
   const { sb, blocks, xattrSharers } = state;
   if (inode.xattrBlock === 0) {
     inode.xattrBlock = state.allocator.take(1)[0]!.start;
-    inode.blocks += inode.flags & INODE_FLAGS.hugeFile ? 1 : BLOCK_SECTORS;
+    inode.blocks += xattrBlocks(inode);
   }
   const block = inode.xattrBlock;
   // A block that was shared once may still be in memory; it is written anew here.

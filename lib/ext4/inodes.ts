@@ -19,7 +19,8 @@ import { BLOCK_SIZE } from "./geometry.ts";
 import type { Groups } from "./groups.ts";
 import type { MetadataBlock, MetadataBlocks } from "./metadata_blocks.ts";
 
-const EMPTY = new DataView(new ArrayBuffer(BLOCK_SIZE));
+const NO_INODES = new Uint8Array(BLOCK_SIZE);
+const EMPTY = new DataView(NO_INODES.buffer);
 
 /** All inodes of a device. Numbers must be in bounds: callers check what comes from outside. */
 export class Inodes {
@@ -46,6 +47,13 @@ export class Inodes {
   read(ino: number): Inode {
     const view = this.#peek(ino)?.view ?? EMPTY;
     return readInode(view, this.#offset(ino), this.#size);
+  }
+
+  /** The bytes of an inode's slot; only read them. */
+  slot(ino: number): Uint8Array {
+    const at = this.#offset(ino);
+    const bytes = this.#peek(ino)?.bytes ?? NO_INODES;
+    return bytes.subarray(at, at + this.#size);
   }
 
   /** `i_mode` of an inode. */

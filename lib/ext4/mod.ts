@@ -16,8 +16,8 @@ export {
   virtualSizeFor,
 } from "./geometry.ts";
 export {
+  BODY_EXTENTS_MAX,
   Ext4Model,
-  FILE_EXTENTS_MAX,
   FILE_SIZE_MAX,
   type FileBody,
   type FileSectors,

@@ -6,6 +6,7 @@
 
 import {
   bytesFromLatin1,
+  type ByteSource,
   type ByteString,
   invariant,
   LimitError,
@@ -17,7 +18,11 @@ import {
   placeXattrs,
   type XattrPlacement,
 } from "./attributes.ts";
-import { type BlockRun, DeviceFullError } from "./block_alloc.ts";
+import {
+  type BlockRun,
+  DeviceFullError,
+  type MappedRanges,
+} from "./block_alloc.ts";
 import { createState } from "./create.ts";
 import { type Emission, emitState } from "./emit.ts";
 import {
@@ -50,6 +55,7 @@ import {
   writeDevice,
 } from "./format.ts";
 import { BLOCK_SIZE } from "./geometry.ts";
+import { loadState } from "./load.ts";
 import {
   type Directory,
   extentsOf,
@@ -58,11 +64,12 @@ import {
   pathIn,
   pathOf,
   setXattrSharers,
+  xattrBlocks,
 } from "./state.ts";
 import { writeInodeXattrs } from "./xattr.ts";
 
 /** Extents of one file that overlaybd's readers look at; they lose those behind. */
-export const FILE_EXTENTS_MAX = 8192;
+export const BODY_EXTENTS_MAX = 8192;
 /** Bytes of the longest symlink target: the kernel wants a zero behind it in its block. */
 export const SYMLINK_MAX = BLOCK_SIZE - 1;
 /** Bytes of the largest file. Kernel: 2^32 - 1 blocks with extents. */
@@ -167,6 +174,21 @@ export class Ext4Model {
     options: { virtualSize?: number; inodeRatio?: number } = {},
   ): Ext4Model {
     return new Ext4Model(createState(options.virtualSize, options.inodeRatio));
+  }
+
+  /**
+   * The file system on a device, ours or another's, ready for the next layer.
+   *
+   * @param device The merged device; borrowed until the promise settles.
+   * @param mapped Its merged index; kept.
+   * @throws {UnsupportedError} For features that obd does not write.
+   * @throws {FormatError} If the file system is malformed.
+   */
+  static async load(
+    device: ByteSource,
+    mapped: MappedRanges,
+  ): Promise<Ext4Model> {
+    return new Ext4Model(await loadState(device, mapped));
   }
 
   /** Bytes of the device. */
@@ -596,8 +618,8 @@ export class Ext4Model {
     }
     if (inode.xattrBlock === 0) return;
     this.#dropXattrBlock(inode);
+    inode.blocks -= xattrBlocks(inode);
     inode.xattrBlock = 0;
-    inode.blocks -= inode.flags & INODE_FLAGS.hugeFile ? 1 : BLOCK_SECTORS;
     inodes.write(node, inode);
   }
 
@@ -649,12 +671,12 @@ export class Ext4Model {
     const extents: FileExtent[] = [];
     for (const run of runs) {
       appendExtents(extents, run.start, this.#state.allocator.take(run.count));
-      if (extents.length > FILE_EXTENTS_MAX) {
+      if (extents.length > BODY_EXTENTS_MAX) {
         this.#releaseExtents(extents);
         throw new LimitError(
           `Cannot create "${
             this.#pathIn(dir, name)
-          }": it needs more than ${FILE_EXTENTS_MAX} extents, and overlaybd reads no more`,
+          }": it needs more than ${BODY_EXTENTS_MAX} extents, and overlaybd reads no more`,
         );
       }
     }

@@ -29,6 +29,7 @@ import {
   SUPER_FLAGS,
   type Superblock,
 } from "./format.ts";
+import { BLOCK_SIZE } from "./geometry.ts";
 import type { Groups } from "./groups.ts";
 import type { Inodes } from "./inodes.ts";
 import type { MetadataBlocks } from "./metadata_blocks.ts";
@@ -108,6 +109,12 @@ export function directoryFormatOf(sb: Superblock): DirectoryFormat {
   };
 }
 
+/** What an xattr block adds to `i_blocks`. */
+export function xattrBlocks(inode: Inode): number {
+  if (inode.xattrBlock === 0) return 0;
+  return inode.flags & INODE_FLAGS.hugeFile ? 1 : BLOCK_SIZE / 512;
+}
+
 /** Whether an inode's `i_block` names blocks rather than holding a device or a symlink's target. */
 export function hasBlocks(inode: Inode): boolean {
   switch (inode.mode & S_IFMT) {
@@ -115,7 +122,8 @@ export function hasBlocks(inode: Inode): boolean {
     case S_IFDIR:
       return true;
     case S_IFLNK:
-      return (inode.flags & INODE_FLAGS.extents) !== 0 || inode.size >= 60;
+      return (inode.flags & INODE_FLAGS.extents) !== 0 ||
+        inode.blocks > xattrBlocks(inode);
     default:
       return false;
   }
@@ -139,10 +147,16 @@ export function extentsOf(state: ModelState, ino: number): FileExtent[] {
   ) {
     throw new FormatError(`ext4 inode ${ino}`, "extents", "have no root");
   }
-  return Array.from(
-    { length: header.entries },
-    (_, i) => readExtent(view, EH.SIZE + i * EE.SIZE),
-  );
+  return Array.from({ length: header.entries }, (_, i) => {
+    const extent = readExtent(view, EH.SIZE + i * EE.SIZE);
+    if (
+      extent.physicalBlock === 0 ||
+      extent.physicalBlock + extent.count > state.sb.blocksCount
+    ) {
+      throw new FormatError(`ext4 inode ${ino}`, "extents", "leave the device");
+    }
+    return extent;
+  });
 }
 
 /** Sets how many inodes use an xattr block, in memory and in the block, which must be loaded. */
