@@ -521,10 +521,18 @@ export class Ext4Reader {
     return xattrs;
   }
 
-  /** Extents of a file, directory or long symbolic link, and the blocks that hold the map. */
+  /**
+   * Extents of an inode, and the blocks that hold the map; empty for what has
+   * no blocks (devices, short symbolic links, …).
+   */
   fileMap(
     { ino, inode }: Pick<StoredInode, "ino" | "inode">,
   ): Promise<FileMap> {
+    const type = inode.mode & S_IFMT;
+    // Reserved inodes of no type (bad blocks) have a map, too.
+    const hasMap = type === S_IFREG || type === S_IFDIR || type === 0 ||
+      (type === S_IFLNK && !this.#isFastSymlink(inode));
+    if (!hasMap) return Promise.resolve({ extents: [], nodes: [] });
     return readFileMap({
       blocks: this.#blocks,
       ino,
