@@ -6,7 +6,7 @@ import { FormatError, UnsupportedError } from "../io/mod.ts";
  * A span is decoded, checked and kept whole in memory, so a layer with larger
  * ones is refused by name. Real compressors end their blocks far below.
  */
-export const MAX_SPAN_BYTES = 64 * 1024 * 1024;
+export const MAX_SPAN_BYTES = 128 * 1024 * 1024;
 
 const DIGEST_SIZE = 32;
 
@@ -23,7 +23,7 @@ export class SpanTable {
    * @param size Bytes of the uncompressed tar.
    * @param digests SHA-256 of each span, 32 bytes each, back to back; borrowed.
    * @throws {FormatError} When the spans do not cover the tar.
-   * @throws {UnsupportedError} When a span is larger than 64 MiB.
+   * @throws {UnsupportedError} When a span is larger than 128 MiB.
    */
   constructor(
     offsets: Float64Array,

@@ -76,7 +76,7 @@ export interface JournalEntry {
   size: number;
   /** SHA-256, 32 bytes. */
   digest: Uint8Array;
-  runs: SlotRun[];
+  runs: readonly SlotRun[];
 }
 
 export function writeJournalHeader(slotSize: number): Uint8Array<ArrayBuffer> {

@@ -89,6 +89,13 @@ export class SlotAllocator {
     }
   }
 
+  /** Frees everything; the file is to be emptied. */
+  clear(): void {
+    this.#free = [];
+    this.#freeCount = 0;
+    this.#end = 0;
+  }
+
   #take(at: number, count: number): SlotRun {
     const run = this.#free[at]!;
     const taken = { start: run.start, count };

@@ -4,39 +4,34 @@
  * README.md tells the design and why a crash cannot make it serve wrong bytes.
  */
 
-import { createHash } from "node:crypto";
 import {
-  equalBytes,
   errorText,
   invariant,
   type Logger,
-  ObdError,
   silentLogger,
-  toHex,
 } from "../../io/mod.ts";
 import { type DataFile, openDataFile } from "./data_file.ts";
 import type { CacheEntry, CacheStats } from "./entry.ts";
 import { JournalFile } from "./journal_file.ts";
-import { type JournalEntry, MAX_KEY, MAX_RUNS } from "./journal.ts";
+import { type JournalEntry, MAX_KEY } from "./journal.ts";
+import { MAX_ENTRY_BYTES, SLOT_SIZE, slotsOf } from "./layout.ts";
+import { lockDirectory } from "./lock.ts";
 import { LruList } from "./lru.ts";
+import { EntryReader } from "./reader.ts";
 import { SlotAllocator } from "./slots.ts";
 import { SpaceKeeper } from "./space.ts";
+import { EntryWriter } from "./writer.ts";
 
 const DATA = "data";
 const INDEX = "index";
-const LOCK = "lock";
 
-const SLOT_SIZE = 64 * 1024;
 const MIN_SLOTS = 16;
 /** Slot numbers must fit u32. */
 const MAX_SLOTS = 2 ** 32 - 1;
-const MAX_ENTRY_BYTES = 64 * 1024 * 1024;
 const QUEUE_BYTES = 32 * 1024 * 1024;
 const FLUSH_INTERVAL_MS = 5_000;
 const RETRY_MS = 10_000;
 const CLOSE_DEADLINE_MS = 10_000;
-/** Above this a digest is computed off the thread: more CPU, but no stall. */
-const ASYNC_DIGEST_BYTES = 512 * 1024;
 
 /** Settings of a {@linkcode CacheStore}. */
 export interface CacheStoreOptions {
@@ -81,21 +76,15 @@ export class CacheStore implements AsyncDisposable {
   readonly #file: DataFile;
   readonly #lock: Deno.FsFile | undefined;
   readonly #journal: JournalFile | undefined;
-  readonly #space: SpaceKeeper;
-  readonly #queueLimit: number;
-  readonly #retryMs: number;
+  readonly #reader: EntryReader;
+  readonly #writer: EntryWriter;
   readonly #flushIntervalMs: number;
   readonly #entries = new Map<string, CacheEntry>();
   readonly #lru = new LruList<CacheEntry>();
-  #slots: SlotAllocator;
-  #queue: CacheEntry[] = [];
-  #queueBytes = 0;
+  readonly #slots: SlotAllocator;
   #storedBytes = 0;
-  #writer: Promise<void> | undefined;
-  #pausedUntil = 0;
   #flushTimer: ReturnType<typeof setTimeout> | undefined;
   #flushing: Promise<void> | undefined;
-  #unsynced = false;
   #indexFailed = false;
   #closed: Promise<void> | undefined;
 
@@ -113,9 +102,29 @@ export class CacheStore implements AsyncDisposable {
     this.#file = file;
     this.#journal = journal;
     this.#lock = lock;
-    this.#space = new SpaceKeeper(file, options.keepFreeBytes);
-    this.#queueLimit = options.queueBytes ?? QUEUE_BYTES;
-    this.#retryMs = options.retryMs ?? RETRY_MS;
+    this.#reader = new EntryReader(
+      file,
+      this.name,
+      this.#logger,
+      this.stats,
+      (entry) => this.drop(entry),
+    );
+    this.#writer = new EntryWriter({
+      file,
+      slots,
+      space: new SpaceKeeper(file, options.keepFreeBytes),
+      host: {
+        evictOldest: () => this.#evictOldest(),
+        drop: (entry) => this.drop(entry),
+        dropStored: () => this.#dropStored(),
+        written: (entry) => this.#written(entry),
+      },
+      name: this.name,
+      logger: this.#logger,
+      stats: this.stats,
+      queueLimit: options.queueBytes ?? QUEUE_BYTES,
+      retryMs: options.retryMs ?? RETRY_MS,
+    });
     this.#flushIntervalMs = options.flushIntervalMs ?? FLUSH_INTERVAL_MS;
   }
 
@@ -199,7 +208,7 @@ export class CacheStore implements AsyncDisposable {
   /**
    * Stores `bytes` in the background; they are readable at once.
    *
-   * @param bytes 1 byte … 64 MiB; borrowed until written, not to be changed.
+   * @param bytes 1 byte … 128 MiB; borrowed until written, not to be changed.
    * @param digest Their SHA-256 where the caller has checked it already.
    * @returns The entry, or undefined when it is not stored: full queue, full
    * or failing disk.
@@ -212,12 +221,8 @@ export class CacheStore implements AsyncDisposable {
     invariant(key.length > 0 && key.length <= MAX_KEY, "cache key length");
     const known = this.#entries.get(key);
     if (known) return known;
-    const fits = bytes.length > 0 && bytes.length <= MAX_ENTRY_BYTES &&
-      slotsOf(bytes.length) <= this.#slots.capacity / 4;
-    if (
-      !fits || this.#closed || this.#now() < this.#pausedUntil ||
-      this.#queueBytes + bytes.length > this.#queueLimit
-    ) {
+    const fits = bytes.length > 0 && bytes.length <= MAX_ENTRY_BYTES;
+    if (!fits || this.#closed || !this.#writer.accepts(bytes.length)) {
       this.stats.skipped++;
       return undefined;
     }
@@ -235,9 +240,7 @@ export class CacheStore implements AsyncDisposable {
     this.#entries.set(key, entry);
     this.#lru.add(entry);
     this.#storedBytes += entry.size;
-    this.#queue.push(entry);
-    this.#queueBytes += entry.size;
-    this.#writer ??= this.#writeAll().finally(() => this.#writer = undefined);
+    this.#writer.enqueue(entry);
     return entry;
   }
 
@@ -250,7 +253,7 @@ export class CacheStore implements AsyncDisposable {
     if (entry.state === "writing") {
       dst.set(entry.bytes!.subarray(offset, offset + dst.length));
     } else if (
-      entry.state !== "ready" || !this.#preadRunsNow(entry, dst, offset)
+      entry.state !== "ready" || !this.#reader.preadNow(entry, dst, offset)
     ) return false;
     this.#hit(entry, dst.length);
     return true;
@@ -274,7 +277,7 @@ export class CacheStore implements AsyncDisposable {
       dst.set(bytes.subarray(offset, offset + dst.length));
       return true;
     }
-    if (!await this.#preadRuns(entry, dst, offset)) return false;
+    if (!await this.#reader.pread(entry, dst, offset)) return false;
     this.#hit(entry, dst.length);
     return true;
   }
@@ -283,7 +286,9 @@ export class CacheStore implements AsyncDisposable {
   async readAll(entry: CacheEntry): Promise<Uint8Array | undefined> {
     if (entry.state === "writing") return entry.bytes;
     if (entry.state === "unchecked") {
-      entry.check ??= this.#check(entry).finally(() => entry.check = undefined);
+      entry.check ??= this.#reader.check(entry).finally(() =>
+        entry.check = undefined
+      );
       const bytes = await entry.check;
       if (bytes) this.#hit(entry, bytes.length);
       return bytes;
@@ -309,8 +314,8 @@ export class CacheStore implements AsyncDisposable {
   }
 
   /** Resolves when everything queued so far is in the file or given up. */
-  async settled(): Promise<void> {
-    while (this.#writer) await this.#writer;
+  settled(): Promise<void> {
+    return this.#writer.settled();
   }
 
   /** Writes out what is queued and the index, within a deadline; then lets go of the directory. */
@@ -320,9 +325,10 @@ export class CacheStore implements AsyncDisposable {
 
   async #close(): Promise<void> {
     clearTimeout(this.#flushTimer);
-    const timer = setTimeout(() => {
-      for (const entry of this.#queue.splice(0)) this.drop(entry);
-    }, CLOSE_DEADLINE_MS);
+    const timer = setTimeout(
+      () => this.#writer.abandon(),
+      CLOSE_DEADLINE_MS,
+    );
     await this.settled();
     clearTimeout(timer);
     await this.#flushing;
@@ -353,151 +359,6 @@ export class CacheStore implements AsyncDisposable {
     if (entry.state !== "dead") this.#lru.touch(entry);
   }
 
-  // ---- reading -------------------------------------------------------------
-
-  #preadRunsNow(entry: CacheEntry, dst: Uint8Array, offset: number): boolean {
-    const [first] = entry.runs;
-    if (entry.runs.length === 1) {
-      return this.#file.preadNow(dst, first!.start * SLOT_SIZE + offset);
-    }
-    for (const piece of piecesOf(entry, offset, dst.length)) {
-      const part = dst.subarray(piece.at, piece.at + piece.length);
-      if (!this.#file.preadNow(part, piece.offset)) return false;
-    }
-    return true;
-  }
-
-  async #preadRuns(
-    entry: CacheEntry,
-    dst: Uint8Array,
-    offset: number,
-  ): Promise<boolean> {
-    if (entry.state === "dead") return false;
-    try {
-      for (const piece of piecesOf(entry, offset, dst.length)) {
-        const part = dst.subarray(piece.at, piece.at + piece.length);
-        await this.#file.pread(part, piece.offset);
-      }
-    } catch (error) {
-      if (!isDead(entry)) {
-        this.#logger.warn("cache.unreadable", {
-          cache: this.name,
-          key: entry.key,
-          error: errorText(error),
-        });
-        this.drop(entry);
-      }
-      return false;
-    }
-    // Evicted meanwhile: the slots may hold something else already.
-    return !isDead(entry);
-  }
-
-  async #check(entry: CacheEntry): Promise<Uint8Array | undefined> {
-    const bytes = new Uint8Array(entry.size);
-    if (!await this.#preadRuns(entry, bytes, 0)) return undefined;
-    const got = await sha256(bytes);
-    if (entry.state === "dead") return undefined;
-    if (equalBytes(got, entry.digest!)) {
-      entry.state = "ready";
-      return bytes;
-    }
-    this.stats.corrupt++;
-    this.#logger.warn("cache.corrupt", {
-      cache: this.name,
-      key: entry.key,
-      want: toHex(entry.digest!),
-      got: toHex(got),
-    });
-    this.drop(entry);
-    return undefined;
-  }
-
-  // ---- writing -------------------------------------------------------------
-
-  async #writeAll(): Promise<void> {
-    for (;;) {
-      const entry = this.#queue.shift();
-      if (!entry) return;
-      try {
-        if (entry.state === "writing") await this.#write(entry);
-      } catch (error) {
-        this.#giveUp(entry, "cache.write-failed", errorText(error));
-      } finally {
-        this.#queueBytes -= entry.size;
-      }
-    }
-  }
-
-  async #write(entry: CacheEntry): Promise<void> {
-    const bytes = entry.bytes!;
-    const digest = entry.digest ?? await sha256(bytes);
-    const need = slotsOf(entry.size);
-    if (!await this.#makeRoom(need)) {
-      return this.#giveUp(entry, "cache.full", "no space to use");
-    }
-    const runs = this.#slots.allocate(need, MAX_RUNS);
-    if (!runs) return this.#skip(entry);
-    this.#unsynced = true;
-    try {
-      let at = 0;
-      for (const run of runs) {
-        const end = Math.min(at + run.count * SLOT_SIZE, bytes.length);
-        await this.#file.pwrite(bytes.subarray(at, end), run.start * SLOT_SIZE);
-        at = end;
-      }
-    } catch (error) {
-      this.#slots.release(runs);
-      throw error;
-    }
-    this.#space.wrote(entry.size);
-    if (entry.state !== "writing") return this.#slots.release(runs);
-    entry.digest = digest;
-    entry.runs = runs;
-    entry.state = "ready";
-    entry.bytes = undefined;
-    this.stats.writes++;
-    this.stats.writtenBytes += entry.size;
-    if (this.#pausedUntil > 0) {
-      this.#pausedUntil = 0;
-      this.#logger.info("cache.storing-again", { cache: this.name });
-    }
-    this.#journal?.added({ key: entry.key, size: entry.size, digest, runs });
-    this.#scheduleFlush();
-  }
-
-  /** Evicts until `need` slots are free, in the file and on the file system. */
-  async #makeRoom(need: number): Promise<boolean> {
-    while (this.#slots.available < need) if (!this.#evictOldest()) return false;
-    const needBytes = need * SLOT_SIZE;
-    let missing = await this.#space.missing(needBytes);
-    while (missing > 0) {
-      let given = 0;
-      while (given < missing) {
-        const evicted = this.#evictOldest();
-        if (evicted === 0) break;
-        given += evicted;
-      }
-      await this.#punchFree();
-      missing = await this.#space.missing(needBytes, true);
-      if (given === 0) break;
-    }
-    return missing <= 0;
-  }
-
-  /** Gives the storage of all free slots back; only the writer allocates, so none is taken meanwhile. */
-  async #punchFree(): Promise<void> {
-    let could = true;
-    for (const run of [...this.#slots.freeRuns]) {
-      could = await this.#file.punch(
-        run.start * SLOT_SIZE,
-        run.count * SLOT_SIZE,
-      ) && could;
-    }
-    // Without hole punching the file can only be given back whole.
-    if (!could) await this.#reset("cannot give storage back piecewise");
-  }
-
   /** Evicts the least recently used entry that is in the file; returns its bytes, 0 if there is none. */
   #evictOldest(): number {
     for (const entry of this.#lru) {
@@ -510,34 +371,16 @@ export class CacheStore implements AsyncDisposable {
     return 0;
   }
 
-  #skip(entry: CacheEntry): void {
-    this.stats.skipped++;
-    this.drop(entry);
-  }
-
-  /** Stops storing for a while; reads go on from the source. */
-  #giveUp(entry: CacheEntry, event: string, error: string): void {
-    if (this.#pausedUntil === 0) {
-      this.#logger.warn(event, {
-        cache: this.name,
-        error,
-        retrySeconds: this.#retryMs / 1000,
-      });
-    }
-    this.#pausedUntil = this.#now() + this.#retryMs;
-    this.#skip(entry);
-    for (const queued of this.#queue) this.#skip(queued);
-  }
-
-  /** Drops everything that is in the file. */
-  async #reset(reason: string): Promise<void> {
-    this.#logger.warn("cache.reset", { cache: this.name, reason });
+  #dropStored(): void {
     for (const entry of [...this.#lru]) {
       if (entry.state !== "writing") this.drop(entry);
     }
     this.#journal?.forget();
-    this.#slots = new SlotAllocator(this.#slots.capacity);
-    await this.#file.truncate(0);
+  }
+
+  #written(entry: CacheEntry): void {
+    this.#journal?.added(journalEntry(entry));
+    this.#scheduleFlush();
   }
 
   // ---- the index -----------------------------------------------------------
@@ -559,7 +402,7 @@ export class CacheStore implements AsyncDisposable {
     if (!this.#journal) return;
     try {
       await this.#journal.flush(
-        () => this.#syncData(),
+        () => this.#writer.sync(),
         () => this.#liveEntries(),
         final,
       );
@@ -576,52 +419,21 @@ export class CacheStore implements AsyncDisposable {
     }
   }
 
-  /**
-   * Brings the data to the disk. Durability is not the point (an entry that a
-   * power loss tore is found by its digest): a failed write-back is. The kernel
-   * then forgets the dirty pages and later reads return what was there before,
-   * so everything in the file is dropped.
-   */
-  async #syncData(): Promise<void> {
-    if (!this.#unsynced) return;
-    this.#unsynced = false;
-    try {
-      await this.#file.sync();
-    } catch (error) {
-      for (const entry of this.#queue.splice(0)) {
-        this.#queueBytes -= entry.size;
-        this.#skip(entry);
-      }
-      await this.settled();
-      await this.#reset(`write-back failed: ${errorText(error)}`);
-      throw error;
-    }
-  }
-
   *#liveEntries(): Generator<JournalEntry> {
     for (const entry of this.#lru) {
       if (entry.state !== "ready" && entry.state !== "unchecked") continue;
-      yield {
-        key: entry.key,
-        size: entry.size,
-        digest: entry.digest!,
-        runs: [...entry.runs],
-      };
+      yield journalEntry(entry);
     }
   }
-
-  #now(): number {
-    return performance.now();
-  }
 }
 
-/** The state as it is now: it changes across awaits, which narrowing does not see. */
-function isDead(entry: CacheEntry): boolean {
-  return entry.state === "dead";
-}
-
-function slotsOf(bytes: number): number {
-  return Math.ceil(bytes / SLOT_SIZE);
+function journalEntry(entry: CacheEntry): JournalEntry {
+  return {
+    key: entry.key,
+    size: entry.size,
+    digest: entry.digest!,
+    runs: entry.runs,
+  };
 }
 
 function slotCapacity(sizeBytes: number): number {
@@ -634,66 +446,4 @@ function slotCapacity(sizeBytes: number): number {
     );
   }
   return Math.min(slots, MAX_SLOTS);
-}
-
-/** The pieces of the data file that hold bytes `[offset, offset + length)` of an entry. */
-function* piecesOf(
-  entry: CacheEntry,
-  offset: number,
-  length: number,
-): Generator<{ offset: number; at: number; length: number }> {
-  let start = 0;
-  let at = 0;
-  for (const run of entry.runs) {
-    const end = start + run.count * SLOT_SIZE;
-    if (at < length && offset + at < end) {
-      const inside = offset + at - start;
-      const take = Math.min(length - at, end - offset - at);
-      yield { offset: run.start * SLOT_SIZE + inside, at, length: take };
-      at += take;
-    }
-    start = end;
-  }
-}
-
-/** An exclusive lock that the kernel takes back when this process ends, however it ends. */
-async function lockDirectory(directory: string): Promise<Deno.FsFile> {
-  const path = `${directory}/${LOCK}`;
-  const lock = await Deno.open(path, {
-    read: true,
-    write: true,
-    create: true,
-    mode: 0o600,
-  });
-  try {
-    if (await lock.tryLock(true)) {
-      await lock.truncate(0);
-      await lock.write(new TextEncoder().encode(`${Deno.pid}\n`));
-      return lock;
-    }
-    const owner = (await Deno.readTextFile(path).catch(() => "")).trim();
-    throw new ObdError(
-      "conflict",
-      `Cannot use cache directory "${directory}": process ${
-        /^\d{1,10}$/.test(owner) ? owner : "unknown"
-      } uses it`,
-    );
-  } catch (error) {
-    lock.close();
-    throw error;
-  }
-}
-
-async function sha256(bytes: Uint8Array): Promise<Uint8Array> {
-  if (bytes.length <= ASYNC_DIGEST_BYTES || isShared(bytes)) {
-    return createHash("sha256").update(bytes).digest();
-  }
-  return new Uint8Array(
-    await crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>),
-  );
-}
-
-/** WebCrypto refuses shared memory. */
-function isShared(bytes: Uint8Array): boolean {
-  return bytes.buffer instanceof SharedArrayBuffer;
 }

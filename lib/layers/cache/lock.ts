@@ -1,0 +1,38 @@
+/** One owner per cache directory. */
+
+import { ObdError } from "../../io/mod.ts";
+
+const LOCK = "lock";
+
+/**
+ * Takes an exclusive lock that the kernel takes back when this process ends,
+ * however it ends.
+ *
+ * @throws {ObdError} Code `conflict` when another owner has it.
+ */
+export async function lockDirectory(directory: string): Promise<Deno.FsFile> {
+  const path = `${directory}/${LOCK}`;
+  const lock = await Deno.open(path, {
+    read: true,
+    write: true,
+    create: true,
+    mode: 0o600,
+  });
+  try {
+    if (await lock.tryLock(true)) {
+      await lock.truncate(0);
+      await lock.write(new TextEncoder().encode(`${Deno.pid}\n`));
+      return lock;
+    }
+    const owner = (await Deno.readTextFile(path).catch(() => "")).trim();
+    throw new ObdError(
+      "conflict",
+      `Cannot use cache directory "${directory}": process ${
+        /^\d{1,10}$/.test(owner) ? owner : "unknown"
+      } uses it`,
+    );
+  } catch (error) {
+    lock.close();
+    throw error;
+  }
+}
