@@ -12,3 +12,23 @@ export {
   zstdDecompress,
   type ZstdFrame,
 } from "./zstd.ts";
+export { ByteRing } from "./byte_ring.ts";
+export {
+  GZIP_TRAILER_SIZE,
+  gzipHeaderSize,
+  hasGzipMagic,
+} from "./gzip_header.ts";
+export {
+  type Checkpoint,
+  DEFAULT_SPAN_SIZE,
+  GzipIndexer,
+  type GzipIndexerOptions,
+  type IndexerNeed,
+  INPUT_RING_SIZE,
+  OUTPUT_RING_SIZE,
+  SPAN_SIZE_MAX,
+  SPAN_SIZE_MIN,
+  type SpanSink,
+} from "./gzip_index.ts";
+export { inflateAt, type InflateRequest, inputStart } from "./inflate_at.ts";
+export { hasNativeInflate, WINDOW_SIZE } from "./raw_inflate.ts";
