@@ -20,7 +20,7 @@ export function walk(
       ? tar.length
       : Math.min(Math.max(1, cuts(tar.length - at)), tar.length - at);
     // A copy that is overwritten: the walker must not keep what it borrowed.
-    const piece = tar.slice(at, at + length);
+    const piece = new Uint8Array(tar.subarray(at, at + length));
     walker.push(piece);
     piece.fill(0xee);
     at += length;
