@@ -7,17 +7,13 @@ import {
   type ByteSource,
   type ByteString,
   FormatError,
-  isZero,
   latin1FromBytes,
   LimitError,
   ObdError,
-  UnsupportedError,
   viewOf,
 } from "../io/mod.ts";
 import {
   checksumSeedOf,
-  hasInodeChecksumHi,
-  inodeChecksum,
   inodeChecksumSeed,
   xattrBlockChecksum,
 } from "./checksum.ts";
@@ -32,17 +28,11 @@ import {
   INODE,
   type Inode,
   INODE_FLAGS,
-  readDevice,
-  readInode,
   RO_COMPAT,
-  S_IFBLK,
-  S_IFCHR,
   S_IFDIR,
-  S_IFIFO,
   S_IFLNK,
   S_IFMT,
   S_IFREG,
-  S_IFSOCK,
   SUPER_FLAGS,
   type Superblock,
 } from "./format.ts";
@@ -60,10 +50,21 @@ import {
 import {
   type DirectoryContext,
   type DirectoryEntry,
+  ENTRIES_MAX,
   scanDirectoryBlock,
 } from "./reader_dir.ts";
 import { type FileMap, readFileMap } from "./reader_extents.ts";
 import { FileBody } from "./reader_file.ts";
+import {
+  decodeInode,
+  type InodeContext,
+  type InodeRun,
+  type InodeStat,
+  isFastSymlink,
+  readInodeRuns,
+  statOfInode,
+  type StoredInode,
+} from "./reader_inodes.ts";
 import { demandChecksum, GroupTable, loadSuperblock } from "./reader_super.ts";
 import {
   type LookupOptions,
@@ -80,80 +81,6 @@ import {
   XH,
 } from "./xattr.ts";
 
-/** Type of an inode, in `lib/tar`'s words where they have one. */
-export type InodeType =
-  | "file"
-  | "directory"
-  | "symlink"
-  | "char"
-  | "block"
-  | "fifo"
-  | "socket";
-
-const TYPES: ReadonlyMap<number, InodeType> = new Map([
-  [S_IFREG, "file"],
-  [S_IFDIR, "directory"],
-  [S_IFLNK, "symlink"],
-  [S_IFCHR, "char"],
-  [S_IFBLK, "block"],
-  [S_IFIFO, "fifo"],
-  [S_IFSOCK, "socket"],
-]);
-
-/** The type of a mode, or undefined if its type bits are none of the seven. */
-export function inodeTypeOf(mode: number): InodeType | undefined {
-  return TYPES.get(mode & S_IFMT);
-}
-
-/** Inode flags that change what the rest of the inode means and that obd does not read. */
-const REFUSED_FLAGS: readonly (readonly [flag: number, name: string])[] = [
-  [INODE_FLAGS.encrypt, "encrypt"],
-  [INODE_FLAGS.inlineData, "inline_data"],
-  [INODE_FLAGS.casefold, "casefold"],
-  [INODE_FLAGS.verity, "verity"],
-  [INODE_FLAGS.eaInode, "ea_inode"],
-];
-
-/** An inode with the bytes it was decoded from. */
-export interface StoredInode {
-  ino: number;
-  inode: Inode;
-  /** The whole slot; shared, never write to it. Copy it to keep it for long: it pins its window. */
-  slot: Uint8Array;
-}
-
-/** What `stat(2)` would say. */
-export interface InodeStat {
-  ino: number;
-  type: InodeType;
-  /** 12 bits. */
-  mode: number;
-  uid: number;
-  gid: number;
-  links: number;
-  /** Bytes. */
-  size: number;
-  /** 512-byte sectors in use, metadata of the file included. */
-  sectors: number;
-  atime: Inode["atime"];
-  mtime: Inode["mtime"];
-  ctime: Inode["ctime"];
-  crtime: Inode["crtime"];
-  /** 0 for all but devices. */
-  devMajor: number;
-  devMinor: number;
-}
-
-/** A piece of an inode table. */
-export interface InodeRun {
-  firstIno: number;
-  count: number;
-  /** `count` slots of `inodeSize` bytes; owned by the caller. */
-  slots: Uint8Array;
-  /** Whether the bitmap says that slot i (0-based in the run) is in use. */
-  isUsed(i: number): boolean;
-}
-
 /** Bounds of an {@linkcode Ext4Reader}. */
 export interface ReaderOptions {
   /** Bytes of cached inode tables, default 8 MiB. */
@@ -162,8 +89,13 @@ export interface ReaderOptions {
   blockCacheBytes?: number;
 }
 
-/** Most names read from one directory, or passed in one walk. */
-export const ENTRIES_MAX = 1 << 24;
+export { inodeTypeOf } from "./reader_inodes.ts";
+export type {
+  InodeRun,
+  InodeStat,
+  InodeType,
+  StoredInode,
+} from "./reader_inodes.ts";
 
 /** A file system on a device. Borrows the device; there is nothing to close. Safe for concurrent calls. */
 export class Ext4Reader {
@@ -181,6 +113,7 @@ export class Ext4Reader {
   readonly checksumSeed: number;
   readonly #blocks: BlockReader;
   readonly #windows: InodeWindows;
+  readonly #inodes: InodeContext;
 
   private constructor(
     device: ByteSource,
@@ -203,6 +136,12 @@ export class Ext4Reader {
       superblock.blocksCount,
       options.blockCacheBytes ?? 4 << 20,
     );
+    this.#inodes = {
+      inodeSize: superblock.inodeSize,
+      inodesPerGroup: superblock.inodesPerGroup,
+      blockSize: this.blockSize,
+      checksumSeed: this.metadataCsum ? this.checksumSeed : undefined,
+    };
     this.#windows = new InodeWindows(
       this.#blocks,
       options.inodeCacheBytes ?? 8 << 20,
@@ -297,65 +236,20 @@ export class Ext4Reader {
 
   /** Decodes and checks a slot of {@linkcode inodeRuns}; see {@linkcode inode} for what it throws. */
   decodeInode(ino: number, slot: Uint8Array): StoredInode {
-    const { inodeSize } = this.superblock;
-    const inode = readInode(viewOf(slot), 0, inodeSize);
-    const extraRoom = inodeSize - INODE.SIZE_OLD;
-    if (inode.extraSize > extraRoom || inode.extraSize % 4 !== 0) {
-      throw new FormatError(
-        `inode ${ino}`,
-        "i_extra_isize",
-        `is ${inode.extraSize}`,
-      );
-    }
-    if (this.metadataCsum) this.#verifyInode(ino, inode, slot);
-    for (const [flag, name] of REFUSED_FLAGS) {
-      if (inode.flags & flag) {
-        throw new UnsupportedError(
-          name,
-          `Cannot read inode ${ino}: it uses "${name}"`,
-        );
-      }
-    }
-    if (inode.size > 2 ** 32 * this.blockSize) {
-      throw new FormatError(`inode ${ino}`, "i_size", `is ${inode.size}`);
-    }
-    return { ino, inode, slot };
+    return decodeInode(this.#inodes, ino, slot);
   }
 
   /**
    * The inode tables from front to back, without what was never used. For
    * loading everything: nothing of it is cached.
    */
-  async *inodeRuns(): AsyncGenerator<InodeRun> {
-    const { inodesPerGroup, inodeSize } = this.superblock;
-    const perRead = Math.max(METADATA_READ_MAX, this.blockSize) / inodeSize;
-    for await (const { group, bitmap } of this.bitmaps("inode")) {
-      const isUsed = (index: number) =>
-        ((bitmap[index >>> 3]! >>> (index & 7)) & 1) === 1;
-      const used = this.groups.usedInodes[group]!;
-      for (let first = 0; first < used; first += perRead) {
-        // Trims to whole blocks around the slots in use.
-        let start = first;
-        let end = Math.min(first + perRead, used);
-        while (end > start && !isUsed(end - 1)) end--;
-        while (start < end && !isUsed(start)) start++;
-        if (start === end) continue;
-        const perBlock = this.blockSize / inodeSize;
-        start -= start % perBlock;
-        const bytes = await this.#blocks.run(
-          "inode table",
-          this.groups.inodeTables[group]! + start / perBlock,
-          Math.ceil((end - start) / perBlock),
-        );
-        const from = start;
-        yield {
-          firstIno: group * inodesPerGroup + start + 1,
-          count: end - start,
-          slots: bytes.subarray(0, (end - start) * inodeSize),
-          isUsed: (i) => isUsed(from + i),
-        };
-      }
-    }
+  inodeRuns(): AsyncGenerator<InodeRun> {
+    return readInodeRuns(
+      this.#blocks,
+      this.#inodes,
+      this.groups,
+      this.bitmaps("inode"),
+    );
   }
 
   /** Every inode that its bitmap marks as used, reserved ones included, checked as {@linkcode inode} does. */
@@ -379,35 +273,8 @@ export class Ext4Reader {
   }
 
   /** @throws {FormatError} If the inode is free or of no type. */
-  statOf({ ino, inode }: StoredInode): InodeStat {
-    const type = inodeTypeOf(inode.mode);
-    if (type === undefined || inode.links === 0) {
-      throw new FormatError(
-        `inode ${ino}`,
-        "state",
-        `is not in use (mode 0${inode.mode.toString(8)}, ${inode.links} links)`,
-      );
-    }
-    const isDevice = type === "char" || type === "block";
-    const device = isDevice ? readDevice(viewOf(inode.block), 0) : undefined;
-    return {
-      ino,
-      type,
-      mode: inode.mode & 0o7777,
-      uid: inode.uid,
-      gid: inode.gid,
-      links: inode.links,
-      size: inode.size,
-      sectors: inode.flags & INODE_FLAGS.hugeFile
-        ? inode.blocks * (this.blockSize / 512)
-        : inode.blocks,
-      atime: inode.atime,
-      mtime: inode.mtime,
-      ctime: inode.ctime,
-      crtime: inode.crtime,
-      devMajor: device?.major ?? 0,
-      devMinor: device?.minor ?? 0,
-    };
+  statOf(stored: StoredInode): InodeStat {
+    return statOfInode(stored, this.blockSize);
   }
 
   /**
@@ -473,7 +340,7 @@ export class Ext4Reader {
     const { inode } = await this.inode(ino);
     this.#demandType(ino, inode, S_IFLNK, "symbolic link");
     const { size } = inode;
-    if (this.#isFastSymlink(inode)) {
+    if (isFastSymlink(inode, this.blockSize)) {
       if (size === 0 || size > FAST_SYMLINK_MAX) {
         throw new FormatError(`symbolic link ${ino}`, "i_size", `is ${size}`);
       }
@@ -531,7 +398,7 @@ export class Ext4Reader {
     const type = inode.mode & S_IFMT;
     // Reserved inodes of no type (bad blocks) have a map, too.
     const hasMap = type === S_IFREG || type === S_IFDIR || type === 0 ||
-      (type === S_IFLNK && !this.#isFastSymlink(inode));
+      (type === S_IFLNK && !isFastSymlink(inode, this.blockSize));
     if (!hasMap) return Promise.resolve({ extents: [], nodes: [] });
     return readFileMap({
       blocks: this.#blocks,
@@ -567,28 +434,10 @@ export class Ext4Reader {
     return walkTree(this, from);
   }
 
-  /** As the kernel's `ext4_inode_is_fast_symlink()`: the size does not decide, having no blocks does. */
-  #isFastSymlink(inode: Inode): boolean {
-    const xattrSectors = inode.xattrBlock === 0 ? 0 : this.blockSize / 512;
-    return inode.blocks - xattrSectors === 0;
-  }
-
   #demandType(ino: number, inode: Inode, type: number, name: string): void {
     if ((inode.mode & S_IFMT) !== type) {
       throw new ObdError("state", `Inode ${ino} is not a ${name}`);
     }
-  }
-
-  #verifyInode(ino: number, inode: Inode, slot: Uint8Array): void {
-    // mke2fs leaves reserved inodes blank. libext2fs: ext2fs_inode_csum_verify().
-    if (isZero(slot)) return;
-    const seed = inodeChecksumSeed(this.checksumSeed, ino, inode.generation);
-    const computed = inodeChecksum(seed, slot);
-    demandChecksum(
-      `inode ${ino}`,
-      inode.checksum,
-      hasInodeChecksumHi(slot) ? computed : computed & 0xffff,
-    );
   }
 
   /** A directory's blocks in order, in runs of at most 1 MiB. */

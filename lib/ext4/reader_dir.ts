@@ -21,6 +21,9 @@ import {
 } from "./format.ts";
 import { demandChecksum } from "./reader_super.ts";
 
+/** Most names read from one directory, or passed in one walk: as many as a default 64 GiB device has inodes. */
+export const ENTRIES_MAX = 1 << 22;
+
 /** A name in a directory. */
 export interface DirectoryEntry {
   name: ByteString;

@@ -7,8 +7,9 @@ import {
   NotFoundError,
 } from "../io/mod.ts";
 import { S_IFDIR, S_IFLNK, S_IFMT } from "./format.ts";
-import { ENTRIES_MAX, type Ext4Reader, type StoredInode } from "./reader.ts";
-import type { DirectoryEntry } from "./reader_dir.ts";
+import type { Ext4Reader } from "./reader.ts";
+import { type DirectoryEntry, ENTRIES_MAX } from "./reader_dir.ts";
+import type { StoredInode } from "./reader_inodes.ts";
 
 /** Symbolic links that one lookup follows. Kernel: MAXSYMLINKS. */
 export const SYMLINKS_MAX = 40;

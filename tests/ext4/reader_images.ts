@@ -1,6 +1,10 @@
 /** Makes ext4 images with mke2fs and debugfs for the reader's tests. */
 
 import assert from "node:assert/strict";
+import { loadLibc } from "../../lib/io/mod.ts";
+
+// FileSource loads it once per process; first inside a test it would look like that test's leak.
+loadLibc();
 
 /** Runs a program; fails with its output unless it exits with one of `codes`. */
 export async function run(
@@ -81,6 +85,9 @@ head -c 4097 /dev/zero | tr '\0' c > etc/block+1
 seq 1 200000 > usr/lib/numbers
 seq 1 20 > usr/lib/deep/er/still/twenty
 truncate -s 3M usr/lib/sparse
+python3 -c 'for i in range(400):
+    with open("usr/lib/pieces", "r+b" if i else "wb") as f:
+        f.seek(i * 8192); f.write(b"%d" % i)'
 printf middle | dd of=usr/lib/sparse bs=1 seek=1500000 conv=notrunc status=none
 printf end | dd of=usr/lib/sparse bs=1 seek=3145725 conv=notrunc status=none
 truncate -s 5G usr/lib/huge-hole

@@ -11,6 +11,7 @@ import {
   viewOf,
 } from "../../lib/io/mod.ts";
 import {
+  EE,
   EH,
   EI,
   INODE,
@@ -28,7 +29,7 @@ import {
   withTempDir,
 } from "./reader_images.ts";
 
-const ready = requires("mke2fs", "debugfs");
+const ready = requires("mke2fs", "debugfs", "python3");
 
 /** Options of mke2fs, then the feature that must be named. */
 const REFUSED: [options: string[], feature: string][] = [
@@ -429,6 +430,32 @@ Deno.test({
         nanoseconds: 123_456_789,
       });
       assert.deepEqual(ctime, { seconds: -2, nanoseconds: 999_999_999 });
+    }),
+});
+
+Deno.test({
+  name: "unwritten extents read as zeros whatever lies below",
+  ignore: !ready,
+  fn: () =>
+    withTree(PLAIN, async (bytes) => {
+      const reader = await open(bytes);
+      const ino = await reader.lookup("usr/lib/numbers");
+      const [extent] = await reader.extents(ino);
+      assert.ok(extent!.count > 1);
+      const at = slotOffset(reader, ino) + INODE.block + EH.SIZE;
+      viewOf(bytes).setUint16(at + EE.length, 0x8000 + extent!.count, true);
+      const again = await open(bytes);
+      assert.equal((await again.extents(ino))[0]!.unwritten, true);
+      await using body = await again.openFile(ino);
+      const length = extent!.count * reader.blockSize;
+      assert.deepEqual([...body.extents!(0, body.size)][0], {
+        offset: 0,
+        length: Math.min(length, body.size),
+        kind: "zero",
+      });
+      const part = new Uint8Array(3000).fill(0xff);
+      await body.pread(part, 100);
+      assert.ok(part.every((byte) => byte === 0));
     }),
 });
 

@@ -14,7 +14,7 @@ import {
   withTempDir,
 } from "./reader_images.ts";
 
-const ready = requires("mke2fs", "debugfs", "e2fsck", "find");
+const ready = requires("mke2fs", "debugfs", "e2fsck", "find", "python3");
 
 const FIND_TYPES: Record<InodeStat["type"], string> = {
   file: "f",
