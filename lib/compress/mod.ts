@@ -32,3 +32,10 @@ export {
 } from "./gzip_index.ts";
 export { inflateAt, type InflateRequest, inputStart } from "./inflate_at.ts";
 export { hasNativeInflate, WINDOW_SIZE } from "./raw_inflate.ts";
+export {
+  CodecPool,
+  type CodecPoolOptions,
+  type JobOptions,
+  type SpanJob,
+} from "./pool.ts";
+export { type ErrorMessage, packError, unpackError } from "./worker_errors.ts";

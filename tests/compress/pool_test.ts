@@ -1,0 +1,156 @@
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import * as zlib from "node:zlib";
+import { CodecPool, inputStart } from "../../lib/compress/mod.ts";
+import {
+  CancelledError,
+  DeadlineError,
+  FormatError,
+  IntegrityError,
+  ObdError,
+} from "../../lib/io/mod.ts";
+import { indexBlob } from "./index_blob.ts";
+import { sampleBytes } from "./samples.ts";
+
+const CONTENT = sampleBytes(11, 3_000_000, "text");
+const BLOB = new Uint8Array(zlib.gzipSync(CONTENT));
+const INDEX = indexBlob(BLOB, { spanSize: 300_000 });
+
+function spanJob(i: number) {
+  const checkpoint = INDEX.checkpoints[i]!;
+  const next = INDEX.checkpoints[i + 1];
+  const from = checkpoint.uncompressedOffset;
+  const content = CONTENT.subarray(
+    from,
+    next?.uncompressedOffset ?? CONTENT.length,
+  );
+  return {
+    content,
+    job: {
+      input: BLOB.subarray(
+        inputStart(checkpoint),
+        next?.compressedOffset ?? BLOB.length,
+      ),
+      bits: checkpoint.bits,
+      window: checkpoint.window,
+      length: content.length,
+      sha256: new Uint8Array(createHash("sha256").update(content).digest()),
+    },
+  };
+}
+
+Deno.test("CodecPool.inflateSpan() gives every span, raw and packed windows, own and shared output", async () => {
+  using pool = new CodecPool({ threads: 2 });
+  assert.equal(pool.size, 0, "no thread before the first job");
+  assert.ok(INDEX.checkpoints.length > 5);
+  await Promise.all(INDEX.checkpoints.map(async (_, i) => {
+    const { job, content } = spanJob(i);
+    assert.deepEqual(await pool.inflateSpan(job), content);
+    const output = new Uint8Array(new SharedArrayBuffer(job.length));
+    const got = await pool.inflateSpan({
+      ...job,
+      window: job.window.length === 0
+        ? job.window
+        : new Uint8Array(zlib.deflateSync(job.window)),
+      windowIsZlib: true,
+      output,
+      priority: "prefetch",
+    });
+    assert.ok(got === output);
+    assert.deepEqual(new Uint8Array(output), content);
+  }));
+  assert.ok(pool.size <= 2);
+  assert.equal(BLOB[0], 0x1f, "the caller keeps its input");
+});
+
+Deno.test("CodecPool fails jobs with typed errors and goes on", async () => {
+  using pool = new CodecPool({ threads: 1 });
+  const { job, content } = spanJob(2);
+  await assert.rejects(
+    pool.inflateSpan({ ...job, sha256: new Uint8Array(32) }),
+    IntegrityError,
+  );
+  await assert.rejects(
+    pool.inflateSpan({ ...job, input: job.input.subarray(0, 1000) }),
+    FormatError,
+  );
+  await assert.rejects(
+    pool.inflateSpan({
+      ...job,
+      input: new Uint8Array(1000).fill(0xff),
+      bits: 0,
+    }),
+    FormatError,
+  );
+  await assert.rejects(
+    pool.inflateSpan({ ...job, window: new Uint8Array(10) }),
+    FormatError,
+  );
+  await assert.rejects(
+    pool.inflateSpan({
+      ...job,
+      window: new Uint8Array(zlib.deflateSync(new Uint8Array(100_000))),
+      windowIsZlib: true,
+    }),
+    FormatError,
+  );
+  assert.deepEqual(await pool.inflateSpan(job), content);
+});
+
+Deno.test("CodecPool replaces a crashed worker", async () => {
+  using pool = new CodecPool({ threads: 1 });
+  const crashed = pool.crashForTest();
+  const { job, content } = spanJob(1);
+  const after = pool.inflateSpan(job);
+  await assert.rejects(
+    crashed,
+    (error) => error instanceof ObdError && error.code === "state",
+  );
+  assert.deepEqual(await after, content);
+  assert.equal(pool.size, 1);
+});
+
+Deno.test("CodecPool serves demand before prefetch and lets queued jobs go", async () => {
+  using pool = new CodecPool({ threads: 1 });
+  const { job } = spanJob(0);
+  const order: string[] = [];
+  const control = new AbortController();
+  const jobs = [
+    pool.inflateSpan(job).then(() => order.push("first")),
+    pool.inflateSpan({ ...job, priority: "prefetch" }).then(() =>
+      order.push("prefetch")
+    ),
+    pool.inflateSpan(job).then(() => order.push("demand")),
+  ];
+  const cancelled = pool.inflateSpan({ ...job, signal: control.signal });
+  control.abort();
+  await assert.rejects(cancelled, CancelledError);
+  await Promise.all(jobs);
+  assert.deepEqual(order, ["first", "demand", "prefetch"]);
+  await assert.rejects(
+    pool.inflateSpan({ ...job, signal: AbortSignal.abort() }),
+    CancelledError,
+  );
+});
+
+Deno.test("CodecPool ends idle workers, hung jobs and everything on dispose", async () => {
+  const pool = new CodecPool({ threads: 2, idleMs: 20 });
+  const digest = await pool.sha256(CONTENT);
+  assert.equal(
+    digest.toHex(),
+    createHash("sha256").update(CONTENT).digest("hex"),
+  );
+  assert.equal(pool.size, 1);
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  assert.equal(pool.size, 0);
+  const pending = pool.inflateSpan(spanJob(0).job);
+  pool[Symbol.dispose]();
+  await assert.rejects(pending, CancelledError);
+  await assert.rejects(pool.sha256(CONTENT), CancelledError);
+
+  using slow = new CodecPool({ threads: 1, jobTimeoutMs: 0 });
+  await assert.rejects(
+    slow.sha256(new Uint8Array(200_000_000)),
+    DeadlineError,
+  );
+});
