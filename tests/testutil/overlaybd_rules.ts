@@ -162,3 +162,97 @@ export function checkTarWrapper(
   assert.ok(file.subarray(end).every((b) => b === 0));
   return file.subarray(1536, end);
 }
+
+/** One decoded index entry; units are sectors. */
+export interface LsmtEntry {
+  offset: number;
+  length: number;
+  moffset: number;
+  zeroed: boolean;
+  tag: number;
+}
+
+/** Asserts the rules of formats §1.1–§1.4, §1.10 on a committed layer and returns its entries. */
+export function checkLsmt(
+  file: Uint8Array,
+  kind: "native" | "warp",
+  virtualSize: number,
+): LsmtEntry[] {
+  assert.ok(file.length >= 8192);
+  const header = file.subarray(0, 4096);
+  const trailer = file.subarray(file.length - 4096);
+  for (const [block, flags] of [[header, 7], [trailer, 6]] as const) {
+    assert.equal(
+      hex(block.subarray(0, 24)),
+      "4c534d5400010200657e63d29444084ca2d2c8ec4fcfae8a",
+    );
+    const v = view(block);
+    assert.equal(v.getUint32(24, true), 390);
+    assert.equal(v.getUint32(28, true), flags);
+    assert.equal(u64(v, 48), virtualSize);
+    for (const at of [56, 93]) {
+      const text = String.fromCharCode(...block.subarray(at, at + 37));
+      assert.match(text, /^[0-9A-F]{8}-([0-9A-F]{4}-){3}[0-9A-F]{12}\0$/);
+    }
+    assert.deepEqual([...block.subarray(130, 134)], [0, 0, 1, 1]);
+    assert.ok(block.subarray(390).every((b) => b === 0), "padding");
+  }
+  assert.ok(header.subarray(32, 48).every((b) => b === 0));
+  const indexOffset = u64(view(trailer), 32);
+  const count = u64(view(trailer), 40);
+  assert.equal(indexOffset % 512, 0);
+  assert.ok(indexOffset >= 4096);
+  assert.ok(count <= 1_000_000);
+  assert.equal(indexOffset + count * 16 + 4096, file.length);
+  const index = view(file.subarray(indexOffset, indexOffset + count * 16));
+  const entries: LsmtEntry[] = [];
+  for (let i = 0; i < count; i++) {
+    const a = index.getBigUint64(i * 16, true);
+    const b = index.getBigUint64(i * 16 + 8, true);
+    const entry = {
+      offset: Number(a & (1n << 50n) - 1n),
+      length: Number(a >> 50n),
+      moffset: Number(b & (1n << 55n) - 1n),
+      zeroed: (b >> 55n & 1n) === 1n,
+      tag: Number(b >> 56n),
+    };
+    if (entry.offset === 2 ** 50 - 1) {
+      assert.equal(kind, "native", "warp indexes are not padded");
+      assert.equal(entry.length + entry.moffset, 0);
+      continue;
+    }
+    assert.ok(entries.length === i, "padding before an entry");
+    entries.push(entry);
+  }
+  checkEntries(entries, kind, indexOffset / 512, virtualSize);
+  return entries;
+}
+
+function checkEntries(
+  entries: LsmtEntry[],
+  kind: "native" | "warp",
+  high: number,
+  virtualSize: number,
+): void {
+  let before: LsmtEntry | undefined;
+  for (const e of entries) {
+    assert.ok(e.length >= 1 && e.length <= 16383, "length");
+    assert.ok(e.offset + e.length <= virtualSize / 512, "beyond the device");
+    if (before) assert.ok(before.offset + before.length <= e.offset, "order");
+    if (e.tag === 0 && !(e.zeroed && kind === "warp")) {
+      const end = e.zeroed ? e.moffset : e.moffset + e.length;
+      assert.ok(e.moffset >= 8 && end <= high, "outside the data area");
+    }
+    assert.ok(e.tag <= (kind === "warp" && !e.zeroed ? 1 : 0), "tag");
+    if (e.zeroed && kind === "warp") assert.equal(e.moffset, 0);
+    if (
+      before && before.offset + before.length === e.offset &&
+      before.zeroed === e.zeroed && before.tag === e.tag &&
+      (e.zeroed || before.moffset + before.length === e.moffset)
+    ) assert.equal(before.length, 16383, "neighbours are not joined");
+    before = e;
+  }
+  if (kind === "warp") {
+    assert.ok(entries.some((e) => e.tag === 0), "all entries are remote");
+  }
+}
