@@ -132,25 +132,33 @@ export function isZeroBlock(bytes: Uint8Array, at: number): boolean {
   return true;
 }
 
-/** The sum over the block, its own field as spaces; old writers summed signed bytes. */
-function checkSum(bytes: Uint8Array, at: number, offset: number): void {
-  const stored = readOctal(bytes, at + CHECKSUM_AT, 8);
-  let unsigned = 0;
-  let high = 0;
-  for (let i = at; i < at + 512; i++) {
-    const b = bytes[i]!;
-    unsigned += b;
-    high += b >>> 7;
-  }
+/** The sum over the block, its own field as spaces. */
+function sumOf(bytes: Uint8Array, at: number): number {
+  let sum = 8 * SPACE;
+  for (let i = at; i < at + 512; i++) sum += bytes[i]!;
   for (let i = at + CHECKSUM_AT; i < at + CHECKSUM_AT + 8; i++) {
-    unsigned += SPACE - bytes[i]!;
-    high -= bytes[i]! >>> 7;
+    sum -= bytes[i]!;
   }
-  if (stored === unsigned || stored === unsigned - 256 * high) return;
+  return sum;
+}
+
+/** How many bytes outside the checksum have the high bit: old writers summed them as negative. */
+function highBytes(bytes: Uint8Array, at: number): number {
+  let count = 0;
+  for (let i = 0; i < 512; i++) {
+    if (i < CHECKSUM_AT || i >= CHECKSUM_AT + 8) count += bytes[at + i]! >>> 7;
+  }
+  return count;
+}
+
+function verifyChecksum(bytes: Uint8Array, at: number, offset: number): void {
+  const stored = readOctal(bytes, at + CHECKSUM_AT, 8);
+  const sum = sumOf(bytes, at);
+  if (stored === sum || stored === sum - 256 * highBytes(bytes, at)) return;
   const got = stored === undefined ? "not a number" : `0${stored.toString(8)}`;
   throw bad(
     "checksum",
-    `is ${got}, computed 0${unsigned.toString(8)}: not a tar, or damaged`,
+    `is ${got}, computed 0${sum.toString(8)}: not a tar, or damaged`,
     offset,
   );
 }
@@ -214,7 +222,7 @@ export function readHeader(
   at: number,
   offset: number,
 ): TarHeader {
-  checkSum(bytes, at, offset);
+  verifyChecksum(bytes, at, offset);
   const dialect = dialectOf(bytes, at);
   const name = readCString(bytes, at, 100);
   const prefix = readPrefix(bytes, at, dialect);
