@@ -1,5 +1,6 @@
 /** The uncompressed tar of a gzip layer, read at random. */
 
+import { type CodecPool, inputStart } from "../compress/mod.ts";
 import {
   type ByteSource,
   FormatError,
@@ -40,26 +41,8 @@ export interface CheckpointTable {
   window(index: number): Uint8Array;
 }
 
-/** One span to decode; see `CodecPool` of lib/compress. */
-export interface SpanJob {
-  /** Compressed bytes from the checkpoint on; its first byte is the partial one when `bits` is not 0. Given away. */
-  input: Uint8Array<ArrayBuffer>;
-  bits: number;
-  window: Uint8Array;
-  /** Bytes to decode, exactly. */
-  length: number;
-  /** What they must hash to. */
-  sha256?: Uint8Array | undefined;
-}
-
-/** Decodes spans, off this thread. */
-export interface SpanInflater {
-  /**
-   * @throws {FormatError} When the input is not deflate, or too short.
-   * @throws {IntegrityError} When the SHA-256 is another.
-   */
-  inflateSpan(job: SpanJob, options?: ReadOptions): Promise<Uint8Array>;
-}
+/** Decodes spans, off this thread: a {@linkcode CodecPool}, or a part of one. */
+export type SpanInflater = Pick<CodecPool, "inflateSpan">;
 
 /** Settings of a {@linkcode GunzipSource}. */
 export interface GunzipOptions extends SpanSourceOptions {
@@ -142,13 +125,16 @@ class GunzipMaker implements SpanMaker {
     options: ReadOptions,
   ): Promise<Uint8Array> {
     const length = this.spans.sizeOf(index);
+    const window = this.#checkpoints.window(index);
     const bytes = await this.#inflater.inflateSpan({
+      ...options,
       input,
       bits: this.#checkpoints.bits(index),
-      window: this.#checkpoints.window(index),
+      window,
+      windowIsZlib: window.length > 0,
       length,
       sha256: this.spans.digestOf(index),
-    }, options);
+    });
     if (bytes.length !== length) {
       throw new FormatError(
         "gzip span",
@@ -188,7 +174,10 @@ class GunzipMaker implements SpanMaker {
 }
 
 function compressedStart(table: CheckpointTable, index: number): number {
-  return table.compressedOffset(index) - (table.bits(index) > 0 ? 1 : 0);
+  return inputStart({
+    compressedOffset: table.compressedOffset(index),
+    bits: table.bits(index),
+  });
 }
 
 /** Stored blocks cost 5 bytes per 65,535 (RFC 1951 §3.2.4); a tenth more allows for poor compressors. */

@@ -7,14 +7,10 @@ import {
   equalBytes,
   FormatError,
   IntegrityError,
-  type ReadOptions,
   toHex,
 } from "../../lib/io/mod.ts";
-import type {
-  CheckpointTable,
-  SpanInflater,
-  SpanJob,
-} from "../../lib/layers/gunzip.ts";
+import type { SpanJob } from "../../lib/compress/mod.ts";
+import type { CheckpointTable, SpanInflater } from "../../lib/layers/gunzip.ts";
 import { SpanTable } from "../../lib/layers/span_table.ts";
 
 export function sha256(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
@@ -94,13 +90,10 @@ export class TestInflater implements SpanInflater {
   mostRunning = 0;
   gate: Promise<unknown> = Promise.resolve();
 
-  async inflateSpan(
-    job: SpanJob,
-    options: ReadOptions = {},
-  ): Promise<Uint8Array> {
+  async inflateSpan(job: SpanJob): Promise<Uint8Array> {
     this.jobs.push({
       length: job.length,
-      priority: options.priority ?? "demand",
+      priority: job.priority ?? "demand",
     });
     this.mostRunning = Math.max(this.mostRunning, ++this.running);
     try {
