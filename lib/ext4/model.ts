@@ -37,6 +37,7 @@ import {
   FAST_SYMLINK_MAX,
   type FileExtent,
   INO,
+  INODE,
   type Inode,
   INODE_BLOCK_SIZE,
   INODE_FLAGS,
@@ -52,6 +53,7 @@ import {
   S_IFREG,
   S_IFSOCK,
   type Timestamp,
+  TIMESTAMP_MIN,
   writeDevice,
 } from "./format.ts";
 import { BLOCK_SIZE } from "./geometry.ts";
@@ -718,11 +720,20 @@ function emptyRoot(): Uint8Array {
 }
 
 function setFields(inode: Inode, attributes: Attributes): void {
+  const time = storableTime(attributes.mtime, inode.extraSize);
   inode.mode = (inode.mode & S_IFMT) | (attributes.mode & 0o7777);
   inode.uid = attributes.uid;
   inode.gid = attributes.gid;
-  inode.mtime = attributes.mtime;
-  inode.atime = attributes.mtime;
-  inode.ctime = attributes.mtime;
-  inode.crtime = attributes.mtime;
+  inode.mtime = time;
+  inode.atime = time;
+  inode.ctime = time;
+  inode.crtime = time;
+}
+
+/** Bounds a time for inodes without epoch bits; others are bounded when they are encoded. */
+function storableTime(time: Timestamp, extraSize: number): Timestamp {
+  // All of atime, ctime and mtime have their extra field, or none counts.
+  if (INODE.SIZE_OLD + extraSize >= INODE.atimeExtra + 4) return time;
+  const seconds = Math.min(Math.max(time.seconds, TIMESTAMP_MIN), 2 ** 31 - 1);
+  return { seconds, nanoseconds: 0 };
 }

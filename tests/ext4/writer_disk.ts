@@ -2,7 +2,7 @@
 
 import * as fs from "node:fs";
 import { BLOCK_SIZE, type Emission } from "../../lib/ext4/mod.ts";
-import { type ByteSource, FileSource } from "../../lib/io/mod.ts";
+import { type ByteSource, FileSource, isZero } from "../../lib/io/mod.ts";
 
 /** What a layer wrote, for comparing layers. */
 export interface LayerBytes {
@@ -29,6 +29,26 @@ export class Disk implements AsyncDisposable {
 
   static async create(size: number): Promise<Disk> {
     return new Disk(await Deno.makeTempDir({ prefix: "obd-ext4-" }), size);
+  }
+
+  /** A disk that a program makes a file system on; what is not zero counts as mapped. */
+  static async made(
+    size: number,
+    make: (path: string, dir: string) => Promise<void>,
+  ): Promise<Disk> {
+    const disk = await Disk.create(size);
+    try {
+      await make(disk.path, disk.#dir);
+      const bytes = new Uint8Array(BLOCK_SIZE);
+      for (let block = 0; block * BLOCK_SIZE < size; block++) {
+        fs.readSync(disk.#fd, bytes, 0, BLOCK_SIZE, block * BLOCK_SIZE);
+        if (!isZero(bytes)) disk.mapped.add(block);
+      }
+      return disk;
+    } catch (error) {
+      await disk[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   /** Writes a layer's metadata. */
@@ -142,6 +162,22 @@ export class Disk implements AsyncDisposable {
     fs.closeSync(this.#fd);
     await Deno.remove(this.#dir, { recursive: true });
   }
+}
+
+/** Runs a program; throws what it said if it fails with another code than `codes` allow. */
+export async function run(
+  program: string,
+  args: readonly string[],
+  codes: readonly number[] = [0],
+): Promise<string> {
+  const { code, stdout, stderr } = await new Deno.Command(program, {
+    args: [...args],
+    env: { LC_ALL: "C", TZ: "UTC", PATH: toolPath() },
+  }).output();
+  const text = new TextDecoder().decode(stdout);
+  if (codes.includes(code)) return text;
+  const said = new TextDecoder().decode(stderr);
+  throw new Error(`${program} ${args.join(" ")}: exit ${code}: ${text}${said}`);
 }
 
 function toolPath(): string {
