@@ -178,12 +178,14 @@ function splitDomain(
 ): { registry: string | undefined; repository: string } {
   const slash = name.indexOf("/");
   const first = slash < 0 ? "" : name.slice(0, slash);
-  const isHost = slash >= 0 &&
-    (/[.:]/.test(first) || first === "localhost" || first.startsWith("[") ||
-      first !== first.toLowerCase());
-  return isHost
+  return slash >= 0 && isHostText(first)
     ? { registry: first, repository: name.slice(slash + 1) }
     : { registry: undefined, repository: name };
+}
+
+function isHostText(text: string): boolean {
+  return /[.:]/.test(text) || text === "localhost" ||
+    text !== text.toLowerCase();
 }
 
 function domainProblem(domain: string): string | undefined {
@@ -200,9 +202,11 @@ function domainProblem(domain: string): string | undefined {
 
 function canonicalRegistry(domain: string): string {
   const lower = domain.toLowerCase();
-  return lower === "index.docker.io" || lower === "registry-1.docker.io"
-    ? "docker.io"
-    : lower;
+  if (lower === "index.docker.io" || lower === "registry-1.docker.io") {
+    return "docker.io";
+  }
+  // "HOST/app" is known for a host by its case alone.
+  return isHostText(lower) ? lower : domain;
 }
 
 /** Splits `HOST[:PORT]`; an IPv6 host keeps its brackets. */
