@@ -1,8 +1,10 @@
 /** A raw disk that takes emissions and hands them to the real tools. */
 
 import * as fs from "node:fs";
-import { BLOCK_SIZE, type Emission } from "../../lib/ext4/mod.ts";
+import { BLOCK_SIZE, type Emission, Ext4Model } from "../../lib/ext4/mod.ts";
+import { Ext4Reader } from "../../lib/ext4/reader.ts";
 import { type ByteSource, FileSource, isZero } from "../../lib/io/mod.ts";
+import { requires } from "../testutil/requires.ts";
 
 /** What a layer wrote, for comparing layers. */
 export interface LayerBytes {
@@ -182,6 +184,28 @@ export async function run(
 
 function toolPath(): string {
   return `${Deno.env.get("PATH") ?? ""}:/usr/sbin:/sbin`;
+}
+
+/** Builds one layer and checks it; `look` asks about the result. */
+export function layerTest(
+  name: string,
+  options: { virtualSize?: number; inodeRatio?: number },
+  build: (model: Ext4Model) => void,
+  look: (disk: Disk, reader: Ext4Reader) => Promise<void> = async () => {},
+): void {
+  Deno.test({
+    name,
+    ignore: !requires("e2fsck", "debugfs"),
+    fn: async () => {
+      const model = Ext4Model.create({ virtualSize: 2 ** 30, ...options });
+      build(model);
+      await using disk = await Disk.create(model.virtualSize);
+      disk.apply(model.emit());
+      await disk.check();
+      await using source = await disk.source();
+      await look(disk, await Ext4Reader.open(source));
+    },
+  });
 }
 
 /** Attributes for tests. */
