@@ -1,7 +1,16 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { CacheStore, type DataFile } from "../../lib/layers/cache/mod.ts";
+import { concatBytes } from "../../lib/io/mod.ts";
+import {
+  readJournal,
+  writeAddRecord,
+  writeJournalHeader,
+  writeRemoveRecord,
+} from "../../lib/layers/cache/journal.ts";
+import { SlotAllocator, type SlotRun } from "../../lib/layers/cache/slots.ts";
 import { seededBytes, seededRandom } from "../testutil/source_contract.ts";
+import { requiresMount } from "../testutil/requires.ts";
 import { RecordingLogger } from "../testutil/test_source.ts";
 
 const MIB = 2 ** 20;
@@ -359,6 +368,66 @@ Deno.test("CacheStore: a full disk stops storing once, reads go on, and it resum
     assert.equal(logger.count("cache.storing-again"), 1);
   }));
 
+async function sh(...args: string[]): Promise<void> {
+  const { success, stderr } = await new Deno.Command(args[0]!, {
+    args: args.slice(1),
+  }).output();
+  assert.ok(success, new TextDecoder().decode(stderr));
+}
+
+Deno.test({
+  name: "CacheStore: on a real full disk it serves what fits and never fails",
+  ignore: !requiresMount(),
+  fn: () =>
+    inTempDir(async (dir) => {
+      const path = `${dir}/disk`;
+      await Deno.mkdir(path);
+      await sh("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path);
+      try {
+        const logger = new RecordingLogger();
+        {
+          // Nothing kept free: writes do meet ENOSPC.
+          await using store = await openStore(`${path}/a`, {
+            sizeBytes: 64 * MIB,
+            logger,
+            retryMs: 1,
+          });
+          await Deno.writeFile(`${path}/ballast`, new Uint8Array(3 * MIB));
+          for (let i = 0; i < 30; i++) {
+            store.put(`k${i}`, seededBytes(700_000, i));
+            await store.settled();
+            const entry = store.get(`k${i % 7}`);
+            const got = entry && await store.readAll(entry);
+            if (got) {
+              assert.deepEqual(
+                new Uint8Array(got),
+                seededBytes(700_000, i % 7),
+              );
+            }
+            if (i === 15) await Deno.remove(`${path}/ballast`);
+            await new Promise((resolve) => setTimeout(resolve, 2));
+          }
+          assert.ok(store.entryCount >= 2, `${store.entryCount} entries`);
+        }
+        await Deno.remove(`${path}/a`, { recursive: true });
+        await using store = await openStore(`${path}/b`, {
+          sizeBytes: 64 * MIB,
+          keepFreeBytes: 2 * MIB,
+          logger,
+        });
+        for (let i = 0; i < 20; i++) {
+          store.put(`k${i}`, seededBytes(700_000, i));
+          await store.settled();
+          const used = (await Deno.stat(`${path}/b/data`)).blocks! * 512;
+          assert.ok(used <= 6 * MIB, `${used} bytes used`);
+        }
+        await mustRead(store, "k19", seededBytes(700_000, 19));
+      } finally {
+        await sh("umount", path);
+      }
+    }),
+});
+
 Deno.test("CacheStore: gives space back when the file system runs low", () =>
   inTempDir(async (dir) => {
     let free = 1000 * MIB;
@@ -494,26 +563,116 @@ Deno.test("CacheStore: an unreadable entry is a miss, and is dropped", () =>
 
 Deno.test("CacheStore: opens fast with 20,000 entries, and smaller when made smaller", () =>
   inTempDir(async (dir) => {
-    const sizeBytes = 1400 * MIB;
-    const bytes = seededBytes(100, 1);
-    {
-      await using store = await openStore(dir, { sizeBytes });
-      for (let i = 0; i < 20_000; i++) {
-        store.put(`${i}`.padStart(70, "0"), bytes, sha256(bytes));
-        if (i % 4000 === 0) await store.settled();
-      }
-      await store.settled();
+    const count = 20_000;
+    const slot = 65536;
+    const key = (i: number) => `${i}`.padStart(70, "0");
+    const bytes = seededBytes(slot, 1);
+    const digest = sha256(bytes);
+    const parts: Uint8Array[] = [writeJournalHeader(slot)];
+    for (let i = 0; i < count; i++) {
+      const runs = [{ start: i, count: 1 }];
+      parts.push(writeAddRecord({ key: key(i), size: slot, digest, runs }));
     }
+    await Deno.writeFile(`${dir}/index`, concatBytes(parts));
+    const file = await Deno.open(`${dir}/data`, { write: true, create: true });
+    await file.truncate(count * slot); // sparse: only entry 5 is there
+    await file.seek(5 * slot, Deno.SeekMode.Start);
+    await file.write(bytes);
+    file.close();
     const start = performance.now();
     {
-      await using store = await openStore(dir, { sizeBytes });
-      assert.equal(store.entryCount, 20_000);
+      await using store = await openStore(dir, { sizeBytes: count * slot });
       const took = performance.now() - start;
       assert.ok(took < 3_000, `${took} ms`); // about 60 ms alone on the machine
-      await mustRead(store, "19999".padStart(70, "0"), bytes);
+      assert.equal(store.entryCount, count);
+      await mustRead(store, key(5), bytes);
+      assert.equal(await store.readAll(store.get(key(6))!), undefined);
+      assert.equal(store.entryCount, count - 1);
     }
     await using store = await openStore(dir, { sizeBytes: 64 * MIB });
-    assert.ok(store.entryCount <= 1024);
+    assert.ok(store.entryCount > 1000 && store.entryCount <= 1024);
     assert.ok((await Deno.stat(`${dir}/data`)).size <= 64 * MIB);
-    await mustRead(store, "5".padStart(70, "0"), bytes);
+    await mustRead(store, key(5), bytes);
   }));
+
+Deno.test("index records: of slots claimed twice the newest claim wins, bad ones are left out", () => {
+  const entry = (key: string, ...runs: [number, number][]) => ({
+    key,
+    size: runs.reduce((n, r) => n + r[1], 0) * 65536,
+    digest: new Uint8Array(32).fill(key.charCodeAt(0)),
+    runs: runs.map(([start, count]) => ({ start, count })),
+  });
+  const read = (...records: Uint8Array[]) =>
+    readJournal(concatBytes([writeJournalHeader(65536), ...records]), {
+      slotSize: 65536,
+      slotLimit: 100,
+      maxEntrySize: 2 ** 24,
+    });
+  const keys = (...records: Uint8Array[]) =>
+    read(...records).entries.map((e) => e.key).join("");
+  const add = (key: string, ...runs: [number, number][]) =>
+    writeAddRecord(entry(key, ...runs));
+  const one = read(add("a", [0, 3], [7, 2]));
+  assert.deepEqual(one, { entries: [entry("a", [0, 3], [7, 2])], whole: true });
+  assert.equal(keys(add("a", [0, 4]), add("b", [4, 4])), "ab");
+  assert.equal(keys(add("a", [0, 4]), add("b", [3, 4])), "b");
+  assert.equal(
+    keys(add("a", [3, 4]), add("b", [0, 4]), add("c", [9, 1])),
+    "bc",
+  );
+  assert.equal(keys(add("a", [0, 9]), add("b", [1, 1]), add("c", [5, 1])), "c");
+  assert.equal(keys(add("a", [0, 2], [1, 2])), ""); // overlaps itself
+  assert.equal(
+    keys(add("a", [0, 1]), add("b", [1, 1]), add("a", [2, 1])),
+    "ba",
+  );
+  assert.equal(keys(add("a", [0, 1]), writeRemoveRecord("a")), "");
+  assert.equal(keys(add("a", [99, 1]), add("b", [100, 1])), "a");
+  assert.equal(keys(add("a", [0, 0]), add("b", [2 ** 32 - 1, 1])), "");
+  const short = writeAddRecord({ ...entry("a", [0, 2]), size: 10 });
+  assert.equal(keys(short), "");
+  const torn = read(add("a", [0, 1]), add("b", [1, 1]).subarray(0, 30));
+  assert.deepEqual([torn.entries.length, torn.whole], [1, false]);
+});
+
+Deno.test("SlotAllocator never hands a slot out twice", () => {
+  const random = seededRandom(3);
+  const slots = new SlotAllocator(200, [{ start: 10, count: 5 }]);
+  const owner = new Int32Array(200);
+  owner.fill(1, 10, 15);
+  const held = new Map<number, readonly SlotRun[]>([[1, [{
+    start: 10,
+    count: 5,
+  }]]]);
+  let refused = 0;
+  for (let id = 2; id < 3000; id++) {
+    if (random() < 0.45 && held.size > 0) {
+      const [key] = [...held.keys()].slice(Math.floor(random() * held.size));
+      for (const r of held.get(key!)!) {
+        owner.fill(0, r.start, r.start + r.count);
+      }
+      slots.release(held.get(key!)!);
+      held.delete(key!);
+    }
+    const count = 1 + Math.floor(random() * 12);
+    const before = slots.available;
+    const runs = slots.allocate(count, 4);
+    if (!runs) {
+      refused++;
+      assert.equal(slots.available, before);
+      continue;
+    }
+    assert.ok(runs.length <= 4);
+    assert.equal(runs.reduce((n, r) => n + r.count, 0), count);
+    for (const { start, count } of runs) {
+      for (let i = start; i < start + count; i++) {
+        assert.ok(i < 200);
+        assert.equal(owner[i], 0);
+        owner[i] = id;
+      }
+    }
+    held.set(id, runs);
+    assert.equal(slots.available, before - count);
+  }
+  assert.ok(refused > 0);
+});
