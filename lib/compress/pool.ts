@@ -48,7 +48,7 @@ export interface SpanJob extends JobOptions {
 /** Options of {@linkcode CodecPool}. */
 export interface CodecPoolOptions {
   /** Most threads at once; at least 1. Default: the machine's cores. */
-  workers?: number | undefined;
+  threads?: number | undefined;
   /** Milliseconds without a job after which a worker ends. */
   idleMs?: number | undefined;
   /** Milliseconds that a job may run. A span takes a few; this only ends a hang. */
@@ -73,7 +73,7 @@ interface Member {
 
 /** See the module comment. */
 export class CodecPool implements Disposable {
-  readonly #workers: number;
+  readonly #threads: number;
   readonly #idleMs: number;
   readonly #jobTimeoutMs: number;
   readonly #members = new Set<Member>();
@@ -84,9 +84,9 @@ export class CodecPool implements Disposable {
   #disposed = false;
 
   constructor(options: CodecPoolOptions = {}) {
-    this.#workers = Math.max(
+    this.#threads = Math.max(
       1,
-      options.workers ?? navigator.hardwareConcurrency,
+      options.threads ?? navigator.hardwareConcurrency,
     );
     this.#idleMs = options.idleMs ?? 10_000;
     this.#jobTimeoutMs = options.jobTimeoutMs ?? 60_000;
@@ -168,7 +168,7 @@ export class CodecPool implements Disposable {
     while (this.#demand.length > 0 || this.#prefetch.length > 0) {
       let member = this.#idle.pop();
       if (member === undefined) {
-        if (this.#members.size >= this.#workers) return;
+        if (this.#members.size >= this.#threads) return;
         member = this.#start();
       }
       this.#give(member, (this.#demand.shift() ?? this.#prefetch.shift())!);

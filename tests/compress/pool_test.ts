@@ -40,7 +40,7 @@ function spanJob(i: number) {
 }
 
 Deno.test("CodecPool.inflateSpan() gives every span, raw and packed windows, own and shared output", async () => {
-  using pool = new CodecPool({ workers: 2 });
+  using pool = new CodecPool({ threads: 2 });
   assert.equal(pool.size, 0, "no thread before the first job");
   assert.ok(INDEX.checkpoints.length > 5);
   await Promise.all(INDEX.checkpoints.map(async (_, i) => {
@@ -64,7 +64,7 @@ Deno.test("CodecPool.inflateSpan() gives every span, raw and packed windows, own
 });
 
 Deno.test("CodecPool fails jobs with typed errors and goes on", async () => {
-  using pool = new CodecPool({ workers: 1 });
+  using pool = new CodecPool({ threads: 1 });
   const { job, content } = spanJob(2);
   await assert.rejects(
     pool.inflateSpan({ ...job, sha256: new Uint8Array(32) }),
@@ -98,7 +98,7 @@ Deno.test("CodecPool fails jobs with typed errors and goes on", async () => {
 });
 
 Deno.test("CodecPool replaces a crashed worker", async () => {
-  using pool = new CodecPool({ workers: 1 });
+  using pool = new CodecPool({ threads: 1 });
   const crashed = pool.crashForTest();
   const { job, content } = spanJob(1);
   const after = pool.inflateSpan(job);
@@ -111,7 +111,7 @@ Deno.test("CodecPool replaces a crashed worker", async () => {
 });
 
 Deno.test("CodecPool serves demand before prefetch and lets queued jobs go", async () => {
-  using pool = new CodecPool({ workers: 1 });
+  using pool = new CodecPool({ threads: 1 });
   const { job } = spanJob(0);
   const order: string[] = [];
   const control = new AbortController();
@@ -134,7 +134,7 @@ Deno.test("CodecPool serves demand before prefetch and lets queued jobs go", asy
 });
 
 Deno.test("CodecPool ends idle workers, hung jobs and everything on dispose", async () => {
-  const pool = new CodecPool({ workers: 2, idleMs: 20 });
+  const pool = new CodecPool({ threads: 2, idleMs: 20 });
   const digest = await pool.sha256(CONTENT);
   assert.equal(
     digest.toHex(),
@@ -148,7 +148,7 @@ Deno.test("CodecPool ends idle workers, hung jobs and everything on dispose", as
   await assert.rejects(pending, CancelledError);
   await assert.rejects(pool.sha256(CONTENT), CancelledError);
 
-  using slow = new CodecPool({ workers: 1, jobTimeoutMs: 0 });
+  using slow = new CodecPool({ threads: 1, jobTimeoutMs: 0 });
   await assert.rejects(
     slow.sha256(new Uint8Array(200_000_000)),
     DeadlineError,
