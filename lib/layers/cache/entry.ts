@@ -1,5 +1,6 @@
 /** One entry of a {@linkcode CacheStore}. */
 
+import type { ByteString } from "../../io/mod.ts";
 import type { LruNode } from "./lru.ts";
 import type { SlotRun } from "./slots.ts";
 
@@ -17,8 +18,8 @@ export interface CacheEntry extends LruNode<CacheEntry> {
   /** Bytes. */
   readonly size: number;
   state: EntryState;
-  /** SHA-256, 32 bytes; undefined only while writing. */
-  digest: Uint8Array | undefined;
+  /** SHA-256, one byte per character; undefined only while writing. */
+  digest: ByteString | undefined;
   /** Where it lies in the data file; empty until written. */
   runs: readonly SlotRun[];
   /** The content while writing. */

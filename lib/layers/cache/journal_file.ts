@@ -1,6 +1,6 @@
 /** The index file on disk: appended to in batches, rewritten whole now and then. */
 
-import { writeAll } from "../../io/mod.ts";
+import { concatBytes, writeAll } from "../../io/mod.ts";
 import {
   type JournalEntry,
   readJournal,
@@ -13,6 +13,8 @@ import {
 const MAX_JOURNAL_BYTES = 512 * 1024 * 1024;
 /** Appended bytes after which the log is rewritten, beside those of live entries. */
 const REWRITE_SLACK = 1 << 20;
+/** Bytes of one write. */
+const BATCH_BYTES = 256 * 1024;
 
 /** Collects records and brings them to the index file. */
 export class JournalFile {
@@ -86,9 +88,9 @@ export class JournalFile {
     this.#mustRewrite = true; // until the append went well
     const file = await Deno.open(this.#path, { append: true, mode: 0o600 });
     try {
-      for (const record of records) {
-        await writeAll(file, record);
-        this.#fileBytes += record.length;
+      for (const batch of batches(records)) {
+        await writeAll(file, batch);
+        this.#fileBytes += batch.length;
       }
     } finally {
       file.close();
@@ -100,8 +102,9 @@ export class JournalFile {
     beforeAppend: () => Promise<void>,
     live: () => Iterable<JournalEntry>,
   ): Promise<void> {
-    const parts: Uint8Array[] = [writeJournalHeader(this.#slotSize)];
-    for (const entry of live()) parts.push(writeAddRecord(entry));
+    const header = writeJournalHeader(this.#slotSize);
+    // Encoded before anything is awaited: entries may move meanwhile.
+    const parts = [...batches(encoded(header, live()))];
     this.#pending = [];
     this.#pendingBytes = 0;
     this.#mustRewrite = true;
@@ -132,4 +135,27 @@ export class JournalFile {
     this.#pending.push(record);
     this.#pendingBytes += record.length;
   }
+}
+
+function* encoded(
+  header: Uint8Array,
+  entries: Iterable<JournalEntry>,
+): Generator<Uint8Array> {
+  yield header;
+  for (const entry of entries) yield writeAddRecord(entry);
+}
+
+/** Joins small arrays, for fewer calls. */
+function* batches(parts: Iterable<Uint8Array>): Generator<Uint8Array> {
+  let batch: Uint8Array[] = [];
+  let bytes = 0;
+  for (const part of parts) {
+    batch.push(part);
+    bytes += part.length;
+    if (bytes < BATCH_BYTES) continue;
+    yield concatBytes(batch);
+    batch = [];
+    bytes = 0;
+  }
+  if (bytes > 0) yield concatBytes(batch);
 }

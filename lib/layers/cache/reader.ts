@@ -1,6 +1,12 @@
 /** Reads entries back from the data file. */
 
-import { equalBytes, errorText, type Logger, toHex } from "../../io/mod.ts";
+import {
+  bytesFromLatin1,
+  errorText,
+  latin1FromBytes,
+  type Logger,
+  toHex,
+} from "../../io/mod.ts";
 import type { DataFile } from "./data_file.ts";
 import { sha256 } from "./digest.ts";
 import type { CacheEntry, CacheStats } from "./entry.ts";
@@ -73,9 +79,9 @@ export class EntryReader {
   async check(entry: CacheEntry): Promise<Uint8Array | undefined> {
     const bytes = new Uint8Array(entry.size);
     if (!await this.pread(entry, bytes, 0)) return undefined;
-    const got = await sha256(bytes);
+    const got = latin1FromBytes(await sha256(bytes));
     if (entry.state === "dead") return undefined;
-    if (equalBytes(got, entry.digest!)) {
+    if (got === entry.digest) {
       entry.state = "ready";
       return bytes;
     }
@@ -83,8 +89,8 @@ export class EntryReader {
     this.#logger.warn("cache.corrupt", {
       cache: this.#name,
       key: entry.key,
-      want: toHex(entry.digest!),
-      got: toHex(got),
+      want: toHex(bytesFromLatin1(entry.digest!)),
+      got: toHex(bytesFromLatin1(got)),
     });
     this.#drop(entry);
     return undefined;

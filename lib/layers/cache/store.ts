@@ -7,6 +7,7 @@
 import {
   errorText,
   invariant,
+  latin1FromBytes,
   type Logger,
   silentLogger,
 } from "../../io/mod.ts";
@@ -230,7 +231,7 @@ export class CacheStore implements AsyncDisposable {
       key,
       size: bytes.length,
       state: "writing",
-      digest,
+      digest: digest && latin1FromBytes(digest),
       runs: [],
       bytes,
       check: undefined,

@@ -1,6 +1,6 @@
 /** Brings entries to the data file, in the background. */
 
-import { errorText, type Logger } from "../../io/mod.ts";
+import { errorText, latin1FromBytes, type Logger } from "../../io/mod.ts";
 import type { DataFile } from "./data_file.ts";
 import { sha256 } from "./digest.ts";
 import type { CacheEntry, CacheStats } from "./entry.ts";
@@ -136,7 +136,7 @@ export class EntryWriter {
 
   async #write(entry: CacheEntry): Promise<void> {
     const bytes = entry.bytes!;
-    const digest = entry.digest ?? await sha256(bytes);
+    const digest = entry.digest ?? latin1FromBytes(await sha256(bytes));
     const need = slotsOf(entry.size);
     if (!await this.#makeRoom(need)) {
       return this.#giveUp(entry, "cache.full", "no space to use");
