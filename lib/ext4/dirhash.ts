@@ -36,7 +36,10 @@ export interface NameHash {
 }
 
 const MD4_START: HashSeed = [0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476];
-/** Reserved for "end of directory" by readdir positions: EXT4_HTREE_EOF_32BIT << 1. */
+/**
+ * Reserved for "end of directory" by readdir positions: EXT4_HTREE_EOF_32BIT
+ * << 1. The kernel moves such a hash down; e2fsprogs 1.47 does not.
+ */
 const HASH_EOF = 0xfffffffe;
 
 /**

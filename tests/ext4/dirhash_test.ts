@@ -45,6 +45,13 @@ Deno.test("hashName() gives known values", () => {
   assert.equal(hash(6), undefined);
 });
 
+Deno.test("hashName() never gives the hash that means the end of a directory", () => {
+  // Found by search: its legacy hash would be 0xfffffffe, and debugfs says so; the kernel does not.
+  const options = { version: HASH_VERSION.legacy, signed: true, seed: NO_SEED };
+  const hash = hashName(bytesFromLatin1("c7gVk1"), options);
+  assert.deepEqual(hash, { major: 0xfffffffc, minor: 0 });
+});
+
 Deno.test("signedness matters for bytes above 0x7f only", () => {
   for (const version of [0, 1, 2]) {
     const hash = (text: string, signed: boolean) =>

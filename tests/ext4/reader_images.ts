@@ -91,6 +91,7 @@ python3 -c 'for i in range(400):
 printf middle | dd of=usr/lib/sparse bs=1 seek=1500000 conv=notrunc status=none
 printf end | dd of=usr/lib/sparse bs=1 seek=3145725 conv=notrunc status=none
 truncate -s 5G usr/lib/huge-hole
+printf far | dd of=usr/lib/huge-hole bs=1M seek=3072 conv=notrunc status=none
 ln etc/one usr/hard
 ln -s ../etc/one usr/link
 ln -s /usr/lib/deep usr/absolute

@@ -139,9 +139,19 @@ async function compareContent(
   await using body = await reader.openFile(stat.ino);
   assert.equal(body.size, stat.size);
   if (path === "usr/lib/huge-hole") {
+    const far = 3 * 2 ** 30;
+    const { blockSize } = reader;
     assert.deepEqual([...body.extents!(0, body.size)], [
-      { offset: 0, length: body.size, kind: "hole" },
+      { offset: 0, length: far, kind: "hole" },
+      { offset: far, length: blockSize, kind: "data" },
+      {
+        offset: far + blockSize,
+        length: body.size - far - blockSize,
+        kind: "hole",
+      },
     ]);
+    const around = latin1FromBytes(await readBytes(body, far - 2, 8));
+    assert.equal(around, "\0\0far\0\0\0");
     const end = await readBytes(body, body.size - 10, 10);
     assert.deepEqual(end, new Uint8Array(10));
     return;

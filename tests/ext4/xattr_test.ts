@@ -156,6 +156,12 @@ Deno.test("blocks are sorted and hashed whatever the order given", () => {
   assert.notEqual(viewOf(a).getUint32(XH.hash, true), 0);
 });
 
+Deno.test("an empty value has no place", () => {
+  const block = new Uint8Array(1024);
+  writeXattrBlock(block, [stored(1, "a", "")]);
+  assert.equal(viewOf(block).getUint16(XH.SIZE + XE.valueOffset, true), 0);
+});
+
 Deno.test("malformed areas are refused", () => {
   const block = () => {
     const bytes = new Uint8Array(1024);
