@@ -20,9 +20,9 @@ export type Whiteout =
 /**
  * Tells what a path means as a whiteout.
  *
- * As in containerd and Docker, everything below a `.wh..wh.*` name in the root
- * is metadata, the opaque marker excepted. Elsewhere they would remove
- * `DIR/.wh.*`, a name that no layer can create: the same as ignoring it.
+ * Everything below a `.wh..wh.*` name in the root is metadata, the opaque
+ * marker excepted, as in Docker. Elsewhere, and in today's containerd, such a
+ * name removes `DIR/.wh.*`, which no layer can create: the same as ignoring it.
  *
  * @param path Cleaned.
  * @returns `undefined` for an ordinary name.

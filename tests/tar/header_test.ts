@@ -103,7 +103,7 @@ Deno.test("prefix: ustar 155 bytes, star 131, GNU and V7 none", () => {
     walkOne(archive(header({ name: "n", prefix, ...fields }))).path;
   assert.equal(at({}), `${prefix}/n`);
   assert.equal(at({ magic: V7 }), "n");
-  const star = { 476: "\0".repeat(24), 508: "tar\0" };
+  const star = { 476: "14371046666\x0014371046666\0", 508: "tar\0" };
   assert.equal(at({ raw: star }), `${prefix.slice(0, 131)}/n`);
   // Times of a GNU header stand where the prefix would be.
   const times = { 345: "14371046666\x0014371046666\0" };
