@@ -1,0 +1,271 @@
+/** The two ways through a pass: on the calling thread, or over two more. */
+
+import {
+  ByteRing,
+  INPUT_RING_SIZE,
+  OUTPUT_RING_SIZE,
+  unpackError,
+} from "../../compress/mod.ts";
+import { CancelledError, ObdError, startWorker } from "../../io/mod.ts";
+import { packCheckpoint, type PackedCheckpoint } from "./checkpoint_list.ts";
+import {
+  type DecoderSettings,
+  type LayerDecoder,
+  openDecoder,
+} from "./layer_decoder.ts";
+import { type LayerDigests, LayerHasher } from "./layer_hasher.ts";
+import {
+  DECODE_ROLE,
+  type DecodeOutcome,
+  HASH_ROLE,
+  PASS_WORKER_URL,
+  type PassReply,
+} from "./pass_worker.ts";
+import { allocateShared, SharedState, WORD } from "./shared.ts";
+import type { TarReceiver } from "./types.ts";
+
+/** All that a pass finds out. */
+export interface StageOutcome extends DecodeOutcome {
+  digests: LayerDigests;
+}
+
+/** Takes a blob in pieces. */
+export interface PassStage extends AsyncDisposable {
+  /** Takes one piece; resolves when `bytes` may be reused. Rejects with the first error of any stage. */
+  write(bytes: Uint8Array): Promise<void>;
+  /** The blob is over. */
+  end(): Promise<StageOutcome>;
+}
+
+/** Everything on the calling thread. */
+export class InlineStage implements PassStage {
+  readonly #input = new ByteRing(new Uint8Array(INPUT_RING_SIZE));
+  readonly #output = new ByteRing(new Uint8Array(OUTPUT_RING_SIZE));
+  readonly #hasher: LayerHasher;
+  readonly #decoder: LayerDecoder;
+  readonly #checkpoints: PackedCheckpoint[] = [];
+  readonly #walker: TarReceiver | undefined;
+  #head = 0;
+  #walked = 0;
+
+  constructor(settings: DecoderSettings, walker: TarReceiver | undefined) {
+    this.#walker = walker;
+    this.#hasher = new LayerHasher(
+      settings.compression,
+      this.#input,
+      this.#output,
+    );
+    const hasher = this.#hasher;
+    this.#decoder = openDecoder(settings, this.#input, this.#output, {
+      advance: (to) => hasher.advance(to),
+      split: (checkpoint) => {
+        this.#checkpoints.push(packCheckpoint(checkpoint));
+        hasher.split();
+      },
+      fork: () => hasher.fork(),
+      resolve: (checkpoint) => {
+        if (checkpoint) this.#checkpoints.push(packCheckpoint(checkpoint));
+        hasher.resolve(checkpoint !== undefined);
+      },
+    });
+  }
+
+  // deno-lint-ignore require-await -- an error must reject, not throw
+  async write(bytes: Uint8Array): Promise<void> {
+    for (let at = 0; at < bytes.length;) {
+      const room = this.#input.capacity -
+        (this.#head - this.#decoder.inputNeeded);
+      const piece = bytes.subarray(at, at + room);
+      this.#input.put(this.#head, piece);
+      this.#head += piece.length;
+      at += piece.length;
+      this.#hasher.takeBlob(this.#head);
+      this.#run(false);
+    }
+  }
+
+  // deno-lint-ignore require-await -- an error must reject, not throw
+  async end(): Promise<StageOutcome> {
+    this.#run(true);
+    return {
+      digests: this.#hasher.finish(),
+      checkpoints: this.#checkpoints,
+      tarSize: this.#decoder.uncompressedOffset,
+      members: this.#decoder.members,
+    };
+  }
+
+  #run(isEnd: boolean): void {
+    while (true) {
+      const read = Math.min(this.#walked, this.#hasher.tarOffset);
+      const limit = read + this.#output.capacity;
+      const need = this.#decoder.run(this.#head, isEnd, limit);
+      const to = this.#decoder.uncompressedOffset;
+      if (this.#walker) {
+        for (const view of this.#output.views(this.#walked, to)) {
+          this.#walker.push(view);
+        }
+      }
+      this.#walked = to;
+      if (need !== "output") return;
+    }
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#decoder.close();
+    return Promise.resolve();
+  }
+}
+
+/** Tar bytes handed to the walker at once; also the copy out of shared memory. */
+const WALK_STEP = 256 * 1024;
+/** How long a worker may take to notice that it is to stop. */
+const STOP_DEADLINE_MS = 5000;
+
+/** Decoding and hashing on a thread each. */
+export class ThreadedStage implements PassStage {
+  readonly #state: SharedState;
+  readonly #onError: (error: unknown) => void;
+  readonly #workers: Worker[] = [];
+  readonly #ended: Promise<void>[] = [];
+  readonly #walking: Promise<void>;
+  #outcome: Partial<StageOutcome> = {};
+  #error: unknown;
+  #failed = false;
+  #head = 0;
+  #decoded = 0;
+  #hashed = 0;
+
+  /** @param onError Called with the first error, which `write` and `end` reject with too. */
+  constructor(
+    settings: DecoderSettings,
+    walker: TarReceiver | undefined,
+    onError: (error: unknown) => void,
+  ) {
+    const memory = allocateShared();
+    this.#state = new SharedState(memory);
+    this.#onError = onError;
+    for (const role of [DECODE_ROLE, HASH_ROLE]) {
+      const worker = startWorker(PASS_WORKER_URL, role);
+      this.#workers.push(worker);
+      this.#ended.push(this.#watch(worker));
+      worker.postMessage({
+        ...settings,
+        memory,
+        hasWalker: walker !== undefined,
+      });
+    }
+    this.#walking = walker ? this.#walk(walker) : Promise.resolve();
+  }
+
+  /** Resolves when the worker has sent its last message or died. */
+  #watch(worker: Worker): Promise<void> {
+    return new Promise((resolve) => {
+      worker.onmessage = ({ data }: MessageEvent<PassReply>) => {
+        if (data.kind === "decoded") {
+          Object.assign(this.#outcome, data.outcome);
+        } else if (data.kind === "hashed") {
+          this.#outcome.digests = data.digests;
+        } else if (data.kind === "error") {
+          this.#fail(unpackError(data.error));
+        }
+        resolve();
+      };
+      worker.onerror = (event) => {
+        event.preventDefault();
+        this.#fail(
+          new ObdError("state", `Layer worker failed: ${event.message}`),
+        );
+        resolve();
+      };
+    });
+  }
+
+  #fail(error: unknown): void {
+    if (this.#failed) return;
+    this.#failed = true;
+    this.#error = error;
+    this.#state.stop();
+    this.#onError(error);
+  }
+
+  #listen(bell: number): number {
+    if (this.#failed) throw this.#error;
+    return this.#state.listen(bell);
+  }
+
+  async write(bytes: Uint8Array): Promise<void> {
+    const state = this.#state;
+    for (let at = 0; at < bytes.length;) {
+      const heard = this.#listen(WORD.feedBell);
+      this.#decoded = state.position(WORD.inputDecoded, this.#decoded);
+      this.#hashed = state.position(WORD.inputHashed, this.#hashed);
+      const room = state.input.capacity -
+        (this.#head - Math.min(this.#decoded, this.#hashed));
+      if (room === 0) {
+        await state.sleepAsync(WORD.feedBell, heard);
+        continue;
+      }
+      const piece = bytes.subarray(at, at + room);
+      state.input.put(this.#head, piece);
+      this.#head += piece.length;
+      at += piece.length;
+      state.setPosition(WORD.inputHead, this.#head);
+      state.ring(WORD.decodeBell, WORD.hashBell);
+    }
+  }
+
+  async end(): Promise<StageOutcome> {
+    this.#state.set(WORD.inputEnd);
+    this.#state.ring(WORD.decodeBell, WORD.hashBell);
+    await Promise.all([...this.#ended, this.#walking]);
+    if (this.#failed) throw this.#error;
+    const { digests, checkpoints, tarSize, members } = this.#outcome;
+    if (!digests || !checkpoints) throw new CancelledError();
+    return { digests, checkpoints, tarSize: tarSize!, members: members! };
+  }
+
+  /** Hands the output ring to the walker. Never rejects: an error fails the stage. */
+  async #walk(walker: TarReceiver): Promise<void> {
+    const state = this.#state;
+    const piece = new Uint8Array(WALK_STEP);
+    let walked = 0;
+    try {
+      while (true) {
+        const heard = this.#listen(WORD.walkBell);
+        const isEnd = state.isSet(WORD.outputEnd);
+        const head = state.position(WORD.outputHead, walked);
+        if (head === walked) {
+          if (isEnd) return;
+          await state.sleepAsync(WORD.walkBell, heard);
+          continue;
+        }
+        const to = Math.min(head, walked + WALK_STEP);
+        let size = 0;
+        for (const view of state.output.views(walked, to)) {
+          piece.set(view, size);
+          size += view.length;
+        }
+        walker.push(piece.subarray(0, size));
+        walked = to;
+        state.setPosition(WORD.outputWalked, walked);
+        state.ring(WORD.decodeBell);
+      }
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#fail(new CancelledError());
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    await Promise.race([
+      Promise.all([...this.#ended, this.#walking]),
+      new Promise((resolve) => {
+        timer = setTimeout(resolve, STOP_DEADLINE_MS);
+      }),
+    ]);
+    clearTimeout(timer);
+    for (const worker of this.#workers) worker.terminate();
+  }
+}
