@@ -349,7 +349,8 @@ Deno.test({
       const view = viewOf(bytes);
       // The descriptor table of 1 KiB blocks is in block 2; this one has 64-byte descriptors.
       view.setUint16(2048 + GD.flags, 3, true);
-      view.setUint16(2048 + GD.itableUnusedLo, 0xffff, true);
+      const all = view.getUint32(SUPERBLOCK_OFFSET + SB.inodesPerGroup, true);
+      view.setUint16(2048 + GD.itableUnusedLo, all, true);
       const reader = await open(bytes);
       await walkAll(reader);
       for await (const { group, uninit } of reader.bitmaps("inode", 0, 1)) {
