@@ -4,7 +4,7 @@
  * and listing the blocks that differ from the device below.
  */
 
-import { bytesFromLatin1, invariant, viewOf } from "../io/mod.ts";
+import { bytesFromLatin1, FormatError, invariant, viewOf } from "../io/mod.ts";
 import {
   checksumSeedOf,
   superblockChecksum,
@@ -101,6 +101,15 @@ export function emitState(state: ModelState): Emission {
     placed.push({ block: number, content, index: 0 });
   }
   placed.sort((a, b) => a.block - b.block);
+  placed.forEach(({ block }, i) => {
+    // Only on a device whose own structures claim each other's blocks.
+    if (block !== placed[i - 1]?.block) return;
+    throw new FormatError(
+      "ext4 file system",
+      "block",
+      `${block} is used twice`,
+    );
+  });
   blocks.settle();
   allocator.endLayer([...placed.map(({ block }) => block), ...changes.zeroed]);
   const version = ++state.version;

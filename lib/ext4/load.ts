@@ -21,6 +21,8 @@ import { xattrBlockChecksum } from "./checksum.ts";
 import {
   descriptorBlocksOf,
   EH,
+  FILE_TYPE,
+  fileTypeOfMode,
   type GroupDescriptor,
   INCOMPAT,
   INO,
@@ -330,5 +332,5 @@ function isInUse(loading: Loading, ino: number): boolean {
   const bits = loading.inodeBits.get(group);
   return ino >= firstIno && bits !== undefined &&
     testBit(bits, ino - 1 - group * inodesPerGroup) &&
-    loading.state.inodes.mode(ino) !== 0;
+    fileTypeOfMode(loading.state.inodes.mode(ino)) !== FILE_TYPE.unknown;
 }

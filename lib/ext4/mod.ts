@@ -1,11 +1,13 @@
-/** ext4: the model that builds file systems, and the parts that others need of the format. */
+/** ext4: a model that builds file systems layer by layer, and a reader. See README.md. */
 export type { Attributes } from "./attributes.ts";
 export {
   type BlockRun,
   DeviceFullError,
   type MappedRanges,
 } from "./block_alloc.ts";
+export type { FileBody, FileSectors } from "./body.ts";
 export type { Emission, EmittedBlock, ZeroedRun } from "./emit.ts";
+export type { FileExtent, Timestamp } from "./format.ts";
 export {
   BLOCK_SIZE,
   computeGeometry,
@@ -16,13 +18,21 @@ export {
   virtualSizeFor,
 } from "./geometry.ts";
 export {
-  BODY_EXTENTS_MAX,
   Ext4Model,
-  FILE_SIZE_MAX,
-  type FileBody,
-  type FileSectors,
   type NodeStat,
   type NodeType,
   type SpecialNode,
   SYMLINK_MAX,
 } from "./model.ts";
+export {
+  Ext4Reader,
+  type InodeStat,
+  type InodeType,
+  type ReaderOptions,
+  type StoredInode,
+} from "./reader.ts";
+export type { DirectoryEntry } from "./reader_dir.ts";
+export type { LookupOptions, WalkEntry } from "./reader_tree.ts";
+export { type CountedNode, SpaceCounter } from "./space.ts";
+export { BODY_EXTENTS_MAX, FILE_SIZE_MAX } from "./node_ops.ts";
+export type { Xattr } from "./xattr.ts";

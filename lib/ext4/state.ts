@@ -4,7 +4,7 @@
  * an uninterrupted one.
  */
 
-import { type ByteString, FormatError, viewOf } from "../io/mod.ts";
+import { type ByteString, FormatError, invariant, viewOf } from "../io/mod.ts";
 import type { BlockAllocator } from "./block_alloc.ts";
 import type { DirectoryFormat } from "./dir_build.ts";
 import { checksumSeedOf, xattrBlockChecksum } from "./checksum.ts";
@@ -89,6 +89,13 @@ export function noPending(): Pending {
     trees: new Set(),
     xattrs: new Map(),
   };
+}
+
+/** A directory of the tree; anything else is the caller's mistake. */
+export function directoryOf(state: ModelState, ino: number): Directory {
+  const directory = state.directories.get(ino);
+  invariant(directory !== undefined, `inode ${ino} is no directory`);
+  return directory;
 }
 
 /** How this file system writes directories. */
