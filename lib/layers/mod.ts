@@ -7,3 +7,6 @@ export * from "./gunzip.ts";
 export * from "./plain_target.ts";
 export { SpanCache, type SpanSourceOptions } from "./span_source.ts";
 export { MAX_SPAN_BYTES, SpanTable } from "./span_table.ts";
+export * from "./gzip_meta.ts";
+export * from "./meta_blob.ts";
+export * from "./spans.ts";

@@ -256,3 +256,47 @@ function checkEntries(
     assert.ok(entries.some((e) => e.tag === 0), "all entries are remote");
   }
 }
+
+/** What a `gzip.meta` is expected to hold. */
+export interface GzipMetaWish {
+  gzipSize: number;
+  uncompressedSize: number;
+  checkpoints: { count: number; uncompressedOffset: ArrayLike<number> };
+}
+
+/** Asserts the rules of formats §4.1–§4.3. */
+export function checkGzipMeta(file: Uint8Array, wish: GzipMetaWish): void {
+  const v = view(file);
+  const { count } = wish.checkpoints;
+  assert.equal(hex(file.subarray(0, 8)), "6464677a69647800");
+  assert.deepEqual([...file.subarray(8, 13)], [1, 0, 1, 6, 0]);
+  assert.ok(v.getInt32(13, true) >= 65536);
+  assert.equal(v.getInt32(17, true), 32768);
+  assert.equal(v.getInt32(21, true), 29);
+  assert.equal(u64(v, 25), count);
+  assert.equal(u64(v, 33), wish.gzipSize);
+  assert.equal(u64(v, 41), file.length);
+  assert.equal(u64(v, 49), wish.uncompressedSize);
+  assert.ok(file.subarray(57, 313).every((b) => b === 0));
+  const start = u64(v, 313);
+  assert.equal(start + u64(v, 321), file.length);
+  assert.equal(v.getUint32(329, true), slowCrc32c(file.subarray(0, 329), 0));
+  const entries = new Uint8Array(zlib.inflateSync(file.subarray(start)));
+  assert.equal(entries.length, count * 29);
+  const e = view(entries);
+  let windowAt = 333;
+  for (let i = 0; i < count; i++) {
+    const at = i * 29;
+    assert.equal(u64(e, at), wish.checkpoints.uncompressedOffset[i]);
+    if (i === 0) assert.equal(u64(e, at), 0);
+    else assert.ok(u64(e, at) > u64(e, at - 29));
+    assert.ok(u64(e, at + 8) <= wish.gzipSize);
+    assert.equal(u64(e, at + 16), windowAt);
+    assert.ok(entries[at + 24]! <= 7);
+    const length = e.getUint32(at + 25, true);
+    const window = zlib.inflateSync(file.subarray(windowAt, windowAt + length));
+    assert.equal(window.length, 32768);
+    windowAt += length;
+  }
+  assert.equal(windowAt, start);
+}
