@@ -143,9 +143,11 @@ export class RegistryBlobSource implements ByteSource {
   }
 
   async #ask(wanted: WantedRange, options: ReadOptions): Promise<Exchange> {
-    // One read finds the way for all that come meanwhile.
-    if (!this.#knowsTarget) await untilSettled(this.#asking, options.signal);
     for (let mayAskAgain = true;; mayAskAgain = false) {
+      // One read finds the way for all that come meanwhile.
+      if (!this.#knowsTarget && this.#asking) {
+        await untilSettled(this.#asking, options.signal);
+      }
       const storage = this.#storage;
       if (!storage) return await this.#askRegistry(wanted, options);
       this.#requests++;
@@ -226,10 +228,9 @@ export class RegistryBlobSource implements ByteSource {
 
 /** Waits for a promise that never rejects, unless the signal comes first. */
 async function untilSettled(
-  promise: Promise<void> | undefined,
+  promise: Promise<void>,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  if (!promise) return;
   const aborted = Promise.withResolvers<void>();
   const onAbort = () => aborted.resolve();
   signal?.addEventListener("abort", onAbort, { once: true });

@@ -47,7 +47,7 @@ export function redactText(text: string, lengthMax = 500): string {
       return url ? redactUrl(url) : "URL";
     })
     // deno-lint-ignore no-control-regex -- they would garble a terminal
-    .replace(/[\x00-\x1f\x7f-\x9f]+/g, " ")
+    .replace(/[\x00-\x20\x7f-\x9f]+/g, " ")
     .trim();
   return clean.length > lengthMax ? `${clean.slice(0, lengthMax)}…` : clean;
 }

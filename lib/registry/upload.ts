@@ -23,6 +23,8 @@ const SMALL_BLOB_SIZE_MAX = 4 * 1024 * 1024;
 /** Size of pieces after a break; more than the 5 MiB that some storages ask for at least. */
 const PIECE_SIZE = 16 * 1024 * 1024;
 const MOUNT_CANDIDATES_MAX = 4;
+/** How often an upload may turn out to be in another state than expected. */
+const LOSSES_MAX = 3;
 
 /** Uploads or mounts a blob that is not there yet. */
 export async function uploadBlob(
@@ -103,6 +105,7 @@ class Upload {
   /** Bytes that the registry has. */
   #offset = 0;
   #inPieces = false;
+  #losses = 0;
 
   constructor(
     session: Session,
@@ -150,13 +153,17 @@ class Upload {
       this.#inPieces = true;
       return;
     }
-    // An upload that the registry forgot, or whose state differs from ours.
-    const isLost = this.#offset > 0 && (status === 404 || status === 416);
-    if (isLost) this.#restart();
+    // The registry's state differs from ours: the upload was forgotten, or has
+    // bytes twice because the runtime sent a request again by itself when a
+    // kept connection broke. The content was checked here, so it is no reason.
+    const isLost = this.#location !== undefined &&
+      (status === 400 || status === 404 || status === 416) &&
+      this.#losses++ < LOSSES_MAX;
     await this.#retrier.pause(
-      isLost ? brokenUpload(error as RegistryError, this.#location) : error,
+      isLost ? brokenUpload(error as RegistryError, this.#location!) : error,
       this.#options.signal,
     );
+    if (status === 400) this.#restart();
     if (this.#descriptor.size > SMALL_BLOB_SIZE_MAX && this.#location) {
       await this.#resume();
     } else this.#restart();
@@ -328,7 +335,11 @@ class Upload {
           piece.subarray(Math.max(0, this.#verifier.seen - at)),
         );
       }
-      if (held) yield held;
+      if (held) {
+        yield held;
+        // Held back by one piece, so this is what was surely taken.
+        this.#options.onProgress?.(at);
+      }
       held = end > offset
         ? piece.subarray(Math.max(0, offset - at))
         : undefined;
@@ -364,13 +375,13 @@ function receivedBytes(answer: Exchange): number {
 
 function brokenUpload(
   error: RegistryError,
-  location: URL | undefined,
+  location: URL,
 ): RegistryError {
   return new RegistryError(error.message, {
     status: error.status,
     codes: error.codes,
     method: error.method,
-    url: location ?? new URL(error.url),
+    url: location,
     temporary: true,
   }, { cause: error });
 }

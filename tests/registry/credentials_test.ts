@@ -42,7 +42,11 @@ Deno.test("the longest key that fits wins", async () => {
     "H2.io:5000": auth("port"),
     "https://h3.io/v2/": auth("url"),
   };
-  const cases: [registry: string, repository: string, user: string | undefined][] = [
+  const cases: [
+    registry: string,
+    repository: string,
+    user: string | undefined,
+  ][] = [
     ["h.io", "x", "host"],
     ["h.io", "a", "a"],
     ["h.io", "a/c", "a"],

@@ -1,0 +1,159 @@
+import { deepEqual, equal, ok } from "node:assert/strict";
+import { readBytes } from "../../lib/io/mod.ts";
+import {
+  blobFromBytes,
+  RegistryClient,
+  sha256Digest,
+} from "../../lib/registry/mod.ts";
+import { RegistryServer } from "../testutil/registry_server.ts";
+import {
+  collect,
+  FakeClock,
+  onlyCredentials,
+  patternBytes,
+} from "./helpers.ts";
+
+/** Passes connections on to a port and cuts them by plan. */
+class CuttingRelay implements AsyncDisposable {
+  /** For each new connection: bytes until the cut, each way. */
+  readonly plan: { toServer?: number; toClient?: number }[] = [];
+  readonly #listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  readonly #target: number;
+  readonly #open = new Set<Deno.Conn>();
+  readonly #running: Promise<unknown>[] = [];
+  connections = 0;
+
+  constructor(target: string) {
+    this.#target = Number(target.split(":")[1]);
+    this.#running.push(this.#accept());
+  }
+
+  get host(): string {
+    return `127.0.0.1:${(this.#listener.addr as Deno.NetAddr).port}`;
+  }
+
+  async #accept(): Promise<void> {
+    for await (const client of this.#listener) {
+      this.connections++;
+      const cut = this.plan.shift() ?? {};
+      const server = await Deno.connect({
+        hostname: "127.0.0.1",
+        port: this.#target,
+      });
+      const close = () => {
+        for (const conn of [client, server]) {
+          if (this.#open.delete(conn)) conn.close();
+        }
+      };
+      this.#open.add(client).add(server);
+      this.#running.push(
+        copy(client, server, cut.toServer ?? Infinity).finally(close),
+        copy(server, client, cut.toClient ?? Infinity).finally(close),
+      );
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#listener.close();
+    for (const conn of this.#open) conn.close();
+    this.#open.clear();
+    await Promise.all(this.#running);
+  }
+}
+
+async function copy(
+  from: Deno.Conn,
+  to: Deno.Conn,
+  limit: number,
+): Promise<void> {
+  const buffer = new Uint8Array(16 * 1024);
+  let left = limit;
+  try {
+    while (left > 0) {
+      const length = await from.read(buffer);
+      if (length === null) return;
+      const part = buffer.subarray(0, Math.min(length, left));
+      left -= part.length;
+      for (let at = 0; at < part.length;) {
+        at += await to.write(part.subarray(at));
+      }
+    }
+  } catch {
+    // The other direction has closed both.
+  }
+}
+
+interface Setup extends AsyncDisposable {
+  server: RegistryServer;
+  relay: CuttingRelay;
+  client: RegistryClient;
+}
+
+async function start(): Promise<Setup> {
+  const server = await RegistryServer.start();
+  const relay = new CuttingRelay(server.host);
+  const client = new RegistryClient({
+    clock: new FakeClock(),
+    credentials: onlyCredentials(),
+    limits: { answerMs: 2000, stallMs: 500 },
+  });
+  return {
+    server,
+    relay,
+    client,
+    async [Symbol.asyncDispose]() {
+      await client[Symbol.asyncDispose]();
+      await relay[Symbol.asyncDispose]();
+      await server[Symbol.asyncDispose]();
+    },
+  };
+}
+
+const CONTENT = patternBytes(1_000_000);
+
+Deno.test("reads survive connections that are cut anywhere", async () => {
+  await using s = await start();
+  const blob = await s.server.putBlob("app", CONTENT);
+  // No byte, inside the request, inside the headers, inside the body.
+  const cuts = [
+    { toClient: 0 },
+    { toServer: 20 },
+    { toClient: 100 },
+    { toClient: 500_000 },
+  ];
+  s.relay.plan.push(...cuts);
+  const repository = s.client.open(s.relay.host, "app");
+  deepEqual(await collect(repository.fetchBlob(blob)), CONTENT);
+  equal(s.relay.connections, 5);
+  s.relay.plan.push(...cuts);
+  const source = await repository.openBlob(blob);
+  for (let i = 0; i < 5; i++) {
+    deepEqual(
+      await readBytes(source, 100_000, 700_000),
+      CONTENT.subarray(100_000, 800_000),
+    );
+  }
+});
+
+Deno.test("uploads survive connections that are cut anywhere", async () => {
+  await using s = await start();
+  const repository = s.client.open(s.relay.host, "app");
+  for (const [i, size] of [100_000, 20_000_000].entries()) {
+    const bytes = patternBytes(size, 20 + i);
+    const blob = {
+      mediaType: "application/octet-stream",
+      digest: sha256Digest(bytes),
+      size,
+    };
+    for (
+      const cut of [{ toServer: 100 }, { toServer: size / 2 }, {
+        toClient: 150,
+      }]
+    ) s.relay.plan.push(cut);
+    const before = s.relay.connections;
+    await repository.pushBlob(blob, blobFromBytes(bytes));
+    ok(s.server.hasBlob("app", blob.digest));
+    ok(s.relay.connections > before || i === 0);
+    equal(sha256Digest(await collect(repository.fetchBlob(blob))), blob.digest);
+  }
+});

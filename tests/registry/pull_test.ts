@@ -1,0 +1,352 @@
+import { deepEqual, equal, ok, rejects } from "node:assert/strict";
+import { readBytes } from "../../lib/io/mod.ts";
+import { RegistryBlobSource, RegistryError } from "../../lib/registry/mod.ts";
+import type { Fault } from "../testutil/registry_server.ts";
+import { collect, manifestOf, patternBytes, setup } from "./helpers.ts";
+
+const CONTENT = patternBytes(1_000_000);
+const PUBLIC = { redirect: true };
+
+Deno.test("resolve() checks the digest and types of a manifest", async () => {
+  await using s = await setup();
+  const config = await s.server.putBlob("app", patternBytes(10));
+  const document = manifestOf(config, []);
+  const put = s.server.putManifest(
+    "app",
+    "v1",
+    document,
+    document.mediaType as string,
+  );
+  deepEqual((await s.repository.resolve("v1")).descriptor, put);
+  deepEqual((await s.repository.resolve(put.digest)).descriptor, put);
+  await rejects(s.repository.resolve("v2"), {
+    name: "NotFoundError",
+    message: /No manifest "v2" in "127\.0\.0\.1:[0-9]+\/app"/,
+  });
+  for (const target of ["v1", put.digest]) {
+    s.server.faults.add({ fault: { kind: "corrupt", at: 20 } });
+    await rejects(s.repository.resolve(target), { name: "IntegrityError" });
+  }
+  s.server.putManifest("app", "wrong", document, "text/html");
+  await rejects(s.repository.resolve("wrong"), { name: "FormatError" });
+  s.server.putManifest(
+    "app",
+    "large",
+    new Uint8Array(4 * 1024 * 1024 + 1),
+    "application/json",
+  );
+  await rejects(s.repository.resolve("large"), { name: "LimitError" });
+  await rejects(s.repository.resolve("../x"), { name: "UsageError" });
+});
+
+Deno.test("hasBlob() does not follow a storage's redirect", async () => {
+  await using s = await setup(PUBLIC);
+  const blob = await s.server.putBlob("app", CONTENT);
+  equal(await s.repository.hasBlob(blob.digest), true);
+  equal(await s.repository.hasBlob(`sha256:${"0".repeat(64)}`), false);
+  equal(s.server.requests.length, 2);
+});
+
+for (const redirect of [false, true]) {
+  const how = redirect ? "through a redirect" : "directly";
+  Deno.test(`blob source: reads ${how}, also at once`, async () => {
+    await using s = await setup({ redirect });
+    const blob = await s.server.putBlob("app", CONTENT);
+    await using source = await s.repository.openBlob(blob);
+    equal(source.size, CONTENT.length);
+    const ranges = [[0, 1], [0, 0], [999_999, 1], [5, 70_000], [0, 1_000_000]];
+    for (let i = 0; i < 30; i++) ranges.push([i * 30_011, 4096 * (1 + i % 7)]);
+    await Promise.all(ranges.map(async ([offset, length]) => {
+      const got = await readBytes(source, offset!, length!);
+      deepEqual(got, CONTENT.subarray(offset!, offset! + length!));
+    }));
+    await rejects(source.pread(new Uint8Array(2), 999_999), RangeError);
+    const toRegistry = s.server.requests.filter((r) => r.origin === "registry");
+    equal(toRegistry.length, redirect ? 1 : ranges.length - 1);
+    ok(s.server.requests.every((r) => r.authorization === null));
+  });
+
+  const faults: Fault[] = [
+    { kind: "status", status: 500 },
+    { kind: "status", status: 429, headers: { "retry-after": "7" } },
+    { kind: "truncate", afterBytes: 0 },
+    { kind: "truncate", afterBytes: 50_000 },
+    { kind: "hang", afterBytes: 10_000 },
+    { kind: "ignore-range" },
+  ];
+  for (const fault of faults) {
+    Deno.test(`blob source: ${JSON.stringify(fault)} ${how}`, async () => {
+      await using s = await setup({ redirect }, {
+        limits: { stallMs: 60, answerMs: 1000 },
+      });
+      const blob = await s.server.putBlob("app", CONTENT);
+      const source = await s.repository.openBlob(blob);
+      s.server.faults.add({
+        fault,
+        times: 2,
+        origin: redirect ? "storage" : "registry",
+      });
+      deepEqual(
+        await readBytes(source, 1000, 200_000),
+        CONTENT.subarray(1000, 201_000),
+      );
+      if (fault.kind === "status" && fault.status === 429) {
+        deepEqual(s.clock.pauses, [7000, 7000]);
+      }
+      // What came before a break is not fetched again.
+      if (fault.kind === "truncate" && fault.afterBytes > 0) {
+        const ranges = s.server.requests.filter((r) =>
+          r.fault || r.status === 206
+        )
+          .map((r) => r.range);
+        ok(ranges.includes("bytes=51000-200999"), ranges.join());
+      }
+    });
+  }
+}
+
+Deno.test("blob source: an expired URL is asked for again, once for all readers", async () => {
+  await using s = await setup(PUBLIC);
+  const blob = await s.server.putBlob("app", CONTENT);
+  const source = await s.repository.openBlob(blob);
+  await readBytes(source, 0, 10);
+  s.server.expireUrls();
+  s.server.requests.length = 0;
+  const reads = Array.from({ length: 8 }, (_, i) => readBytes(source, i, 100));
+  for (const [i, got] of (await Promise.all(reads)).entries()) {
+    deepEqual(got, CONTENT.subarray(i, i + 100));
+  }
+  equal(s.clock.pauses.length, 0);
+  const toRegistry = s.server.requests.filter((r) => r.origin === "registry");
+  equal(toRegistry.length, 1);
+  s.server.removeBlob("app", blob.digest);
+  s.server.expireUrls();
+  await rejects(readBytes(source, 0, 10), { name: "NotFoundError" });
+});
+
+Deno.test("blob source: a storage that always refuses is an error, not a loop", async () => {
+  await using s = await setup(PUBLIC);
+  const blob = await s.server.putBlob("app", CONTENT);
+  const source = await s.repository.openBlob(blob);
+  s.server.faults.add({
+    origin: "storage",
+    times: 100,
+    fault: { kind: "status", status: 403 },
+  });
+  await rejects(readBytes(source, 0, 10), (e) => {
+    ok(e instanceof RegistryError && e.status === 403);
+    ok(!/signature/.test(e.message + e.url + e.stack), e.message);
+    return true;
+  });
+  ok(s.server.requests.length <= 4);
+});
+
+Deno.test("blob source: never wrong bytes", async () => {
+  await using s = await setup();
+  const blob = await s.server.putBlob("app", CONTENT);
+  const source = await s.repository.openBlob(blob);
+  s.server.faults.add({ fault: { kind: "shift-range", by: 512 } });
+  await rejects(readBytes(source, 1000, 4096), {
+    name: "RegistryError",
+    message: /Content-Range "bytes 1512-5607\/1000000" for bytes=1000-5095/,
+  });
+  s.server.faults.add({ fault: { kind: "status", status: 206, body: "abc" } });
+  await rejects(readBytes(source, 0, 3), { message: /Content-Range ""/ });
+  s.server.faults.add({ fault: { kind: "status", status: 200, body: "abc" } });
+  await rejects(readBytes(source, 0, 3), { name: "IntegrityError" });
+  for (const size of [CONTENT.length + 10, CONTENT.length - 10]) {
+    const wrong = await s.repository.openBlob({ ...blob, size });
+    await rejects(readBytes(wrong, 0, 3), { name: "IntegrityError" });
+  }
+  const beyond = await s.repository.openBlob({ ...blob, size: 2_000_000 });
+  await rejects(readBytes(beyond, 1_500_000, 3), { name: "IntegrityError" });
+});
+
+Deno.test("blob source: a server without ranges is read from its start up to a bound", async () => {
+  await using s = await setup();
+  const size = 17 * 1024 * 1024;
+  const blob = await s.server.putBlob("app", new Uint8Array(size).fill(7));
+  const source = await s.repository.openBlob(blob);
+  s.server.faults.add({ times: 9, fault: { kind: "ignore-range" } });
+  deepEqual(await readBytes(source, 2_000_000, 3), new Uint8Array([7, 7, 7]));
+  await rejects(readBytes(source, size - 3, 3), {
+    name: "RegistryError",
+    message: /ignores ranges/,
+  });
+});
+
+Deno.test("blob source: a server that gives less than asked is asked for the rest", async () => {
+  await using s = await setup();
+  const blob = await s.server.putBlob("app", CONTENT);
+  const source = await s.repository.openBlob(blob);
+  s.server.faults.add({
+    fault: {
+      kind: "status",
+      status: 206,
+      headers: { "content-range": "bytes 0-2/1000000" },
+      body: String.fromCharCode(...CONTENT.subarray(0, 3).map((b) => b & 127)),
+    },
+  });
+  const got = await readBytes(source, 0, 10);
+  deepEqual(got.subarray(3), CONTENT.subarray(3, 10));
+  equal(s.server.requests[1]!.range, "bytes=3-9");
+});
+
+Deno.test("blob source: silence ends with a deadline, an abort at once", async () => {
+  await using s = await setup({}, { limits: { answerMs: 40, attempts: 3 } });
+  const blob = await s.server.putBlob("app", CONTENT);
+  const source = await s.repository.openBlob(blob);
+  s.server.faults.add({ times: 5, fault: { kind: "silence" } });
+  await rejects(readBytes(source, 0, 10), {
+    name: "DeadlineError",
+    message: /GET http:\/\/127.* did not finish in 40 ms/,
+  });
+  equal(s.server.requests.length, 3);
+  const signal = AbortSignal.timeout(10);
+  await rejects(source.pread(new Uint8Array(10), 0, { signal }), {
+    name: "CancelledError",
+  });
+});
+
+Deno.test("blob source: at most so many requests at once, demand before prefetch", async () => {
+  await using s = await setup({}, { concurrency: 2 });
+  const blob = await s.server.putBlob("app", CONTENT);
+  const source = await s.repository.openBlob(blob);
+  await readBytes(source, 0, 1);
+  s.server.requests.length = 0;
+  s.server.faults.add({ times: 2, fault: { kind: "delay", milliseconds: 30 } });
+  const order: string[] = [];
+  const read = async (
+    priority: "demand" | "prefetch",
+    offset: number,
+  ) => {
+    await readBytes(source, offset, 1, { priority });
+    order.push(priority);
+  };
+  const reads = [
+    read("prefetch", 1),
+    read("prefetch", 2),
+    read("prefetch", 3),
+    read("prefetch", 4),
+    read("demand", 5),
+    read("demand", 6),
+  ];
+  await new Promise((resolve) => setTimeout(resolve, 15));
+  equal(s.server.requests.length, 2);
+  await Promise.all(reads);
+  deepEqual(order.slice(2, 4), ["demand", "demand"], order.join());
+});
+
+Deno.test("a blob in its descriptor needs no request", async () => {
+  await using s = await setup();
+  const bytes = patternBytes(100);
+  const { digest } = await s.server.putBlob("other", bytes);
+  const descriptor = {
+    mediaType: "x",
+    digest,
+    size: 100,
+    data: bytes.toBase64(),
+  };
+  const source = await s.repository.openBlob(descriptor);
+  deepEqual(await readBytes(source, 10, 20), bytes.subarray(10, 30));
+  const forged = { ...descriptor, data: patternBytes(100, 2).toBase64() };
+  ok(await s.repository.openBlob(forged) instanceof RegistryBlobSource);
+  equal(s.server.requests.length, 0);
+});
+
+Deno.test("fetchBlob() resumes after breaks, directly and through redirects", async () => {
+  for (const redirect of [false, true]) {
+    await using s = await setup({ redirect });
+    const blob = await s.server.putBlob("app", CONTENT);
+    const origin = redirect ? "storage" : "registry";
+    const cuts = [400_000, 100_000, 0];
+    for (const afterBytes of cuts) {
+      s.server.faults.add({ origin, fault: { kind: "truncate", afterBytes } });
+    }
+    s.server.faults.add({ origin, fault: { kind: "status", status: 502 } });
+    const seen: number[] = [];
+    const got = await collect(s.repository.fetchBlob(blob, {
+      onProgress: (n) => void seen.push(n),
+    }));
+    deepEqual(got, CONTENT);
+    equal(seen.at(-1), CONTENT.length);
+    deepEqual(
+      s.server.requests.filter((r) => r.origin === origin).map((r) => r.range),
+      [
+        null,
+        "bytes=400000-999999",
+        "bytes=500000-999999",
+        "bytes=500000-999999",
+        "bytes=500000-999999",
+      ],
+    );
+  }
+});
+
+Deno.test("fetchBlob() over a server that ignores ranges passes over what it has", async () => {
+  await using s = await setup();
+  const blob = await s.server.putBlob("app", CONTENT);
+  s.server.faults.add({ fault: { kind: "truncate", afterBytes: 300_000 } });
+  s.server.faults.add({ fault: { kind: "ignore-range" } });
+  deepEqual(await collect(s.repository.fetchBlob(blob)), CONTENT);
+  equal(s.server.requests.length, 2);
+});
+
+Deno.test("fetchBlob() ends with an error on wrong content, size and absence", async () => {
+  await using s = await setup();
+  const blob = await s.server.putBlob("app", CONTENT);
+  s.server.faults.add({ fault: { kind: "corrupt", at: 777_777 } });
+  await rejects(collect(s.repository.fetchBlob(blob)), {
+    name: "IntegrityError",
+    message: /^Digest of blob/,
+  });
+  s.server.faults.add({ fault: { kind: "shorten", bytes: 10 } });
+  await rejects(collect(s.repository.fetchBlob(blob)), {
+    name: "IntegrityError",
+    message: /^Size of blob/,
+  });
+  // Chunked transfer: no length that could be checked first.
+  s.server.faults.add({
+    fault: { kind: "status", status: 200, body: "x".repeat(20) },
+  });
+  await rejects(collect(s.repository.fetchBlob({ ...blob, size: 10 })), {
+    name: "IntegrityError",
+  });
+  const absent = { ...blob, digest: `sha256:${"0".repeat(64)}` };
+  await rejects(collect(s.repository.fetchBlob(absent)), {
+    name: "NotFoundError",
+  });
+  const empty = await s.server.putBlob("app", new Uint8Array(0));
+  equal((await collect(s.repository.fetchBlob(empty))).length, 0);
+});
+
+Deno.test("fetchBlob() that brings nothing forward gives up", async () => {
+  await using s = await setup({}, { limits: { attempts: 4 } });
+  const blob = await s.server.putBlob("app", CONTENT);
+  // A drip of single bytes is no progress.
+  s.server.faults.add({
+    times: 99,
+    fault: { kind: "truncate", afterBytes: 1 },
+  });
+  await rejects(collect(s.repository.fetchBlob(blob)), {
+    name: "RegistryError",
+    message: /Body of|failed/,
+  });
+  ok(s.server.requests.length <= 8, String(s.server.requests.length));
+});
+
+Deno.test("fetchBlob() that is left early or aborted lets the connection go", async () => {
+  await using s = await setup({}, { concurrency: 1 });
+  const blob = await s.server.putBlob("app", CONTENT);
+  for await (const piece of s.repository.fetchBlob(blob)) {
+    ok(piece.length > 0);
+    break;
+  }
+  const control = new AbortController();
+  await rejects(async () => {
+    const pieces = s.repository.fetchBlob(blob, { signal: control.signal });
+    for await (const _ of pieces) control.abort();
+  }, { name: "CancelledError" });
+  // With one permit, a leak would hang here.
+  equal(await s.repository.hasBlob(blob.digest), true);
+});
