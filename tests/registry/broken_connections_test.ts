@@ -135,25 +135,24 @@ Deno.test("reads survive connections that are cut anywhere", async () => {
   }
 });
 
-Deno.test("uploads survive connections that are cut anywhere", async () => {
-  await using s = await start();
-  const repository = s.client.open(s.relay.host, "app");
-  for (const [i, size] of [100_000, 20_000_000].entries()) {
-    const bytes = patternBytes(size, 20 + i);
+for (const [seed, size] of [[20, 100_000], [21, 20_000_000]] as const) {
+  Deno.test(`uploads survive connections that are cut anywhere: ${size} bytes`, async () => {
+    await using s = await start();
+    const repository = s.client.open(s.relay.host, "app");
+    const bytes = patternBytes(size, seed);
     const blob = {
       mediaType: "application/octet-stream",
       digest: sha256Digest(bytes),
       size,
     };
-    for (
-      const cut of [{ toServer: 100 }, { toServer: size / 2 }, {
-        toClient: 150,
-      }]
-    ) s.relay.plan.push(cut);
-    const before = s.relay.connections;
+    // Inside the first request, half through the content, inside an answer.
+    s.relay.plan.push({ toServer: 100 }, { toServer: size / 2 }, {
+      toClient: 150,
+    });
     await repository.pushBlob(blob, blobFromBytes(bytes));
     ok(s.server.hasBlob("app", blob.digest));
-    ok(s.relay.connections > before || i === 0);
+    equal(s.relay.plan.length, 0);
+    ok(s.relay.connections >= 4);
     equal(sha256Digest(await collect(repository.fetchBlob(blob))), blob.digest);
-  }
-});
+  });
+}
