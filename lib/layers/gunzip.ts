@@ -7,7 +7,6 @@ import {
   IntegrityError,
   ObdError,
   type Priority,
-  readBytes,
   type ReadOptions,
   type SourceDescription,
   toHex,
@@ -107,6 +106,7 @@ class GunzipMaker implements SpanMaker {
       source: this.#compressed,
       start,
       length,
+      shared: true,
       sha256: this.spans.digestOf(index),
       decode: (input) => this.#decode(index, input, options),
       options,
@@ -121,7 +121,7 @@ class GunzipMaker implements SpanMaker {
 
   async #decode(
     index: number,
-    input: Uint8Array<ArrayBuffer>,
+    input: Uint8Array,
     options: ReadOptions,
   ): Promise<Uint8Array> {
     const length = this.spans.sizeOf(index);
@@ -232,17 +232,19 @@ export async function makeChecked(job: {
   source: ByteSource;
   start: number;
   length: number;
+  /** Read into shared memory, which goes to a worker without being copied. */
+  shared: boolean;
   sha256: Uint8Array | undefined;
-  decode: (input: Uint8Array<ArrayBuffer>) => Promise<Uint8Array>;
+  decode: (input: Uint8Array) => Promise<Uint8Array>;
   options: ReadOptions;
 }): Promise<Uint8Array> {
   for (let attempt = 1;; attempt++) {
-    const input = await readBytes(
-      job.source,
-      job.start,
-      job.length,
-      job.options,
+    const input = new Uint8Array(
+      job.shared
+        ? new SharedArrayBuffer(job.length)
+        : new ArrayBuffer(job.length),
     );
+    await job.source.pread(input, job.start, job.options);
     try {
       return await job.decode(input);
     } catch (error) {

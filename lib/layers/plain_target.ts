@@ -75,6 +75,7 @@ class PlainMaker implements SpanMaker {
       source: this.#inner,
       start: this.spans.offsetOf(index),
       length: this.spans.sizeOf(index),
+      shared: false,
       sha256: want,
       decode: (bytes) => {
         const got = createHash("sha256").update(bytes).digest();

@@ -2,11 +2,16 @@
 
 import * as fs from "node:fs";
 import { promisify } from "node:util";
-import { loadLibc, ObdError, preadCached, preadFully } from "../../io/mod.ts";
+import {
+  loadLibc,
+  ObdError,
+  preadCached,
+  preadFully,
+  writeAll,
+} from "../../io/mod.ts";
 
 const open = promisify(fs.open);
 const close = promisify(fs.close);
-const write = promisify(fs.write);
 const datasync = promisify(fs.fdatasync);
 const truncate = promisify(fs.ftruncate);
 const fstat = promisify(fs.fstat);
@@ -28,7 +33,7 @@ export interface DataFile {
   preadNow(dst: Uint8Array, offset: number): boolean;
   /** Fills all of `dst`, or rejects. */
   pread(dst: Uint8Array, offset: number): Promise<void>;
-  /** Writes all of `src`, or rejects. */
+  /** Writes all of `src`, or rejects. One call at a time. */
   pwrite(src: Uint8Array, offset: number): Promise<void>;
   /** Gives the range's storage back; false where the file system cannot. */
   punch(offset: number, length: number): Promise<boolean>;
@@ -50,19 +55,24 @@ interface Reader {
 class OsDataFile implements DataFile {
   readonly #directory: string;
   readonly #path: string;
-  readonly #writeFd: number;
+  readonly #writer: Deno.FsFile;
   readonly #syncFd: number;
   readonly #readers: Reader[];
   readonly #libc = loadLibc();
   readonly #reading = new Set<Promise<void>>();
   #closed = false;
 
-  constructor(path: string, directory: string, fds: number[]) {
+  constructor(
+    path: string,
+    directory: string,
+    writer: Deno.FsFile,
+    fds: number[],
+  ) {
     this.#path = path;
     this.#directory = directory;
-    this.#writeFd = fds[0]!;
-    this.#syncFd = fds[1]!;
-    this.#readers = fds.slice(2).map((fd) => ({ fd, busy: 0 }));
+    this.#writer = writer;
+    this.#syncFd = fds[0]!;
+    this.#readers = fds.slice(1).map((fd) => ({ fd, busy: 0 }));
   }
 
   preadNow(dst: Uint8Array, offset: number): boolean {
@@ -92,23 +102,15 @@ class OsDataFile implements DataFile {
   }
 
   async pwrite(src: Uint8Array, offset: number): Promise<void> {
-    let done = 0;
-    while (done < src.length) {
-      const { bytesWritten } = await write(
-        this.#writeFd,
-        src,
-        done,
-        src.length - done,
-        offset + done,
-      );
-      done += bytesWritten;
-    }
+    // Not node's fs.write: the runtime runs that on the calling thread.
+    await this.#writer.seek(offset, Deno.SeekMode.Start);
+    await writeAll(this.#writer, src);
   }
 
   async punch(offset: number, length: number): Promise<boolean> {
     if (!this.#libc) return false;
     const result = await this.#libc.fallocate(
-      this.#writeFd,
+      this.#syncFd,
       PUNCH_HOLE,
       BigInt(offset),
       BigInt(length),
@@ -125,7 +127,7 @@ class OsDataFile implements DataFile {
   }
 
   async truncate(length: number): Promise<void> {
-    await truncate(this.#writeFd, length);
+    await truncate(this.#syncFd, length);
   }
 
   async space(): Promise<{ free: number; total: number }> {
@@ -139,12 +141,10 @@ class OsDataFile implements DataFile {
   async close(): Promise<void> {
     this.#closed = true;
     await Promise.allSettled(this.#reading);
-    const fds = [
-      this.#writeFd,
-      this.#syncFd,
-      ...this.#readers.map((r) => r.fd),
-    ];
-    for (const fd of fds) await close(fd);
+    this.#writer.close();
+    for (const fd of [this.#syncFd, ...this.#readers.map((r) => r.fd)]) {
+      await close(fd);
+    }
   }
 }
 
@@ -161,12 +161,13 @@ export async function openDataFile(
   const flags = fs.constants.O_RDWR | fs.constants.O_CREAT |
     fs.constants.O_NOFOLLOW;
   try {
-    for (let i = 0; i < 2 + READERS; i++) {
+    for (let i = 0; i < 1 + READERS; i++) {
       fds.push(await open(path, flags, 0o600));
     }
+    const writer = await Deno.open(path, { write: true });
+    return new OsDataFile(path, directory, writer, fds);
   } catch (error) {
     for (const fd of fds) await close(fd);
     throw error;
   }
-  return new OsDataFile(path, directory, fds);
 }
