@@ -11,7 +11,7 @@
  */
 
 import { createHash } from "node:crypto";
-import { Readable } from "node:stream";
+import { Readable, type Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import * as zlib from "node:zlib";
 import {
@@ -47,8 +47,8 @@ const MAX_MEMBERS = 1000;
 const PIECE = 64 * 1024;
 
 /**
- * Measured on a Debian layer of 20,000 files: level 9 saves 1–2 % over 6 and
- * takes little longer, as most members are compressed already.
+ * Measured on golden and made-up meta layers: 9 saves 1 to 3 % over 6, for two
+ * to four times the time, which is 20 ms for 5 MB.
  */
 const GZIP_LEVEL = 9;
 /** RFC 1952: magic, deflate, no flags, mtime 0, slowest level, OS unknown. */
@@ -103,11 +103,10 @@ export async function writeMetaBlob(
     }
   }
   await put(GZIP_HEADER);
-  // Through pipeline(): a failure at either end stops the other.
-  await pipeline(
-    Readable.from(counted(), { objectMode: false }),
+  await through(
+    counted(),
     zlib.createDeflateRaw({ level: GZIP_LEVEL, chunkSize: PIECE }),
-    async (packed: AsyncIterable<Uint8Array>) => {
+    async (packed) => {
       for await (const bytes of packed) await put(bytes);
     },
   );
@@ -121,6 +120,32 @@ export async function writeMetaBlob(
     diffId: `sha256:${tarHash.digest("hex")}`,
     tarSize,
   };
+}
+
+/**
+ * Sends bytes through a codec. A failure anywhere stops all of it, and is what
+ * this rejects with: pipeline() itself reports a failure of its last stage as
+ * an AbortError (Deno 2.9.6).
+ */
+async function through(
+  input: AsyncIterable<Uint8Array>,
+  codec: Transform,
+  consume: (output: AsyncIterable<Uint8Array>) => Promise<void>,
+): Promise<void> {
+  let failure: { error: unknown } | undefined;
+  const last = async (output: AsyncIterable<Uint8Array>) => {
+    try {
+      await consume(output);
+    } catch (error) {
+      if ((error as Error)?.name !== "AbortError") failure ??= { error };
+      throw error;
+    }
+  };
+  try {
+    await pipeline(Readable.from(input, { objectMode: false }), codec, last);
+  } catch (error) {
+    throw failure ? failure.error : error;
+  }
 }
 
 async function* tarStream(
@@ -236,9 +261,8 @@ export async function readMetaBlob(
     }
   }
   if (await isGzip(source, options)) {
-    const input = Readable.from(blob(), { objectMode: false });
     try {
-      await pipeline(input, zlib.createGunzip({ chunkSize: PIECE }), parse);
+      await through(blob(), zlib.createGunzip({ chunkSize: PIECE }), parse);
     } catch (error) {
       if (!isZlibError(error)) throw error;
       throw new FormatError("meta blob", "gzip", "does not decompress", {

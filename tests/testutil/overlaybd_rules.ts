@@ -300,3 +300,30 @@ export function checkGzipMeta(file: Uint8Array, wish: GzipMetaWish): void {
   }
   assert.equal(windowAt, start);
 }
+
+/** Asserts the rules of formats §5.1 on the uncompressed tar of a meta blob. */
+export function checkMetaTar(tar: Uint8Array, names: string[]): void {
+  const text = (at: number, length: number) =>
+    String.fromCharCode(...tar.subarray(at, at + length));
+  let at = 0;
+  for (const name of names) {
+    const size = parseInt(text(at + 124, 11), 8);
+    const header = tar.slice(at, at + 512);
+    let sum = 0;
+    for (let i = 0; i < 512; i++) sum += i >= 148 && i < 156 ? 32 : header[i]!;
+    const want = new Uint8Array(512);
+    const put = (to: number, value: string) =>
+      want.set(new TextEncoder().encode(value), to);
+    put(0, name);
+    put(100, "0000644\x000000000\x000000000\0");
+    put(124, `${size.toString(8).padStart(11, "0")}\x0000000000000\0`);
+    put(148, `${sum.toString(8).padStart(6, "0")}\0 0`);
+    put(257, "ustar\x0000");
+    assert.equal(hex(header), hex(want), name);
+    const end = at + 512 + size;
+    at = Math.ceil(end / 512) * 512;
+    assert.ok(tar.subarray(end, at).every((b) => b === 0));
+  }
+  assert.equal(tar.length, at + 1024);
+  assert.ok(tar.subarray(at).every((b) => b === 0));
+}
