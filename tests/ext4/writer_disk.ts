@@ -3,8 +3,16 @@
 import * as fs from "node:fs";
 import { BLOCK_SIZE, type Emission, Ext4Model } from "../../lib/ext4/mod.ts";
 import { Ext4Reader } from "../../lib/ext4/reader.ts";
-import { type ByteSource, FileSource, isZero } from "../../lib/io/mod.ts";
+import {
+  type ByteSource,
+  FileSource,
+  isZero,
+  loadLibc,
+} from "../../lib/io/mod.ts";
 import { requires } from "../testutil/requires.ts";
+
+// Opened once for the process: a test that opened it would be blamed for not closing it.
+loadLibc();
 
 /** What a layer wrote, for comparing layers. */
 export interface LayerBytes {
