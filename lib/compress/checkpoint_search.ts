@@ -12,9 +12,27 @@
 import { Inflate, STATUS } from "./inflate.ts";
 import { WINDOW_SIZE } from "./raw_inflate.ts";
 
-/** A boundary with the bytes around it. */
+/** Where decoding can resume. Field meanings are those of a `gzip.meta` entry (formats.md §4.1). */
+export interface Checkpoint {
+  /** Offset in the blob of the first whole byte (`en_pos`). */
+  compressedOffset: number;
+  /** Bits of the byte before it that belong to what follows, 0 … 7: its top ones. */
+  bits: number;
+  /** Offset in the decompressed stream (`de_pos`). */
+  uncompressedOffset: number;
+  /**
+   * The 32,768 bytes before `uncompressedOffset`, zeros where nothing is
+   * referred to; or empty when nothing at all is (the start of a member).
+   */
+  window: Uint8Array;
+}
+
+/** Most compressed bytes in a {@linkcode BoundarySample}. */
+export const SAMPLE_SIZE = 128 * 1024;
+
+/** A block boundary with the bytes around it. */
 export interface BoundarySample {
-  /** Compressed bytes from the byte BEFORE the boundary on; when cut, cut behind at least 64 KiB. */
+  /** Compressed bytes from the byte BEFORE the boundary on; all that its output needs, or {@linkcode SAMPLE_SIZE}. */
   compressed: Uint8Array;
   /** Output before the boundary, within the member; up to 32 KiB. */
   before: Uint8Array;
@@ -22,6 +40,13 @@ export interface BoundarySample {
   after: Uint8Array;
   /** Whether the block behind the boundary is known not to be the last of its stream. */
   notLast: boolean;
+}
+
+/** A boundary that is to become a checkpoint. */
+export interface CheckpointCandidate
+  extends Pick<Checkpoint, "compressedOffset" | "uncompressedOffset"> {
+  /** undefined at the start of a member: bit 0, nothing before it. */
+  sample: BoundarySample | undefined;
 }
 
 /** A found bit position. */
@@ -115,4 +140,47 @@ export class BoundarySearch {
     candidate.complete = true;
     return true;
   }
+}
+
+/** Makes checkpoints of candidates. */
+export class CheckpointMaker {
+  readonly #search = new BoundarySearch();
+  readonly #sparse: boolean;
+
+  /** @param sparse Zero the window bytes that nothing refers to. */
+  constructor(sparse = true) {
+    this.#sparse = sparse;
+  }
+
+  /** @returns undefined where the bit cannot be told; see {@linkcode BoundarySearch.find}. */
+  make(candidate: CheckpointCandidate): Checkpoint | undefined {
+    const { compressedOffset, uncompressedOffset, sample } = candidate;
+    const empty = new Uint8Array(0);
+    if (sample === undefined) {
+      return { compressedOffset, bits: 0, uncompressedOffset, window: empty };
+    }
+    const found = this.#search.find(sample);
+    if (found === undefined) return undefined;
+    const { bits } = found;
+    const marks = this.#sparse ? found.marks : undefined;
+    const window = marks && !marks.includes(1)
+      ? empty
+      : makeWindow(sample.before, marks);
+    return { compressedOffset, bits, uncompressedOffset, window };
+  }
+}
+
+function makeWindow(
+  before: Uint8Array,
+  marks: Uint8Array | undefined,
+): Uint8Array {
+  const window = new Uint8Array(WINDOW_SIZE);
+  const start = WINDOW_SIZE - before.length;
+  if (marks === undefined) window.set(before, start);
+  else {
+    for (let i = 0; i < before.length; i++) {
+      if (marks[i] === 1) window[start + i] = before[i]!;
+    }
+  }
+  return window;
 }

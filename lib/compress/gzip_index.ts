@@ -23,7 +23,8 @@ import {
   viewOf,
 } from "../io/mod.ts";
 import type { ByteRing } from "./byte_ring.ts";
-import { BoundarySearch } from "./checkpoint_search.ts";
+import type { CheckpointCandidate } from "./checkpoint_search.ts";
+import { SAMPLE_SIZE } from "./checkpoint_search.ts";
 import {
   GZIP_HEADER_SIZE_MAX,
   GZIP_TRAILER_SIZE,
@@ -32,31 +33,19 @@ import {
 } from "./gzip_header.ts";
 import { openRawInflate, type RawInflate, WINDOW_SIZE } from "./raw_inflate.ts";
 
-/** Where decoding can resume. Field meanings are those of a `gzip.meta` entry (formats.md §4.1). */
-export interface Checkpoint {
-  /** Offset in the blob of the first whole byte (`en_pos`). */
-  compressedOffset: number;
-  /** Bits of the byte before it that belong to what follows, 0 … 7: its top ones. */
-  bits: number;
-  /** Offset in the decompressed stream (`de_pos`). */
-  uncompressedOffset: number;
-  /**
-   * The 32,768 bytes before `uncompressedOffset`, zeros where nothing is
-   * referred to; or empty when nothing at all is (the start of a member).
-   */
-  window: Uint8Array;
-}
-
 /** Receives the decompressed stream cut into spans. All positions are absolute. */
 export interface SpanSink {
   /** Bytes up to `to` belong to the current span. */
   advance(to: number): void;
-  /** A new span starts where the last one advanced to. Called first at 0. */
-  split(checkpoint: Checkpoint): void;
+  /**
+   * A new span starts where the last one advanced to, unless the candidate is
+   * no checkpoint (see {@linkcode CheckpointMaker}). Called first at 0.
+   */
+  split(candidate: CheckpointCandidate): void;
   /** What follows belongs to the current span or to a new one; `resolve` tells later. */
   fork(): void;
-  /** Settles a fork: a new span with this checkpoint, or none. */
-  resolve(checkpoint: Checkpoint | undefined): void;
+  /** Settles a fork: as `split` where it forked, or the span went on. */
+  resolve(candidate: CheckpointCandidate | undefined): void;
 }
 
 /** Uncompressed bytes between checkpoints when not told otherwise. */
@@ -74,9 +63,6 @@ const OUTPUT_STEP = 262147;
 export const INPUT_RING_SIZE = 64 * INPUT_STEP;
 /** A fitting capacity for the output ring in bytes. */
 export const OUTPUT_RING_SIZE = 62 * OUTPUT_STEP;
-
-/** Bytes of compressed data that are tried behind a boundary. */
-const SAMPLE_SIZE = 128 * 1024;
 
 interface Boundary {
   compressedOffset: number;
@@ -105,8 +91,6 @@ export interface GzipIndexerOptions {
   sink: SpanSink;
   /** Uncompressed bytes, {@linkcode SPAN_SIZE_MIN} … 64 MiB. */
   spanSize?: number | undefined;
-  /** Zero the window bytes that nothing refers to. Default true. */
-  sparseWindows?: boolean | undefined;
   /** Largest decompressed size in bytes. */
   outputSizeMax: number;
 }
@@ -124,10 +108,8 @@ export class GzipIndexer {
   readonly #output: ByteRing;
   readonly #sink: SpanSink;
   readonly #spanSize: number;
-  readonly #sparse: boolean;
   readonly #outputSizeMax: number;
   readonly #inflate: RawInflate = openRawInflate();
-  readonly #search = new BoundarySearch();
 
   #phase: "header" | "deflate" | "trailer" | "between" | "padding" | "done" =
     "header";
@@ -152,7 +134,6 @@ export class GzipIndexer {
     this.#output = options.output;
     this.#sink = options.sink;
     this.#spanSize = options.spanSize ?? DEFAULT_SPAN_SIZE;
-    this.#sparse = options.sparseWindows ?? true;
     this.#outputSizeMax = options.outputSizeMax;
     this.#nextMultiple = this.#spanSize;
     if (
@@ -374,19 +355,18 @@ export class GzipIndexer {
     this.#last = here;
   }
 
-  #resolveFork(checkpoint: Checkpoint | undefined): void {
+  #resolveFork(candidate: CheckpointCandidate | undefined): void {
     if (!this.#forked) return;
     this.#forked = false;
-    this.#sink.resolve(checkpoint);
+    this.#sink.resolve(candidate);
   }
 
   /** Makes a boundary a checkpoint, at once or when enough output follows. */
   #settle(boundary: Boundary): void {
     this.#lastCheckpoint = boundary.uncompressedOffset;
     if (this.#forked && boundary === this.#last) {
-      const checkpoint = this.#makeCheckpoint(boundary);
-      if (checkpoint) this.#spanStart = boundary.uncompressedOffset;
-      this.#resolveFork(checkpoint);
+      this.#spanStart = boundary.uncompressedOffset;
+      this.#resolveFork(this.#makeCandidate(boundary));
       return;
     }
     this.#pending.push(boundary);
@@ -396,46 +376,27 @@ export class GzipIndexer {
     ) this.#finishPending();
   }
 
-  /** Turns the oldest pending boundary into a checkpoint. */
+  /** Hands the oldest pending boundary to the sink. */
   #finishPending(): void {
     const boundary = this.#pending.shift()!;
-    const checkpoint = this.#makeCheckpoint(boundary);
-    if (checkpoint === undefined) return;
     this.#advance(boundary.uncompressedOffset);
     this.#spanStart = boundary.uncompressedOffset;
-    this.#sink.split(checkpoint);
+    this.#sink.split(this.#makeCandidate(boundary));
   }
 
-  #makeCheckpoint(boundary: Boundary): Checkpoint | undefined {
-    const checkpoint: Checkpoint = {
-      compressedOffset: boundary.compressedOffset,
-      bits: 0,
-      uncompressedOffset: boundary.uncompressedOffset,
-      window: new Uint8Array(0),
-    };
-    if (boundary.startsMember) return checkpoint;
+  #makeCandidate(boundary: Boundary): CheckpointCandidate {
+    const { compressedOffset, uncompressedOffset, startsMember } = boundary;
+    if (startsMember) {
+      return { compressedOffset, uncompressedOffset, sample: undefined };
+    }
     this.#copyOutput(boundary);
-    const before = boundary.before!;
-    const found = this.#search.find({
+    const sample = {
       compressed: boundary.compressed ?? this.#copySample(boundary),
-      before,
+      before: boundary.before!,
       after: boundary.after!,
       notLast: boundary.notLast,
-    });
-    if (found === undefined) return undefined;
-    checkpoint.bits = found.bits;
-    const marks = this.#sparse ? found.marks : undefined;
-    if (marks === undefined || marks.includes(1)) {
-      const window = new Uint8Array(WINDOW_SIZE);
-      const start = WINDOW_SIZE - before.length;
-      for (let i = 0; i < before.length; i++) {
-        if (marks === undefined || marks[i] === 1) {
-          window[start + i] = before[i]!;
-        }
-      }
-      checkpoint.window = window;
-    }
-    return checkpoint;
+    };
+    return { compressedOffset, uncompressedOffset, sample };
   }
 
   #copySample(boundary: Boundary): Uint8Array {

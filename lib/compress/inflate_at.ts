@@ -11,7 +11,7 @@
  */
 
 import { FormatError, LimitError } from "../io/mod.ts";
-import type { Checkpoint } from "./gzip_index.ts";
+import type { Checkpoint } from "./checkpoint_search.ts";
 import { SPAN_SIZE_MAX } from "./gzip_index.ts";
 import { GZIP_TRAILER_SIZE, gzipHeaderSize } from "./gzip_header.ts";
 import { openRawInflate, type RawInflate, WINDOW_SIZE } from "./raw_inflate.ts";

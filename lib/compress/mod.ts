@@ -12,6 +12,13 @@ export {
   zstdDecompress,
   type ZstdFrame,
 } from "./zstd.ts";
+export {
+  type BoundarySample,
+  type Checkpoint,
+  type CheckpointCandidate,
+  CheckpointMaker,
+  SAMPLE_SIZE,
+} from "./checkpoint_search.ts";
 export { ByteRing } from "./byte_ring.ts";
 export {
   GZIP_TRAILER_SIZE,
@@ -19,7 +26,6 @@ export {
   hasGzipMagic,
 } from "./gzip_header.ts";
 export {
-  type Checkpoint,
   DEFAULT_SPAN_SIZE,
   GzipIndexer,
   type GzipIndexerOptions,

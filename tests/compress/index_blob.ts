@@ -4,6 +4,8 @@ import assert from "node:assert/strict";
 import {
   ByteRing,
   type Checkpoint,
+  type CheckpointCandidate,
+  CheckpointMaker,
   GzipIndexer,
   inflateAt,
   INPUT_RING_SIZE,
@@ -37,28 +39,30 @@ export function indexBlob(
   let advanced = 0;
   let forkedAt = -1;
   let forks = 0;
+  const maker = new CheckpointMaker(options.sparseWindows);
+  const add = (candidate: CheckpointCandidate, at: number) => {
+    assert.equal(candidate.uncompressedOffset, at);
+    const checkpoint = maker.make(candidate);
+    if (checkpoint) checkpoints.push(checkpoint);
+  };
   const sink: SpanSink = {
     advance(to) {
       assert.ok(to > advanced);
       parts.push(output.copy(advanced, to));
       advanced = to;
     },
-    split(checkpoint) {
+    split(candidate) {
       assert.equal(forkedAt, -1);
-      assert.equal(checkpoint.uncompressedOffset, advanced);
-      checkpoints.push(checkpoint);
+      add(candidate, advanced);
     },
     fork() {
       assert.equal(forkedAt, -1);
       forkedAt = advanced;
       forks++;
     },
-    resolve(checkpoint) {
+    resolve(candidate) {
       assert.notEqual(forkedAt, -1);
-      if (checkpoint) {
-        assert.equal(checkpoint.uncompressedOffset, forkedAt);
-        checkpoints.push(checkpoint);
-      }
+      if (candidate) add(candidate, forkedAt);
       forkedAt = -1;
     },
   };
@@ -68,9 +72,6 @@ export function indexBlob(
     sink,
     outputSizeMax: options.outputSizeMax ?? 2 ** 40,
     ...(options.spanSize ? { spanSize: options.spanSize } : {}),
-    ...(options.sparseWindows === undefined
-      ? {}
-      : { sparseWindows: options.sparseWindows }),
   });
   try {
     const pieceSize = options.pieceSize ?? 1 << 20;

@@ -1,8 +1,8 @@
 /** Checkpoints as they come, their windows packed, and the tables they become. */
 
 import * as zlib from "node:zlib";
-import type { Checkpoint } from "../../compress/mod.ts";
-import { concatBytes } from "../../io/mod.ts";
+import { type Checkpoint, SPAN_SIZE_MAX } from "../../compress/mod.ts";
+import { concatBytes, UnsupportedError } from "../../io/mod.ts";
 import type {
   LayerCheckpoints,
   LayerCompression,
@@ -20,7 +20,11 @@ export function packCheckpoint(checkpoint: Checkpoint): PackedCheckpoint {
   return { ...checkpoint, window: concatBytes([window]) };
 }
 
-/** The tables of a finished pass. */
+/**
+ * The tables of a finished pass.
+ *
+ * @throws {UnsupportedError} If a span is longer than can be decoded at once.
+ */
 export function makeTables(
   compression: LayerCompression,
   checkpoints: readonly PackedCheckpoint[],
@@ -29,6 +33,16 @@ export function makeTables(
 ): { spans: LayerSpans; checkpoints: LayerCheckpoints } {
   const starts = Float64Array.from(checkpoints, (c) => c.uncompressedOffset);
   const size = starts.map((start, i) => (starts[i + 1] ?? tarSize) - start);
+  for (let i = 0; i < size.length; i++) {
+    if (size[i]! > SPAN_SIZE_MAX) {
+      throw new UnsupportedError(
+        "gzip span",
+        `gzip layer has no place to resume in ${size[i]} bytes from ${
+          starts[i]
+        }: it cannot be read lazily`,
+      );
+    }
+  }
   const kept = compression === "none" ? [] : checkpoints;
   return {
     spans: {

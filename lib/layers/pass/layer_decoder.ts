@@ -47,7 +47,6 @@ export function openDecoder(
     output,
     sink,
     spanSize: settings.spanSize,
-    sparseWindows: settings.sparseWindows,
     outputSizeMax: TAR_SIZE_MAX,
   });
 }
@@ -91,9 +90,8 @@ class PlainDecoder implements LayerDecoder {
       if (from % PLAIN_SPAN_SIZE === 0) {
         this.#sink.split({
           compressedOffset: from,
-          bits: 0,
           uncompressedOffset: from,
-          window: new Uint8Array(0),
+          sample: undefined,
         });
       }
       let at = from;

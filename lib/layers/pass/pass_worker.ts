@@ -1,15 +1,20 @@
-/** The decode and hash threads of a pass. Each serves one layer and then waits to be ended. */
+/** The decode and record threads of a pass. Each serves one layer and then waits to be ended. */
 
 import { type ErrorMessage, packError } from "../../compress/mod.ts";
 import { CancelledError, workerRole } from "../../io/mod.ts";
-import { packCheckpoint, type PackedCheckpoint } from "./checkpoint_list.ts";
 import { type DecoderSettings, openDecoder } from "./layer_decoder.ts";
-import { type LayerDigests, LayerHasher } from "./layer_hasher.ts";
-import { COMMAND, type SharedMemory, SharedState, WORD } from "./shared.ts";
+import { type LayerRecord, LayerRecorder } from "./layer_recorder.ts";
+import {
+  COMMAND,
+  type Command,
+  type SharedMemory,
+  SharedState,
+  WORD,
+} from "./shared.ts";
 
 /** The roles of this module's workers. */
 export const DECODE_ROLE = "obd:layer-decode";
-export const HASH_ROLE = "obd:layer-hash";
+export const RECORD_ROLE = "obd:layer-record";
 /** This module; in a one-file bundle, the bundle. */
 export const PASS_WORKER_URL = import.meta.url;
 
@@ -22,7 +27,6 @@ export interface PassStart extends DecoderSettings {
 
 /** What the decode thread found. */
 export interface DecodeOutcome {
-  checkpoints: PackedCheckpoint[];
   tarSize: number;
   members: number;
 }
@@ -30,43 +34,37 @@ export interface DecodeOutcome {
 /** The last message of a worker. */
 export type PassReply =
   | { kind: "decoded"; outcome: DecodeOutcome }
-  | { kind: "hashed"; digests: LayerDigests }
+  | { kind: "recorded"; record: LayerRecord }
   | { kind: "stopped" }
   | { kind: "error"; error: ErrorMessage };
 
 /** Output decoded before the other threads are told. */
 const PUBLISH_SIZE = 1024 * 1024;
-/** Bytes hashed before the ring is released. */
-const HASH_STEP = 1024 * 1024;
+/** Bytes recorded before the ring is released. */
+const RECORD_STEP = 1024 * 1024;
 
 function decode(start: PassStart): DecodeOutcome {
   const state = new SharedState(start.memory);
-  const checkpoints: PackedCheckpoint[] = [];
   const decoder = openDecoder(start, state.input, state.output, {
     advance: (to) => state.putCommand(COMMAND.advance, to),
-    split(checkpoint) {
-      checkpoints.push(packCheckpoint(checkpoint));
-      state.putCommand(COMMAND.split);
-    },
+    split: (candidate) => state.putCommand(COMMAND.split, 0, candidate),
     fork: () => state.putCommand(COMMAND.fork),
-    resolve(checkpoint) {
-      if (checkpoint) checkpoints.push(packCheckpoint(checkpoint));
-      state.putCommand(
-        checkpoint ? COMMAND.resolveSplit : COMMAND.resolveNone,
-      );
-    },
+    resolve: (candidate) =>
+      candidate
+        ? state.putCommand(COMMAND.resolveSplit, 0, candidate)
+        : state.putCommand(COMMAND.resolveNone),
   });
   try {
     let inputEnd = 0;
-    let hashed = 0;
+    let recorded = 0;
     let walked = 0;
     while (true) {
       const heard = state.listen(WORD.decodeBell);
       const isEnd = state.isSet(WORD.inputEnd); // before the head, which is final then
       inputEnd = state.position(WORD.inputHead, inputEnd);
-      hashed = state.position(WORD.outputHashed, hashed);
+      recorded = state.position(WORD.outputRecorded, recorded);
       if (start.hasWalker) walked = state.position(WORD.outputWalked, walked);
-      const read = start.hasWalker ? Math.min(hashed, walked) : hashed;
+      const read = start.hasWalker ? Math.min(recorded, walked) : recorded;
       const limit = read + state.output.capacity;
       const soft = decoder.uncompressedOffset + PUBLISH_SIZE;
       const need = decoder.run(inputEnd, isEnd, Math.min(limit, soft));
@@ -82,7 +80,6 @@ function decode(start: PassStart): DecodeOutcome {
     state.set(WORD.outputEnd);
     state.ring(WORD.feedBell, WORD.walkBell);
     return {
-      checkpoints,
       tarSize: decoder.uncompressedOffset,
       members: decoder.members,
     };
@@ -91,46 +88,50 @@ function decode(start: PassStart): DecodeOutcome {
   }
 }
 
-function hash(start: PassStart): LayerDigests {
+function record(start: PassStart): LayerRecord {
   const state = new SharedState(start.memory);
-  const hasher = new LayerHasher(start.compression, state.input, state.output);
+  const recorder = new LayerRecorder(
+    start.compression,
+    start.sparseWindows,
+    state.input,
+    state.output,
+  );
   let decoded = false;
   while (true) {
-    const heard = state.listen(WORD.hashBell);
+    const heard = state.listen(WORD.recordBell);
     const isEnd = state.isSet(WORD.inputEnd);
-    const head = state.position(WORD.inputHead, hasher.blobOffset);
-    const blobTo = Math.min(head, hasher.blobOffset + HASH_STEP);
-    if (blobTo > hasher.blobOffset) {
-      hasher.takeBlob(blobTo);
-      state.setPosition(WORD.inputHashed, blobTo);
+    const head = state.position(WORD.inputHead, recorder.blobOffset);
+    const blobTo = Math.min(head, recorder.blobOffset + RECORD_STEP);
+    if (blobTo > recorder.blobOffset) {
+      recorder.takeBlob(blobTo);
+      state.setPosition(WORD.inputRecorded, blobTo);
       state.ring(WORD.feedBell);
     }
     const taken = state.takeCommand();
     if (taken?.command === COMMAND.end) decoded = true;
-    else if (taken) follow(state, hasher, taken.command, taken.value);
+    else if (taken) follow(state, recorder, taken);
     if (taken || blobTo < head) continue;
-    if (decoded && isEnd) return hasher.finish();
-    state.sleep(WORD.hashBell, heard);
+    if (decoded && isEnd) return recorder.finish();
+    state.sleep(WORD.recordBell, heard);
   }
 }
 
 function follow(
   state: SharedState,
-  hasher: LayerHasher,
-  command: number,
-  value: number,
+  recorder: LayerRecorder,
+  { command, to, candidate }: Command,
 ): void {
-  if (command === COMMAND.split) hasher.split();
-  else if (command === COMMAND.fork) hasher.fork();
-  else if (command !== COMMAND.advance) {
-    hasher.resolve(command === COMMAND.resolveSplit);
-  } else {
-    while (hasher.tarOffset < value) {
-      hasher.advance(Math.min(value, hasher.tarOffset + HASH_STEP));
-      state.setPosition(WORD.outputHashed, hasher.tarOffset);
+  if (command === COMMAND.fork) recorder.fork();
+  else if (command === COMMAND.split) recorder.split(candidate!);
+  else if (command !== COMMAND.advance) recorder.resolve(candidate);
+  else {
+    while (recorder.tarOffset < to) {
+      recorder.advance(Math.min(to, recorder.tarOffset + RECORD_STEP));
+      state.setPosition(WORD.outputRecorded, recorder.tarOffset);
       state.ring(WORD.decodeBell);
     }
   }
+  if (candidate?.sample) state.releaseSample();
 }
 
 function serve(work: (start: PassStart) => PassReply): void {
@@ -153,6 +154,6 @@ function serve(work: (start: PassStart) => PassReply): void {
 
 if (workerRole() === DECODE_ROLE) {
   serve((start) => ({ kind: "decoded", outcome: decode(start) }));
-} else if (workerRole() === HASH_ROLE) {
-  serve((start) => ({ kind: "hashed", digests: hash(start) }));
+} else if (workerRole() === RECORD_ROLE) {
+  serve((start) => ({ kind: "recorded", record: record(start) }));
 }

@@ -63,24 +63,24 @@ export async function scanLayer(
     }
     // Before the decoder is told: to it, a blob that is cut is a bad format.
     reader.checkSize();
-    const found = await stage.end();
-    checkDigest("Blob digest", options.expectedDigest, found.digests.blob);
+    const { record, tarSize, members } = await stage.end();
+    checkDigest("Blob digest", options.expectedDigest, record.blob);
     if (options.expectedDiffId !== undefined) {
-      checkDigest("Layer diffID", options.expectedDiffId, found.digests.tar);
+      checkDigest("Layer diffID", options.expectedDiffId, record.tar);
     }
     options.walker?.finish();
     return {
       blobDigest: options.expectedDigest,
       blobSize: options.blobSize,
       compression,
-      diffId: digestName(found.digests.tar),
-      tarSize: found.tarSize,
-      members: found.members,
+      diffId: digestName(record.tar),
+      tarSize,
+      members,
       ...makeTables(
         compression,
-        found.checkpoints,
-        found.digests.spans,
-        found.tarSize,
+        record.checkpoints,
+        record.spans,
+        tarSize,
       ),
     };
   } finally {

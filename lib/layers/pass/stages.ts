@@ -7,26 +7,25 @@ import {
   unpackError,
 } from "../../compress/mod.ts";
 import { CancelledError, ObdError, startWorker } from "../../io/mod.ts";
-import { packCheckpoint, type PackedCheckpoint } from "./checkpoint_list.ts";
 import {
   type DecoderSettings,
   type LayerDecoder,
   openDecoder,
 } from "./layer_decoder.ts";
-import { type LayerDigests, LayerHasher } from "./layer_hasher.ts";
+import { type LayerRecord, LayerRecorder } from "./layer_recorder.ts";
 import {
   DECODE_ROLE,
   type DecodeOutcome,
-  HASH_ROLE,
   PASS_WORKER_URL,
   type PassReply,
+  RECORD_ROLE,
 } from "./pass_worker.ts";
 import { allocateShared, SharedState, WORD } from "./shared.ts";
 import type { TarReceiver } from "./types.ts";
 
 /** All that a pass finds out. */
 export interface StageOutcome extends DecodeOutcome {
-  digests: LayerDigests;
+  record: LayerRecord;
 }
 
 /** Takes a blob in pieces. */
@@ -41,33 +40,26 @@ export interface PassStage extends AsyncDisposable {
 export class InlineStage implements PassStage {
   readonly #input = new ByteRing(new Uint8Array(INPUT_RING_SIZE));
   readonly #output = new ByteRing(new Uint8Array(OUTPUT_RING_SIZE));
-  readonly #hasher: LayerHasher;
+  readonly #recorder: LayerRecorder;
   readonly #decoder: LayerDecoder;
-  readonly #checkpoints: PackedCheckpoint[] = [];
   readonly #walker: TarReceiver | undefined;
   #head = 0;
   #walked = 0;
 
   constructor(settings: DecoderSettings, walker: TarReceiver | undefined) {
     this.#walker = walker;
-    this.#hasher = new LayerHasher(
+    this.#recorder = new LayerRecorder(
       settings.compression,
+      settings.sparseWindows,
       this.#input,
       this.#output,
     );
-    const hasher = this.#hasher;
-    this.#decoder = openDecoder(settings, this.#input, this.#output, {
-      advance: (to) => hasher.advance(to),
-      split: (checkpoint) => {
-        this.#checkpoints.push(packCheckpoint(checkpoint));
-        hasher.split();
-      },
-      fork: () => hasher.fork(),
-      resolve: (checkpoint) => {
-        if (checkpoint) this.#checkpoints.push(packCheckpoint(checkpoint));
-        hasher.resolve(checkpoint !== undefined);
-      },
-    });
+    this.#decoder = openDecoder(
+      settings,
+      this.#input,
+      this.#output,
+      this.#recorder,
+    );
   }
 
   // deno-lint-ignore require-await -- an error must reject, not throw
@@ -79,7 +71,7 @@ export class InlineStage implements PassStage {
       this.#input.put(this.#head, piece);
       this.#head += piece.length;
       at += piece.length;
-      this.#hasher.takeBlob(this.#head);
+      this.#recorder.takeBlob(this.#head);
       this.#run(false);
     }
   }
@@ -88,8 +80,7 @@ export class InlineStage implements PassStage {
   async end(): Promise<StageOutcome> {
     this.#run(true);
     return {
-      digests: this.#hasher.finish(),
-      checkpoints: this.#checkpoints,
+      record: this.#recorder.finish(),
       tarSize: this.#decoder.uncompressedOffset,
       members: this.#decoder.members,
     };
@@ -97,7 +88,7 @@ export class InlineStage implements PassStage {
 
   #run(isEnd: boolean): void {
     while (true) {
-      const read = Math.min(this.#walked, this.#hasher.tarOffset);
+      const read = Math.min(this.#walked, this.#recorder.tarOffset);
       const limit = read + this.#output.capacity;
       const need = this.#decoder.run(this.#head, isEnd, limit);
       const to = this.#decoder.uncompressedOffset;
@@ -122,7 +113,7 @@ const WALK_STEP = 256 * 1024;
 /** How long a worker may take to notice that it is to stop. */
 const STOP_DEADLINE_MS = 5000;
 
-/** Decoding and hashing on a thread each. */
+/** Decoding and recording on a thread each. */
 export class ThreadedStage implements PassStage {
   readonly #state: SharedState;
   readonly #onError: (error: unknown) => void;
@@ -134,7 +125,7 @@ export class ThreadedStage implements PassStage {
   #failed = false;
   #head = 0;
   #decoded = 0;
-  #hashed = 0;
+  #recorded = 0;
 
   /** @param onError Called with the first error, which `write` and `end` reject with too. */
   constructor(
@@ -145,7 +136,7 @@ export class ThreadedStage implements PassStage {
     const memory = allocateShared();
     this.#state = new SharedState(memory);
     this.#onError = onError;
-    for (const role of [DECODE_ROLE, HASH_ROLE]) {
+    for (const role of [DECODE_ROLE, RECORD_ROLE]) {
       const worker = startWorker(PASS_WORKER_URL, role);
       this.#workers.push(worker);
       this.#ended.push(this.#watch(worker));
@@ -164,8 +155,8 @@ export class ThreadedStage implements PassStage {
       worker.onmessage = ({ data }: MessageEvent<PassReply>) => {
         if (data.kind === "decoded") {
           Object.assign(this.#outcome, data.outcome);
-        } else if (data.kind === "hashed") {
-          this.#outcome.digests = data.digests;
+        } else if (data.kind === "recorded") {
+          this.#outcome.record = data.record;
         } else if (data.kind === "error") {
           this.#fail(unpackError(data.error));
         }
@@ -199,9 +190,9 @@ export class ThreadedStage implements PassStage {
     for (let at = 0; at < bytes.length;) {
       const heard = this.#listen(WORD.feedBell);
       this.#decoded = state.position(WORD.inputDecoded, this.#decoded);
-      this.#hashed = state.position(WORD.inputHashed, this.#hashed);
+      this.#recorded = state.position(WORD.inputRecorded, this.#recorded);
       const room = state.input.capacity -
-        (this.#head - Math.min(this.#decoded, this.#hashed));
+        (this.#head - Math.min(this.#decoded, this.#recorded));
       if (room === 0) {
         await state.sleepAsync(WORD.feedBell, heard);
         continue;
@@ -211,18 +202,20 @@ export class ThreadedStage implements PassStage {
       this.#head += piece.length;
       at += piece.length;
       state.setPosition(WORD.inputHead, this.#head);
-      state.ring(WORD.decodeBell, WORD.hashBell);
+      state.ring(WORD.decodeBell, WORD.recordBell);
     }
   }
 
   async end(): Promise<StageOutcome> {
     this.#state.set(WORD.inputEnd);
-    this.#state.ring(WORD.decodeBell, WORD.hashBell);
+    this.#state.ring(WORD.decodeBell, WORD.recordBell);
     await Promise.all([...this.#ended, this.#walking]);
     if (this.#failed) throw this.#error;
-    const { digests, checkpoints, tarSize, members } = this.#outcome;
-    if (!digests || !checkpoints) throw new CancelledError();
-    return { digests, checkpoints, tarSize: tarSize!, members: members! };
+    const { record, tarSize, members } = this.#outcome;
+    if (!record || tarSize === undefined || members === undefined) {
+      throw new CancelledError();
+    }
+    return { record, tarSize, members };
   }
 
   /** Hands the output ring to the walker. Never rejects: an error fails the stage. */
