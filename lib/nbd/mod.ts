@@ -8,6 +8,8 @@ export {
   parseNbdAddress,
   parseNbdUri,
 } from "./address.ts";
+export { NbdClient, type NbdClientOptions } from "./client.ts";
+export type { ExportInfo, ListedExport } from "./client_handshake.ts";
 export { NBD_ERROR, NbdError } from "./errno.ts";
 export { type ExportOptions, NbdExport } from "./exports.ts";
 export { NbdServer, type NbdServerOptions } from "./server.ts";
