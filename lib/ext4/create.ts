@@ -68,6 +68,7 @@ export function createState(
     xattrSharers: new Map(),
     pending: noPending(),
     version: 0,
+    onFree: undefined,
   };
   makeRoot(state);
   return state;

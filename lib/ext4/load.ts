@@ -96,6 +96,7 @@ export async function loadState(
     xattrSharers: new Map(),
     pending: noPending(),
     version: 0,
+    onFree: undefined,
   };
   const { inodeBits } = loaded;
   const loading: Loading = { reader, device, mapped, state, inodeBits };

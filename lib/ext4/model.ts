@@ -128,8 +128,9 @@ const SPECIAL_MODES = {
  * `DeviceFullError` has changed nothing; after `DeviceFullError` too, but the
  * caller will hardly go on.
  *
- * Blocks of a file that was created and removed within one layer must not be
- * mapped by it: take the extents when the layer is complete ({@linkcode extents}).
+ * A layer must map at least one sector of every block of the bodies that it
+ * creates and keeps, and none of those that it creates and removes again: take
+ * the extents when the layer is complete ({@linkcode extents}, {@linkcode onFree}).
  */
 export class Ext4Model {
   /** Inode of the root directory. */
@@ -164,6 +165,15 @@ export class Ext4Model {
     mapped: MappedRanges,
   ): Promise<Ext4Model> {
     return new Ext4Model(await loadState(device, mapped));
+  }
+
+  /**
+   * Called with each node that lost its last name, at once: its number may be
+   * given to another node of the same layer. For callers that keep something
+   * by node, such as the bodies that their layer is to map.
+   */
+  set onFree(callback: ((node: number) => void) | undefined) {
+    this.#state.onFree = callback;
   }
 
   /** Bytes of the device. */

@@ -197,6 +197,7 @@ export function freeNode(
   dropXattrBlock(state, inode);
   inodes.clear(node);
   groups.releaseInode(node, isDirectory);
+  state.onFree?.(node);
 }
 
 /** Gives blocks back. */

@@ -67,6 +67,8 @@ export interface ModelState {
   pending: Pending;
   /** Counts operations, so that a stale emission is noticed. */
   version: number;
+  /** Told of each inode that is given back. */
+  onFree: ((node: number) => void) | undefined;
 }
 
 /** What the next emission must place and write, by inode. */

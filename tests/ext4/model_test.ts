@@ -86,6 +86,20 @@ Deno.test("lookup, children, parent, type and stat tell what was made", () => {
   assert.throws(() => model.unlink(root, "gone"), TypeError);
 });
 
+Deno.test("onFree is told of every node that is gone", () => {
+  const model = Ext4Model.create({ virtualSize: GIB });
+  const dir = model.mkdir(model.root, "d", attrs(0o755));
+  const { node } = model.createFile(dir, "f", attrs(0o600), { size: 10 });
+  const link = model.symlink(dir, "s", attrs(0o777), "t");
+  model.link(model.root, "hard", node);
+  const freed: number[] = [];
+  model.onFree = (gone) => freed.push(gone);
+  model.removeTree(model.root, "d");
+  assert.deepEqual(freed, [link, dir]);
+  model.unlink(model.root, "hard");
+  assert.deepEqual(freed, [link, dir, node]);
+});
+
 Deno.test("a layer without changes is empty", () => {
   const model = Ext4Model.create({ virtualSize: GIB });
   const dir = model.mkdir(model.root, "d", attrs(0o755));
