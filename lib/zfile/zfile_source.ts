@@ -48,8 +48,13 @@ export class ZFileSource implements ByteSource {
   readonly verify: boolean;
   readonly #inner: ByteSource;
   readonly #table: JumpTable;
-  /** A block that is wanted only in part is decoded here; never used across an await. */
+  /**
+   * The last block that was wanted only in part, decoded; reads smaller than a
+   * block mostly want it again. Touched between awaits only.
+   */
   #block: Uint8Array | undefined;
+  /** Which block that is; -1 while there is none. */
+  #blockIndex = -1;
   /** Stored bytes on the fast path; never used across an await. */
   #stored: Uint8Array | undefined;
   #disposed = false;
@@ -70,7 +75,7 @@ export class ZFileSource implements ByteSource {
     options?: ReadOptions,
   ): Promise<void> {
     checkRange(this.size, offset, dst.length);
-    if (dst.length === 0) return;
+    if (dst.length === 0 || this.#copyKept(dst, offset)) return;
     const limit = this.#blockLimit(offset + dst.length);
     let next = Math.floor(offset / this.blockSize);
     const lane = async () => {
@@ -100,7 +105,7 @@ export class ZFileSource implements ByteSource {
 
   preadNow(dst: Uint8Array, offset: number): boolean {
     checkRange(this.size, offset, dst.length);
-    if (dst.length === 0) return true;
+    if (dst.length === 0 || this.#copyKept(dst, offset)) return true;
     if (!this.#inner.preadNow || dst.length > MAX_NOW) return false;
     const first = Math.floor(offset / this.blockSize);
     const limit = this.#blockLimit(offset + dst.length);
@@ -183,17 +188,36 @@ export class ZFileSource implements ByteSource {
       const from = i * this.blockSize;
       const size = Math.min(this.blockSize, this.size - from);
       const whole = from >= offset && from + size <= offset + dst.length;
-      const block = whole
-        ? dst.subarray(from - offset, from - offset + size)
-        : (this.#block ??= new Uint8Array(this.blockSize)).subarray(0, size);
-      this.#decodeBlock(stored.subarray(at, end), i, block);
-      if (!whole) {
+      if (whole) {
+        const block = dst.subarray(from - offset, from - offset + size);
+        this.#decodeBlock(stored.subarray(at, end), i, block);
+      } else {
+        const block = this.#keep(stored.subarray(at, end), i, size);
         const low = Math.max(from, offset);
         const high = Math.min(from + size, offset + dst.length);
         dst.set(block.subarray(low - from, high - from), low - offset);
       }
       at = end;
     }
+  }
+
+  /** Decodes into the kept block. */
+  #keep(stored: Uint8Array, index: number, size: number): Uint8Array {
+    this.#block ??= new Uint8Array(this.blockSize);
+    const block = this.#block.subarray(0, size);
+    this.#blockIndex = -1;
+    this.#decodeBlock(stored, index, block);
+    this.#blockIndex = index;
+    return block;
+  }
+
+  /** Serves a range that lies in the kept block. */
+  #copyKept(dst: Uint8Array, offset: number): boolean {
+    if (this.#blockIndex < 0) return false;
+    const from = offset - this.#blockIndex * this.blockSize;
+    if (from < 0 || from + dst.length > this.blockSize) return false;
+    dst.set(this.#block!.subarray(from, from + dst.length));
+    return true;
   }
 
   #decodeBlock(stored: Uint8Array, index: number, dst: Uint8Array): void {

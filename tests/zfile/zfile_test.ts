@@ -116,8 +116,10 @@ Deno.test("ZFileSource: random and concurrent reads equal the content", async ()
         const got = new Uint8Array(length + 2).fill(0xee);
         const dst = got.subarray(1, length + 1);
         const now = inner instanceof MemorySource && length <= 256 * 1024;
-        assert.equal(file.preadNow(dst, offset), now || length === 0);
-        if (now) {
+        // A waiting source never; but a kept block needs no source.
+        const did = file.preadNow(dst, offset);
+        if (now) assert.equal(did, true);
+        if (did) {
           assert.deepEqual(dst, content.subarray(offset, offset + length));
         }
         dst.fill(0xee);
@@ -150,6 +152,39 @@ Deno.test("ZFileSource reads touched blocks only, adjacent ones at once", async 
   }
   assert.ok(all.every((r) => r.length <= 1 << 20));
   assert.equal(inner.peak, Math.min(4, all.length));
+});
+
+Deno.test("ZFileSource decodes a block once for reads smaller than it", async () => {
+  const content = sample(12, 100_000);
+  const inner = new WaitingSource(await pack(content, { blockSize: 32768 }));
+  await using file = await openZFile(inner);
+  inner.reads.length = 0;
+  const got = new Uint8Array(4096);
+  for (let at = 0; at + 4096 <= content.length; at += 4096) {
+    if (at % 32768 === 0) {
+      assert.equal(file.preadNow(got, at), false);
+      await file.pread(got, at);
+    } else assert.equal(file.preadNow(got, at), true);
+    assert.deepEqual(got, content.subarray(at, at + 4096));
+  }
+  assert.equal(inner.reads.length, 3);
+  // The short last block, up to its end and not beyond.
+  const tail = new Uint8Array(100_000 - 98_304);
+  await file.pread(tail, 98_304);
+  assert.deepEqual(tail, content.subarray(98_304));
+});
+
+Deno.test("ZFileSource keeps no block that did not check out", async () => {
+  const content = sample(13, 50_000);
+  const packed = await pack(content);
+  packed[512 + 3]! ^= 1;
+  await using file = await openZFile(new MemorySource(packed));
+  const one = new Uint8Array(1);
+  await file.pread(one, 5000); // block 1 is kept
+  await assert.rejects(file.pread(one, 10), IntegrityError);
+  await assert.rejects(file.pread(one, 10), IntegrityError);
+  await file.pread(one, 5000);
+  assert.equal(one[0], content[5000]);
 });
 
 Deno.test("ZFileSource names the block whose CRC is wrong", async () => {
