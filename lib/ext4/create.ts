@@ -65,6 +65,7 @@ export function createState(
     allocator: new BlockAllocator(groups, sb.blocksCount, NOTHING_MAPPED),
     directories: new Map(),
     trees: new Map(),
+    longTargets: new Map(),
     xattrSharers: new Map(),
     pending: noPending(),
     version: 0,

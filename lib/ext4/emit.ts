@@ -159,7 +159,7 @@ function syncSuperblock({ sb, groups, blocks }: ModelState): void {
 function placePending(state: ModelState, pending: Pending): PlacedBlock[] {
   const inos = new Set([
     ...pending.directories,
-    ...pending.symlinks.keys(),
+    ...pending.symlinks,
     ...pending.trees,
     ...pending.xattrs.keys(),
   ]);
@@ -167,10 +167,9 @@ function placePending(state: ModelState, pending: Pending): PlacedBlock[] {
   for (const ino of Float64Array.from(inos).sort()) {
     const inode = state.inodes.read(ino);
     let isChanged = true;
-    const target = pending.symlinks.get(ino);
     const xattrs = pending.xattrs.get(ino);
-    if (target !== undefined) {
-      placeSymlink(state, ino, inode, target, placed);
+    if (pending.symlinks.has(ino)) {
+      placeSymlink(state, ino, inode, placed);
     } else if (pending.directories.has(ino)) {
       placeDirectory(state, ino, inode, placed);
     } else if (pending.trees.has(ino)) {
@@ -199,9 +198,9 @@ function placeSymlink(
   state: ModelState,
   ino: number,
   inode: Inode,
-  target: string,
   placed: PlacedBlock[],
 ): void {
+  const target = state.longTargets.get(ino)!;
   const extents: FileExtent[] = [];
   appendExtents(extents, 0, state.allocator.take(1));
   placeTree(state, ino, inode, extents, placed);

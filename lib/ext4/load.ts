@@ -29,6 +29,7 @@ import {
   INODE_FLAGS,
   readExtentHeader,
   S_IFDIR,
+  S_IFLNK,
   S_IFMT,
 } from "./format.ts";
 import { BLOCK_SIZE } from "./geometry.ts";
@@ -93,6 +94,7 @@ export async function loadState(
     allocator: new BlockAllocator(groups, sb.blocksCount, mapped),
     directories: new Map(),
     trees: new Map(),
+    longTargets: new Map(),
     xattrSharers: new Map(),
     pending: noPending(),
     version: 0,
@@ -202,7 +204,7 @@ async function loadInodeTables(loading: Loading): Promise<void> {
   }
 }
 
-/** Maps and xattr blocks of all inodes; gives the directories. */
+/** Maps, long symlink targets and xattr blocks of all inodes; gives the directories. */
 async function loadInodes(loading: Loading): Promise<StoredInode[]> {
   const { reader, state } = loading;
   const { inodesPerGroup, firstIno } = state.sb;
@@ -219,7 +221,11 @@ async function loadInodes(loading: Loading): Promise<StoredInode[]> {
       if (hasBlocks(inode) && !isFlatTree(stored)) {
         state.trees.set(ino, await reader.fileMap(stored));
       }
-      if ((inode.mode & S_IFMT) === S_IFDIR) directories.push(stored);
+      const type = inode.mode & S_IFMT;
+      if (type === S_IFDIR) directories.push(stored);
+      if (type === S_IFLNK && hasBlocks(inode)) {
+        state.longTargets.set(ino, await reader.readlink(ino));
+      }
       if (inode.xattrBlock !== 0 && !seenXattrs.has(inode.xattrBlock)) {
         seenXattrs.add(inode.xattrBlock);
         await loadXattrBlock(loading, inode.xattrBlock);

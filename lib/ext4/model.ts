@@ -8,7 +8,9 @@ import {
   bytesFromLatin1,
   type ByteSource,
   type ByteString,
+  FormatError,
   invariant,
+  latin1FromBytes,
   LimitError,
   UnsupportedError,
   viewOf,
@@ -229,6 +231,22 @@ export class Ext4Model {
     };
   }
 
+  /**
+   * The target of a symlink.
+   *
+   * @throws {FormatError} If the device below holds none.
+   */
+  readlink(node: number): ByteString {
+    invariant(this.type(node) === "symlink", `inode ${node} is no symlink`);
+    const target = this.#state.longTargets.get(node);
+    if (target !== undefined) return target;
+    const { size, block } = this.#state.inodes.read(node);
+    if (size > FAST_SYMLINK_MAX) {
+      throw new FormatError(`symlink ${node}`, "i_size", `is ${size}`);
+    }
+    return latin1FromBytes(block.subarray(0, size));
+  }
+
   /** A node's blocks, in order of the file's; only read them. */
   extents(node: number): readonly FileExtent[] {
     return extentsOf(this.#state, node);
@@ -348,7 +366,8 @@ export class Ext4Model {
     } else {
       inode.flags = INODE_FLAGS.extents;
       inode.block = emptyRoot();
-      this.#state.pending.symlinks.set(ino, target);
+      this.#state.longTargets.set(ino, target);
+      this.#state.pending.symlinks.add(ino);
     }
     insertNode(this.#state, dir, name, ino, inode, attributes);
     return ino;
@@ -431,6 +450,14 @@ export class Ext4Model {
     }
   }
 
+  /** Replaces the attributes of a node but its xattrs. */
+  setStat(node: number, attributes: Omit<Attributes, "xattrs">): void {
+    const inode = this.#state.inodes.read(node);
+    setFields(inode, attributes);
+    this.#state.inodes.write(node, inode);
+    this.#state.version++;
+  }
+
   /** Replaces all attributes of a node. */
   setAttributes(node: number, attributes: Attributes): void {
     const { inodes } = this.#state;
@@ -439,9 +466,7 @@ export class Ext4Model {
       inodes.xattrRoomSize(node),
       () => this.path(node),
     );
-    const inode = inodes.read(node);
-    setFields(inode, attributes);
-    inodes.write(node, inode);
+    this.setStat(node, attributes);
     setXattrs(this.#state, node, placement);
   }
 

@@ -184,7 +184,7 @@ export function freeNode(
   node: number,
   isDirectory: boolean,
 ): void {
-  const { inodes, groups, trees, pending, allocator } = state;
+  const { inodes, groups, trees, pending, allocator, longTargets } = state;
   const inode = inodes.read(node);
   if (hasBlocks(inode)) releaseExtents(state, extentsOf(state, node));
   for (const block of trees.get(node)?.nodes ?? []) {
@@ -193,6 +193,7 @@ export function freeNode(
   trees.delete(node);
   pending.trees.delete(node);
   pending.symlinks.delete(node);
+  longTargets.delete(node);
   pending.xattrs.delete(node);
   dropXattrBlock(state, inode);
   inodes.clear(node);
@@ -318,7 +319,10 @@ export function emptyRoot(): Uint8Array {
 }
 
 /** Sets what attributes say, xattrs aside. */
-export function setFields(inode: Inode, attributes: Attributes): void {
+export function setFields(
+  inode: Inode,
+  attributes: Omit<Attributes, "xattrs">,
+): void {
   const time = storableTime(attributes.mtime, inode.extraSize);
   inode.mode = (inode.mode & S_IFMT) | (attributes.mode & 0o7777);
   inode.uid = attributes.uid;

@@ -62,6 +62,8 @@ export interface ModelState {
   directories: Map<number, Directory>;
   /** Trees of inodes that have blocks of extents (or an old block map). */
   trees: Map<number, BlockTree>;
+  /** Targets of symlinks that have a block for it. */
+  longTargets: Map<number, ByteString>;
   /** Inodes that use an xattr block together, where it is more than one. */
   xattrSharers: Map<number, number>;
   pending: Pending;
@@ -75,8 +77,8 @@ export interface ModelState {
 export interface Pending {
   /** Directories whose names changed. */
   directories: Set<number>;
-  /** Targets of symlinks that need a block. */
-  symlinks: Map<number, ByteString>;
+  /** Symlinks whose target goes to a block. */
+  symlinks: Set<number>;
   /** Files whose entry in `trees` is not written yet. */
   trees: Set<number>;
   /** Attributes that go to a block. */
@@ -87,7 +89,7 @@ export interface Pending {
 export function noPending(): Pending {
   return {
     directories: new Set(),
-    symlinks: new Map(),
+    symlinks: new Set(),
     trees: new Set(),
     xattrs: new Map(),
   };

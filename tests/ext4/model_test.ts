@@ -6,6 +6,7 @@ import {
   computeGeometry,
   type Emission,
   Ext4Model,
+  Ext4Reader,
   SpaceCounter,
   virtualSizeFor,
 } from "../../lib/ext4/mod.ts";
@@ -84,6 +85,49 @@ Deno.test("lookup, children, parent, type and stat tell what was made", () => {
   assert.equal(model.stat(node).links, 1);
   assert.throws(() => model.lookup(dir, "f"), TypeError);
   assert.throws(() => model.unlink(root, "gone"), TypeError);
+});
+
+Deno.test("readlink() gives targets of any length, loaded ones too", async () => {
+  const disk = new MemoryDisk(MIB);
+  const model = Ext4Model.create({ virtualSize: MIB });
+  const targets = [1, 59, 60, 4095].map((length) =>
+    "\xfft".repeat(length / 2 + 1).slice(0, length)
+  );
+  for (const target of targets) {
+    model.symlink(model.root, `${target.length}`, attrs(0o777), target);
+  }
+  disk.apply(model.emit());
+  for (const one of [model, await disk.load()]) {
+    assert.deepEqual(
+      targets.map((t) => one.readlink(one.lookup(one.root, `${t.length}`)!)),
+      targets,
+    );
+  }
+  assert.throws(() => model.readlink(model.root), TypeError);
+});
+
+Deno.test("setStat() leaves xattrs alone", async () => {
+  const disk = new MemoryDisk(MIB);
+  const model = Ext4Model.create({ virtualSize: MIB });
+  const { node } = model.createFile(
+    model.root,
+    "f",
+    attrs(0o644, {
+      xattrs: [["user.a", new Uint8Array(8)], ["user.b", new Uint8Array(800)]],
+    }),
+    { size: 0 },
+  );
+  disk.apply(model.emit());
+  const { xattrs: _, ...stat } = attrs(0o600, { uid: 9 });
+  model.setStat(node, stat);
+  disk.apply(model.emit());
+  const reader = await Ext4Reader.open(new MemorySource(disk.bytes));
+  const { mode, uid } = await reader.stat(node);
+  assert.deepEqual([mode, uid], [0o600, 9]);
+  assert.deepEqual((await reader.xattrs(node)).map(([n, v]) => [n, v.length]), [
+    ["user.a", 8],
+    ["user.b", 800],
+  ]);
 });
 
 Deno.test("onFree is told of every node that is gone", () => {
