@@ -66,7 +66,7 @@ export class DeflateWriter {
     return this.putCode(0, 7);
   }
 
-  /** A dynamic block whose literals have one 1-bit code each for `byte` and end of block. */
+  /** A dynamic block with 1-bit codes for `byte` (11 … 244) and end of block. */
   dynamicRun(byte: number, count: number, last = false): this {
     this.put(last ? 1 : 0, 1).put(2, 2).put(0, 5).put(0, 5).put(14, 4);
     // Order 16 17 18 0 8 7 9 6 10 5 11 4 12 3 13 2 14 1: symbols 18 and 1 get one bit.
