@@ -20,6 +20,8 @@ export const Annotation = {
   obdChainKey: "io.obd.chain-key",
   /** obd's: size of the target blob in bytes, so that no request is needed to learn it. */
   obdTargetSize: "io.obd.target-size",
+  /** obd's: entries of the source layer's tar, so that a build that reuses the layer can report them. */
+  obdEntries: "io.obd.entries",
   /** obd's: the target's true media type, where `targetMediaType` must not name it. */
   obdTargetType: "io.obd.target-type",
   /** OCI: the image that this one was built on. */

@@ -150,6 +150,8 @@ export interface BuiltLayerDescriptor {
   /** Digest of the uncompressed meta tar. */
   diffId: string;
   target: Descriptor;
+  /** Entries of the source layer's tar. */
+  entryCount: number;
   /** How the target is really compressed, by content. */
   compression: "none" | "gzip" | "zstd";
 }
@@ -158,6 +160,8 @@ export interface BuiltLayerDescriptor {
 export interface MetaDocuments {
   config: { descriptor: Descriptor; bytes: Uint8Array<ArrayBuffer> };
   manifest: { descriptor: Descriptor; bytes: Uint8Array<ArrayBuffer> };
+  /** Descriptors of the meta layers. */
+  layers: Descriptor[];
 }
 
 /**
@@ -170,12 +174,13 @@ export function writeMetaDocuments(
   chainKey: string,
 ): MetaDocuments {
   const config = writeConfig(source.config, layers);
+  const descriptors = layers.map(layerDescriptor);
   const manifest = utf8(JSON.stringify({
     schemaVersion: 2,
     mediaType: MediaType.ociManifest,
     artifactType: TURBO_ARTIFACT_TYPE,
     config: config.descriptor,
-    layers: layers.map(layerDescriptor),
+    layers: descriptors,
     subject: plainDescriptor(source.resolved),
     annotations: {
       ...source.manifest.annotations,
@@ -194,6 +199,7 @@ export function writeMetaDocuments(
       },
       bytes: manifest,
     },
+    layers: descriptors,
   };
 }
 
@@ -233,6 +239,7 @@ function layerDescriptor(layer: BuiltLayerDescriptor): Descriptor {
       [Annotation.targetDigest]: layer.target.digest,
       [Annotation.targetMediaType]: told,
       [Annotation.obdTargetSize]: String(layer.target.size),
+      [Annotation.obdEntries]: String(layer.entryCount),
       ...(layerCompression(trueType) === "zstd" || layer.compression === "zstd"
         ? { [Annotation.obdTargetType]: MediaType.ociLayerZstd }
         : {}),

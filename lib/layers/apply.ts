@@ -7,19 +7,20 @@
  */
 
 import {
-  type ByteString,
   bytesFromLatin1,
+  type ByteString,
   FormatError,
+  formatSize,
   fromUtf8,
-
+  LimitError,
 } from "../io/mod.ts";
-import type { Attributes, Ext4Model, ModelNode } from "../ext4/mod.ts";
 import {
-  parseWhiteout,
-  type TarEntry,
-  type TarPatch,
-  type TarRun,
-} from "../tar/mod.ts";
+  type Attributes,
+  DeviceFullError,
+  type Ext4Model,
+} from "../ext4/mod.ts";
+import { parseWhiteout, SECTOR_SIZE, type TarEntry } from "../tar/mod.ts";
+import type { Bodies } from "./bodies.ts";
 
 /** Most symlinks that are followed in one path, as Linux has it (MAXSYMLINKS). */
 const SYMLINKS_MAX = 40;
@@ -40,39 +41,40 @@ const XATTR_NAMESPACES = [
   "system.posix_acl_default",
 ];
 
-/** Where a file's content lies in its layer's uncompressed tar. */
-export interface FileBody {
-  runs: readonly TarRun[];
-  patches: readonly TarPatch[];
-}
-
 /** Applies one layer; made anew for each. */
 export class LayerApplier {
   readonly #model: Ext4Model;
   readonly #warn: (message: string) => void;
   /** Names that this layer made, by directory: an opaque marker spares them. */
-  readonly #made = new Map<ModelNode, Set<ByteString>>();
-  /** Content of the regular files that this layer made. */
-  readonly #bodies = new Map<ModelNode, FileBody>();
-  #lastParent: { path: ByteString; node: ModelNode } | undefined;
+  readonly #made = new Map<number, Set<ByteString>>();
+  readonly #bodies: Bodies;
+  readonly #layer: number;
+  #lastParent: { path: ByteString; node: number } | undefined;
   #entryCount = 0;
+  /** Set once the device is full: what came after. */
+  #lacking: { bytes: number; inodes: number } | undefined;
 
   /**
+   * @param bodies Gets the content of regular files, and loses it where this
+   * layer removes them.
+   * @param layer Number of this layer, for `bodies`.
    * @param warn Gets a line for what is left out, as runtimes leave it out.
    */
-  constructor(model: Ext4Model, warn: (message: string) => void) {
+  constructor(
+    model: Ext4Model,
+    bodies: Bodies,
+    layer: number,
+    warn: (message: string) => void,
+  ) {
     this.#model = model;
+    this.#bodies = bodies;
+    this.#layer = layer;
     this.#warn = warn;
   }
 
   /** Entries seen so far. */
   get entryCount(): number {
     return this.#entryCount;
-  }
-
-  /** Content of the files that this layer made and that are still there. */
-  bodies(): ReadonlyMap<ModelNode, FileBody> {
-    return this.#bodies;
   }
 
   /**
@@ -83,6 +85,46 @@ export class LayerApplier {
    */
   add(entry: TarEntry): void {
     this.#entryCount++;
+    if (this.#lacking) return this.#count(entry);
+    try {
+      this.#apply(entry);
+    } catch (error) {
+      if (!(error instanceof DeviceFullError)) throw error;
+      this.#lacking = { bytes: 0, inodes: 0 };
+      this.#count(entry);
+    }
+  }
+
+  /**
+   * Ends the layer.
+   *
+   * @throws {LimitError} If the device was too small, with the `--vsize` that fits.
+   */
+  finish(): void {
+    if (!this.#lacking) return;
+    const { bytes, inodes } = this.#lacking;
+    const size = this.#model.virtualSize;
+    // Inodes come with the size, and tables and directories take their part: 2 % and one inode per 16 KiB.
+    const wanted = Math.max(size + bytes * 1.02, size + inodes * 16_384);
+    const gib = Math.ceil(wanted / 2 ** 30 + 0.05);
+    throw new LimitError(
+      `The image does not fit into ${formatSize(size)}: this layer needs ${
+        formatSize(bytes)
+      } and ${inodes} inodes more; use --vsize ${gib}`,
+    );
+  }
+
+  /** Sums up what does not fit any more, so that the error can name a size that does. */
+  #count(entry: TarEntry): void {
+    const blocks = bodyRanges(entry).reduce(
+      (sum, range) => sum + Math.ceil(range.sectors / 8),
+      0,
+    );
+    this.#lacking!.bytes += blocks * 4096;
+    if (entry.type !== "hardlink") this.#lacking!.inodes++;
+  }
+
+  #apply(entry: TarEntry): void {
     if (entry.path === "") {
       if (entry.type === "directory") {
         this.#model.setAttributes(this.#model.root, this.#attributes(entry));
@@ -92,45 +134,52 @@ export class LayerApplier {
     const slash = entry.path.lastIndexOf("/");
     const parentPath = slash < 0 ? "" : entry.path.slice(0, slash);
     const name = entry.path.slice(slash + 1);
-    const whiteout = parseWhiteout(name);
+    const whiteout = parseWhiteout(entry.path);
     if (whiteout?.kind === "metadata") return;
     const parent = this.#parent(parentPath, entry.path);
     if (whiteout?.kind === "opaque") this.#clear(parent);
-    else if (whiteout?.kind === "whiteout") this.#remove(parent, whiteout.name);
-    else this.#place(parent, name, entry);
+    else if (whiteout?.kind === "remove") {
+      const cut = whiteout.path.lastIndexOf("/") + 1;
+      this.#remove(parent, whiteout.path.slice(cut));
+    } else this.#place(parent, name, entry);
   }
 
-  #place(parent: ModelNode, name: ByteString, entry: TarEntry): void {
-    const existing = this.#model.lookup(parent, name);
-    const isMerge = existing?.type === "directory" &&
-      entry.type === "directory";
+  #place(parent: number, name: ByteString, entry: TarEntry): void {
+    const model = this.#model;
+    const existing = model.lookup(parent, name);
+    const isMerge = existing !== undefined && entry.type === "directory" &&
+      model.type(existing) === "directory";
     if (isMerge) {
-      this.#model.setAttributes(existing, this.#attributes(entry));
+      model.setAttributes(existing, this.#attributes(entry));
       this.#mark(parent, name);
       return;
     }
-    // The target is looked up first: a link may replace what it points to by another name.
+    // The target is looked up first: what is replaced may be its other name.
     const target = entry.type === "hardlink"
       ? this.#linkTarget(entry, existing)
       : undefined;
-    if (existing) this.#remove(parent, name);
-    if (target) {
-      this.#model.link(parent, name, target);
-      this.#model.setAttributes(target, this.#linkAttributes(entry, target));
+    if (existing !== undefined) this.#remove(parent, name);
+    if (target !== undefined) {
+      model.link(parent, name, target);
+      this.#touch(target, entry);
     } else this.#create(parent, name, entry);
     this.#mark(parent, name);
   }
 
-  #create(parent: ModelNode, name: ByteString, entry: TarEntry): void {
+  #create(parent: number, name: ByteString, entry: TarEntry): void {
     const attributes = this.#attributes(entry);
     switch (entry.type) {
       case "file": {
-        const node = this.#model.createFile(parent, name, attributes, {
+        const { node } = this.#model.createFile(parent, name, attributes, {
           size: entry.size,
-          data: bodyRanges(entry),
+          ranges: bodyRanges(entry),
         });
         if (entry.runs.length > 0 || entry.patches.length > 0) {
-          this.#bodies.set(node, { runs: entry.runs, patches: entry.patches });
+          this.#bodies.set(node, {
+            layer: this.#layer,
+            runs: entry.runs,
+            patches: entry.patches,
+          });
         }
         return;
       }
@@ -159,66 +208,69 @@ export class LayerApplier {
     return { mode, uid, gid, mtime, xattrs: this.#xattrs(entry) };
   }
 
-  /** A link's header repeats its target's attributes, but rarely the xattrs: those are only added to. */
-  #linkAttributes(entry: TarEntry, target: ModelNode): Attributes {
+  /**
+   * A link's header repeats its target's attributes, but most writers leave the
+   * extended ones out there: without any the target keeps its own.
+   */
+  #touch(target: number, entry: TarEntry): void {
     const attributes = this.#attributes(entry);
-    const merged = new Map(this.#model.attributes(target).xattrs);
-    for (const [name, value] of attributes.xattrs) merged.set(name, value);
-    return {
-      ...attributes,
-      mode: target.type === "symlink"
-        ? this.#model.attributes(target).mode
-        : attributes.mode,
-      xattrs: [...merged].sort(([a], [b]) => a < b ? -1 : a > b ? 1 : 0),
-    };
+    const mode = this.#model.type(target) === "symlink"
+      ? this.#model.stat(target).mode
+      : attributes.mode;
+    if (attributes.xattrs.length > 0) {
+      this.#model.setAttributes(target, { ...attributes, mode });
+    } else this.#model.setStat(target, { ...attributes, mode });
   }
 
   #xattrs(entry: TarEntry): TarEntry["xattrs"] {
-    const isHeld = ([name]: readonly [ByteString, Uint8Array]) =>
-      XATTR_NAMESPACES.some((prefix) => name.startsWith(prefix));
-    if (entry.xattrs.every(isHeld)) return entry.xattrs;
-    for (const [name] of entry.xattrs.filter((x) => !isHeld(x))) {
+    const isPlain = entry.type === "file" || entry.type === "directory" ||
+      entry.type === "hardlink";
+    const held = entry.xattrs.filter(([name]) =>
+      XATTR_NAMESPACES.some((prefix) => name.startsWith(prefix)) &&
+      // xattr(7): only files and directories have user attributes.
+      (isPlain || !name.startsWith("user."))
+    );
+    if (held.length === entry.xattrs.length) return entry.xattrs;
+    for (const [name] of entry.xattrs) {
+      if (held.some(([kept]) => kept === name)) continue;
       this.#warn(
         `"${shown(entry.path)}": attribute "${
           shown(name)
-        }" is left out: ext4 holds user, trusted, security and ACLs`,
+        }" is left out, as a ${entry.type} on ext4 cannot have it`,
       );
     }
-    return entry.xattrs.filter(isHeld);
+    return held;
   }
 
-  #linkTarget(entry: TarEntry, existing: ModelNode | undefined): ModelNode {
+  #linkTarget(entry: TarEntry, existing: number | undefined): number {
+    const model = this.#model;
     const slash = entry.linkTarget.lastIndexOf("/");
     const parent = this.#walk(
       slash < 0 ? "" : entry.linkTarget.slice(0, slash),
     );
-    const target = parent?.type === "directory"
-      ? this.#model.lookup(parent, entry.linkTarget.slice(slash + 1))
+    const target = parent !== undefined && model.type(parent) === "directory"
+      ? model.lookup(parent, entry.linkTarget.slice(slash + 1))
       : undefined;
-    if (target === undefined || target.type === "directory") {
+    const fail = (problem: string): never => {
       throw new FormatError(
         "tar entry",
         `hard link "${shown(entry.path)}"`,
-        `points to "${shown(entry.linkTarget)}", which is ${
-          target ? "a directory" : "not there"
-        }`,
+        `points to "${shown(entry.linkTarget)}", which is ${problem}`,
       );
-    }
-    if (target === existing && target.linkCount === 1) {
-      throw new FormatError(
-        "tar entry",
-        `hard link "${shown(entry.path)}"`,
-        "points to itself",
-      );
+    };
+    if (target === undefined) return fail("not there");
+    if (model.type(target) === "directory") return fail("a directory");
+    if (target === existing && model.stat(target).links === 1) {
+      return fail("itself");
     }
     return target;
   }
 
   /** The directory that an entry goes into: symlinks followed inside the root, missing parts made. */
-  #parent(path: ByteString, entryPath: ByteString): ModelNode {
+  #parent(path: ByteString, entryPath: ByteString): number {
     if (this.#lastParent?.path === path) return this.#lastParent.node;
     const node = this.#walk(path, true);
-    if (node?.type !== "directory") {
+    if (node === undefined || this.#model.type(node) !== "directory") {
       throw new FormatError(
         "tar entry",
         `"${shown(entryPath)}"`,
@@ -235,9 +287,9 @@ export class LayerApplier {
    * @param make Whether missing directories are made.
    * @returns The node, or undefined if it is missing or below a non-directory.
    */
-  #walk(path: ByteString, make = false): ModelNode | undefined {
+  #walk(path: ByteString, make = false): number | undefined {
     const model = this.#model;
-    const stack: ModelNode[] = [];
+    const stack: number[] = [];
     let node = model.root;
     let links = 0;
     const rest = path.split("/").reverse();
@@ -248,9 +300,9 @@ export class LayerApplier {
         node = stack.pop() ?? model.root;
         continue;
       }
-      if (node.type !== "directory") return undefined;
+      if (model.type(node) !== "directory") return undefined;
       let next = model.lookup(node, part);
-      if (next?.type === "symlink") {
+      if (next !== undefined && model.type(next) === "symlink") {
         if (++links > SYMLINKS_MAX) {
           throw new FormatError(
             "tar entry",
@@ -277,68 +329,60 @@ export class LayerApplier {
     return node;
   }
 
-  #mark(parent: ModelNode, name: ByteString): void {
+  #mark(parent: number, name: ByteString): void {
     let names = this.#made.get(parent);
     if (!names) this.#made.set(parent, names = new Set());
     names.add(name);
   }
 
-  #remove(parent: ModelNode, name: ByteString): void {
-    const node = this.#model.lookup(parent, name);
-    if (!node) return;
-    if (node.type === "directory") {
+  #remove(parent: number, name: ByteString): void {
+    const model = this.#model;
+    const node = model.lookup(parent, name);
+    if (node === undefined) return;
+    if (model.type(node) === "directory") {
+      // A symlink on the way may be among what goes.
       this.#lastParent = undefined;
-      this.#forgetTree(node);
-      this.#model.removeTree(parent, name);
+      this.#empty(node);
+      model.removeTree(parent, name);
     } else {
-      this.#model.unlink(parent, name);
-      if (node.linkCount === 0) this.#bodies.delete(node);
+      if (model.type(node) === "symlink") this.#lastParent = undefined;
+      // Inode numbers are taken again: a body must not outlive its file.
+      if (model.stat(node).links === 1) this.#bodies.delete(node);
+      model.unlink(parent, name);
     }
     this.#made.get(parent)?.delete(name);
   }
 
-  #forgetTree(directory: ModelNode): void {
-    this.#made.delete(directory);
-    for (const [, child] of this.#model.children(directory)) {
-      if (child.type === "directory") this.#forgetTree(child);
+  #empty(directory: number): void {
+    for (const [name] of this.#model.children(directory)) {
+      this.#remove(directory, name);
     }
+    this.#made.delete(directory);
   }
 
   /** An opaque marker hides what lower layers put there; what this layer put there stays. */
-  #clear(directory: ModelNode): void {
+  #clear(directory: number): void {
     const made = this.#made.get(directory);
-    for (const [name, child] of [...this.#model.children(directory)]) {
+    for (const [name, child] of this.#model.children(directory)) {
       if (!made?.has(name)) this.#remove(directory, name);
-      else if (child.type === "directory") this.#clear(child);
-    }
-  }
-
-  /** Drops the bodies of files that are gone; call once, after the last entry. */
-  finish(): void {
-    for (const node of this.#bodies.keys()) {
-      if (node.linkCount === 0) this.#bodies.delete(node);
+      else if (this.#model.type(child) === "directory") this.#clear(child);
     }
   }
 }
 
-/** Byte ranges of a file that hold anything, in order; the rest are holes. */
+/** Sectors of a file that hold anything; the rest are holes. */
 function bodyRanges(
   entry: TarEntry,
-): { offset: number; length: number }[] {
-  const ranges = [
-    ...entry.runs.map((r) => ({
-      offset: r.fileSector * 512,
-      length: r.sectors * 512,
-    })),
-    ...entry.patches.map((p) => ({
-      offset: p.fileSector * 512,
-      length: p.bytes.length,
+): { fileSector: number; sectors: number }[] {
+  return [
+    ...entry.runs,
+    ...entry.patches.map(({ fileSector, bytes }) => ({
+      fileSector,
+      sectors: bytes.length / SECTOR_SIZE,
     })),
   ];
-  return ranges.length > 1 ? ranges.sort((a, b) => a.offset - b.offset) : ranges;
 }
 
 function shown(name: ByteString): string {
   return fromUtf8(bytesFromLatin1(name));
 }
-

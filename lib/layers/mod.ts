@@ -10,3 +10,8 @@ export { MAX_SPAN_BYTES, SpanTable } from "./span_table.ts";
 export * from "./gzip_meta.ts";
 export * from "./meta_blob.ts";
 export * from "./spans.ts";
+export * from "./bodies.ts";
+export * from "./build_layer.ts";
+export * from "./layer_stack.ts";
+export * from "./pass/mod.ts";
+export * from "./turbo_layer.ts";

@@ -218,6 +218,14 @@ export abstract class LayoutReader {
     verifier.finish();
   }
 
+  /** @see Repository.blobSize */
+  async blobSize(digest: string, _options?: RequestOptions): Promise<number> {
+    const source = await this.openFile(`blobs/sha256/${digestHex(digest)}`);
+    if (!source) throw new NotFoundError(`No blob ${digest} in ${this.name}`);
+    await source[Symbol.asyncDispose]();
+    return source.size;
+  }
+
   /** @see Repository.hasBlob */
   async hasBlob(digest: string, _options?: RequestOptions): Promise<boolean> {
     const source = await this.openFile(`blobs/sha256/${digestHex(digest)}`);

@@ -32,6 +32,7 @@ import type {
   BlobContent,
   FetchBlobOptions,
   PushBlobOptions,
+  PushManifestOptions,
   PushResult,
   Repository,
   RequestOptions,
@@ -39,6 +40,7 @@ import type {
 } from "./repository.ts";
 import type { Session } from "./session.ts";
 import type { Exchange } from "./transport.ts";
+import { remoteBlobSize } from "./blob_size.ts";
 import { hasBlob, uploadBlob } from "./upload.ts";
 
 /** One repository of a registry. Borrows its connections. */
@@ -132,6 +134,10 @@ export class RemoteRepository implements Repository {
     return fetchBlob(this.#session, descriptor, options);
   }
 
+  blobSize(digest: string, options: RequestOptions = {}): Promise<number> {
+    return remoteBlobSize(this.#session, checkDigest(digest), options);
+  }
+
   hasBlob(digest: string, options: RequestOptions = {}): Promise<boolean> {
     return hasBlob(this.#session, checkDigest(digest), options);
   }
@@ -149,7 +155,7 @@ export class RemoteRepository implements Repository {
     bytes: Uint8Array,
     mediaType: string,
     tagOrDigest?: string,
-    options: RequestOptions = {},
+    options: PushManifestOptions = {},
   ): Promise<Descriptor> {
     const manifest = parseManifest(bytes, mediaType);
     const digest = sha256Digest(bytes);
@@ -166,7 +172,7 @@ export class RemoteRepository implements Repository {
       digest,
       options,
     );
-    if (manifest.subject && !knowsSubject) {
+    if (manifest.subject && !knowsSubject && options.referrer !== false) {
       await addToFallback(
         this.#session,
         this.#tagAccess,

@@ -28,6 +28,12 @@ export interface PushBlobOptions extends RequestOptions {
   onProgress?: ((sentBytes: number) => void) | undefined;
 }
 
+/** Options of {@linkcode Repository.pushManifest}. */
+export interface PushManifestOptions extends RequestOptions {
+  /** False: leave the list of referrers alone where the registry does not keep it by itself. */
+  referrer?: boolean | undefined;
+}
+
 /** What a push had to do. */
 export type PushResult = "exists" | "mounted" | "uploaded";
 
@@ -79,6 +85,13 @@ export interface Repository extends AsyncDisposable {
     options?: FetchBlobOptions,
   ): AsyncIterable<Uint8Array>;
 
+  /**
+   * Bytes of a blob of which only the digest is known.
+   *
+   * @throws {NotFoundError} If it is absent.
+   */
+  blobSize(digest: string, options?: RequestOptions): Promise<number>;
+
   /** Whether the blob is there. */
   hasBlob(digest: string, options?: RequestOptions): Promise<boolean>;
 
@@ -105,7 +118,7 @@ export interface Repository extends AsyncDisposable {
     bytes: Uint8Array,
     mediaType: string,
     tagOrDigest?: string,
-    options?: RequestOptions,
+    options?: PushManifestOptions,
   ): Promise<Descriptor>;
 
   /**

@@ -1,0 +1,105 @@
+/** `obd build SOURCE [DEST]`: writes and pushes meta images, and says what they cost. */
+
+import {
+  openEnvironment,
+  type PlatformReport,
+  publishImage,
+  type PublishReport,
+} from "../lib/image/mod.ts";
+import { formatSize } from "../lib/io/mod.ts";
+import type { Context } from "./context.ts";
+
+const GIB = 1024 ** 3;
+
+interface BuildFlags {
+  vsize: number;
+  platform?: string;
+  allPlatforms?: boolean;
+  flatten?: boolean;
+  /** A name, or false for `--no-tag`. */
+  tag?: string | boolean;
+  /** False for `--no-referrer`. */
+  referrer?: boolean;
+  jobs: number;
+  dryRun?: boolean;
+}
+
+export async function run(
+  context: Context,
+  [source, dest]: string[],
+  options: Record<string, unknown>,
+): Promise<void> {
+  const flags = options as unknown as BuildFlags;
+  await using environment = await openEnvironment({
+    log: context.log,
+    progress: context.progress,
+    signal: context.signal,
+    registry: context.registry,
+  });
+  const report = await publishImage(environment, {
+    source: source!,
+    dest,
+    virtualSize: flags.vsize * GIB,
+    platform: flags.platform,
+    allPlatforms: flags.allPlatforms,
+    flatten: flags.flatten,
+    tag: flags.tag === true ? undefined : flags.tag,
+    referrer: flags.referrer,
+    jobs: flags.jobs,
+    dryRun: flags.dryRun,
+  });
+  for (const platform of report.platforms) {
+    for (const warning of platform.warnings) {
+      context.log.warn("left out", { what: warning });
+    }
+    if (!context.quiet) say(context, platform, flags.dryRun ?? false);
+  }
+  if (report.index && !context.quiet) {
+    context.say(`index    ${report.index.reference} (${report.index.digest})`);
+  }
+  context.result(jsonReport(report, flags.allPlatforms ?? false));
+}
+
+function say(
+  context: Context,
+  report: PlatformReport,
+  dryRun: boolean,
+): void {
+  const { source, meta, layers, breakdown } = report;
+  const total = layers.reduce((sum, layer) => sum + layer.size, 0);
+  const reused = layers.filter((layer) => layer.reused).length;
+  const percent = (part: number, whole: number) =>
+    whole === 0 ? "" : ` (${(part / whole * 100).toFixed(2)} %)`;
+  context.say(`source   ${source.reference} (${report.platform})`);
+  context.say(`         ${source.digest}`);
+  for (const [i, layer] of layers.entries()) {
+    context.say(
+      `layer ${i + 1}  ${formatSize(layer.size)} -> ${
+        formatSize(layer.metaSize)
+      }${percent(layer.metaSize, layer.size)}, ${
+        layer.entries.toLocaleString("en")
+      } entries, ${layer.spans.toLocaleString("en")} spans${
+        layer.reused ? ", reused" : ""
+      }`,
+    );
+  }
+  context.say(
+    `meta     ${formatSize(meta.size)}${percent(meta.size, total)}: metadata ${
+      formatSize(breakdown.fsMeta)
+    }, gzip index ${formatSize(breakdown.gzipIndex)}, span digests ${
+      formatSize(breakdown.spans)
+    }`,
+  );
+  context.say(
+    `${dryRun ? "would be" : "pushed  "} ${meta.reference} in ${
+      report.seconds.toFixed(1)
+    } s${reused > 0 ? `, ${reused} of ${layers.length} layers reused` : ""}`,
+  );
+  context.say(`         ${meta.digest}`);
+}
+
+function jsonReport(report: PublishReport, all: boolean): unknown {
+  return all
+    ? { platforms: report.platforms, index: report.index }
+    : report.platforms[0];
+}

@@ -1,0 +1,151 @@
+/** Where a meta image goes, and how its targets get there. */
+
+import { errorText, NotFoundError, UsageError } from "../io/mod.ts";
+import {
+  blobFromRepository,
+  type Descriptor,
+  formatRepository,
+  parseReference,
+  type Reference,
+  type Repository,
+  withTarget,
+} from "../registry/mod.ts";
+import type { ImageEnvironment } from "./environment.ts";
+import type { SourceImage } from "./source.ts";
+
+/** A parsed destination. */
+export interface Destination {
+  reference: Reference;
+  /** Tag of the meta image; undefined pushes by digest only. */
+  tag: string | undefined;
+  /** Whether it is the source's own repository, so that the targets are there already. */
+  isSource: boolean;
+}
+
+/**
+ * Applies the rules for a destination: without DEST the source's own
+ * repository; tag `TAG-obd`, or `sha256-HEX-obd` for a source by digest.
+ *
+ * @param tag `--tag NAME`, or false for `--no-tag`.
+ * @throws {UsageError} For an archive without DEST, or two different tags.
+ */
+export function chooseDestination(
+  source: Reference,
+  sourceDigest: string,
+  dest: string | undefined,
+  tag: string | false | undefined,
+): Destination {
+  const given = dest === undefined ? undefined : parseReference(dest);
+  if (given === undefined && source.kind === "archive") {
+    throw new UsageError(
+      "An oci-archive cannot be written to: name a DEST (a registry or oci:DIR)",
+    );
+  }
+  if (given?.kind === "archive") {
+    throw new UsageError(
+      `"${dest}" is an oci-archive, which cannot be written to`,
+    );
+  }
+  if (given?.digest !== undefined) {
+    throw new UsageError(`DEST "${dest}" must not have a digest`);
+  }
+  const reference = withTarget(given ?? source, {});
+  const named = dest !== undefined && hasTag(dest) ? given?.tag : undefined;
+  if (named !== undefined && typeof tag === "string" && tag !== named) {
+    throw new UsageError(`DEST has the tag "${named}", --tag says "${tag}"`);
+  }
+  const fallback = source.tag === undefined || source.digest !== undefined
+    ? `${sourceDigest.replace(":", "-")}-obd`
+    : `${source.tag}-obd`;
+  return {
+    reference,
+    tag: tag === false ? undefined : tag ?? named ?? fallback,
+    isSource: formatRepository(reference) === formatRepository(source),
+  };
+}
+
+/** Whether a reference's text names a tag itself: `host/repo` means `latest` only as a source. */
+function hasTag(text: string): boolean {
+  const last = text.slice(text.lastIndexOf("/") + 1);
+  return text.startsWith("oci:")
+    ? text.slice("oci:".length).includes(":")
+    : last.includes(":");
+}
+
+/**
+ * Puts the source's manifest and layers into the destination, mounted from
+ * another repository of the registry where that works, else copied.
+ */
+export async function copySource(
+  environment: ImageEnvironment,
+  source: SourceImage,
+  destination: Repository,
+): Promise<void> {
+  const { signal, progress } = environment;
+  const mountFrom = source.reference.kind === "registry"
+    ? [source.reference.repository]
+    : [];
+  const blobs = [source.manifest.config, ...source.manifest.layers];
+  for (const blob of blobs) {
+    const task = progress.start(`copy ${shortDigest(blob)}`, blob.size);
+    let sent = 0;
+    try {
+      await destination.pushBlob(
+        blob,
+        blobFromRepository(source.repository, blob),
+        {
+          mountFrom,
+          signal,
+          onProgress: (bytes) => {
+            task.add(bytes - sent);
+            sent = bytes;
+          },
+        },
+      );
+    } finally {
+      task.done();
+    }
+  }
+  const { bytes, descriptor } = source.resolved;
+  await destination.pushManifest(bytes, descriptor.mediaType, undefined, {
+    signal,
+  });
+}
+
+/**
+ * Checks that every target of a meta image is in its repository: readers build
+ * the targets' URLs from it.
+ *
+ * @throws {NotFoundError} Naming the layer.
+ */
+export async function checkTargets(
+  repository: Repository,
+  targets: readonly Descriptor[],
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  for (const [i, target] of targets.entries()) {
+    let found: boolean;
+    try {
+      found = await repository.hasBlob(target.digest, { signal });
+    } catch (error) {
+      throw new NotFoundError(
+        `Cannot check layer ${
+          i + 1
+        } (${target.digest}) in ${repository.name}: ${errorText(error)}`,
+        { cause: error },
+      );
+    }
+    if (!found) {
+      throw new NotFoundError(
+        `Layer ${
+          i + 1
+        } (${target.digest}) is not in ${repository.name}: the meta image would point to nothing`,
+      );
+    }
+  }
+}
+
+/** `sha256:0123456789ab`, for people. */
+export function shortDigest(descriptor: { digest: string }): string {
+  return descriptor.digest.slice(0, "sha256:".length + 12);
+}

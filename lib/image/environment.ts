@@ -1,0 +1,135 @@
+/** What building and opening images share in one process: registries, caches, workers, where to log. */
+
+import {
+  type Logger,
+  type Progress,
+  silentLogger,
+  silentProgress,
+} from "../io/mod.ts";
+import { CodecPool } from "../compress/mod.ts";
+import { CacheStore, SpanCache, type SpanInflater } from "../layers/mod.ts";
+import {
+  openRepository,
+  type Reference,
+  RegistryClient,
+  type Repository,
+} from "../registry/mod.ts";
+
+/** How registries are reached. */
+export interface RegistrySettings {
+  plainHttp?: boolean;
+  caFile?: string;
+  tlsSkipVerify?: boolean;
+  authFile?: string;
+  /** overlaybd's credential file. */
+  overlaybdCredentialFile?: string;
+  userAgent?: string;
+}
+
+/** A cache on disk. */
+export interface CacheSettings {
+  directory: string;
+  sizeBytes: number;
+}
+
+/** Options of {@linkcode openEnvironment}. */
+export interface EnvironmentOptions {
+  log?: Logger;
+  progress?: Progress;
+  /** Aborts everything that waits. */
+  signal?: AbortSignal;
+  registry?: RegistrySettings;
+  /** Compressed bytes of remote blobs; without it they are fetched again. */
+  blobCache?: CacheSettings & { refillSize: number };
+  /** Decompressed, checked spans; without it they are kept in memory only. */
+  spanCache?: CacheSettings;
+  /** Bytes of decompressed spans kept in memory. */
+  spanMemoryBytes?: number;
+  /** Threads for decompression. */
+  workers?: number;
+}
+
+/** Opened by {@linkcode openEnvironment}; shared by all images of the process. */
+export interface ImageEnvironment extends AsyncDisposable {
+  readonly log: Logger;
+  readonly progress: Progress;
+  readonly signal: AbortSignal | undefined;
+  /** Decodes spans in workers. */
+  readonly inflater: SpanInflater;
+  readonly spanCache: SpanCache;
+  readonly blobStore: CacheStore | undefined;
+  readonly blobBlockSize: number;
+  /** A repository that shares connections and tokens with the others; the caller disposes of it. */
+  openRepository(
+    reference: Reference,
+    options?: { create?: boolean },
+  ): Promise<Repository>;
+}
+
+const DEFAULT_REFILL_SIZE = 256 * 1024;
+
+/**
+ * Opens caches and workers.
+ *
+ * @throws {ObdError} If a cache directory has another owner.
+ */
+export async function openEnvironment(
+  options: EnvironmentOptions = {},
+): Promise<ImageEnvironment> {
+  const log = options.log ?? silentLogger;
+  await using stack = new AsyncDisposableStack();
+  const openStore = async (
+    name: string,
+    settings: CacheSettings | undefined,
+  ) =>
+    settings && stack.use(
+      await CacheStore.open({
+        directory: settings.directory,
+        sizeBytes: settings.sizeBytes,
+        name,
+        logger: log,
+      }),
+    );
+  const blobStore = await openStore("blob", options.blobCache);
+  const spanStore = await openStore("gzip", options.spanCache);
+  const pool = stack.use(
+    new CodecPool({ threads: options.workers }),
+  );
+  const client = stack.use(createClient(options.registry ?? {}, log));
+  const owned = stack.move();
+  return {
+    log,
+    progress: options.progress ?? silentProgress,
+    signal: options.signal,
+    inflater: pool,
+    spanCache: new SpanCache({
+      store: spanStore,
+      ...(options.spanMemoryBytes === undefined
+        ? {}
+        : { memoryBytes: options.spanMemoryBytes }),
+    }),
+    blobStore,
+    blobBlockSize: options.blobCache?.refillSize ?? DEFAULT_REFILL_SIZE,
+    openRepository: (reference, { create = false } = {}) =>
+      openRepository(reference, { create, client }),
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  };
+}
+
+function createClient(
+  settings: RegistrySettings,
+  logger: Logger,
+): RegistryClient {
+  return new RegistryClient({
+    plainHttp: settings.plainHttp,
+    caFile: settings.caFile,
+    tlsSkipVerify: settings.tlsSkipVerify,
+    userAgent: settings.userAgent,
+    logger,
+    credentials: {
+      authFile: settings.authFile,
+      overlaybdFile: settings.overlaybdCredentialFile,
+      logger,
+    },
+  });
+}

@@ -1,0 +1,363 @@
+/** From an image's name to a readable device. */
+
+import {
+  type ByteSource,
+  errorText,
+  FormatError,
+  IntegrityError,
+  mapConcurrent,
+  NotFoundError,
+  ObdError,
+} from "../io/mod.ts";
+import {
+  CachedSource,
+  type Integrity,
+  type LayerServices,
+  LsmtSource,
+  openLayer,
+  openTurboLayer,
+  type StackLayer,
+  stackVirtualSize,
+} from "../layers/mod.ts";
+import {
+  type Descriptor,
+  parsePlatform,
+  parseReference,
+  type Reference,
+  type Repository,
+} from "../registry/mod.ts";
+import type { ImageEnvironment } from "./environment.ts";
+import {
+  buildLocally,
+  findMeta,
+  META_WAYS,
+  type MetaWay,
+} from "./find_meta.ts";
+import { fetchMetaBlob } from "./meta_blobs.ts";
+import { type LayerRole, layerRoles } from "./meta_image.ts";
+import { openConfigImage } from "./overlaybd_config.ts";
+import { resolveSource, type SourceImage } from "./source.ts";
+
+/** Integrity levels, weakest first. */
+const LEVELS = ["none", "block-crc", "spans"] as const;
+/** Layers whose indexes are fetched at once. */
+const FETCH_CONCURRENCY = 8;
+
+/** Options of {@linkcode openImage}. */
+export interface OpenImageOptions {
+  /** `OS/ARCH[/VARIANT]` of an index; default this machine's. */
+  platform?: string | undefined;
+  /** Where a plain image's meta image may come from, in this order of trying. */
+  metaFrom?: readonly MetaWay[] | undefined;
+  /** Refuse images with layers that cannot be checked span by span. */
+  requireSpans?: boolean | undefined;
+}
+
+/** One layer of an opened image. */
+export interface LayerInfo {
+  /** Digest of the blob that the content comes from. */
+  digest: string;
+  kind: "turbo" | "native";
+  integrity: Integrity;
+  /** Bytes of that blob. */
+  size: number;
+  /** Bytes of the meta blob, for TurboOCI. */
+  metaSize?: number;
+}
+
+/** A readable image. */
+export interface OpenedImage extends AsyncDisposable {
+  /** What was asked for. */
+  name: string;
+  /** The merged device. */
+  source: LsmtSource;
+  layers: LayerInfo[];
+  /** The lowest level over all layers. */
+  integrity: Integrity;
+  /** Digest of the plain image's manifest, where known. */
+  sourceDigest?: string;
+  /** Digest of the meta image's manifest, where there is one. */
+  metaDigest?: string;
+}
+
+/** One layer as it was opened. */
+export interface OpenedStackLayer extends StackLayer {
+  virtualSize: number;
+  info: LayerInfo;
+}
+
+/**
+ * Opens a meta image, an overlaybd image, an overlaybd `config.v1.json`, or a
+ * plain image whose meta image is looked up, else built in memory.
+ *
+ * @throws {NotFoundError} If the image, or every allowed way to a meta image, is missing.
+ */
+export async function openImage(
+  environment: ImageEnvironment,
+  text: string,
+  options: OpenImageOptions = {},
+): Promise<OpenedImage> {
+  const image = await isFile(text)
+    ? await openConfigImage(environment, text)
+    : await openReference(environment, text, options);
+  if (options.requireSpans && image.integrity !== "spans") {
+    const weak = image.layers.findIndex((l) => l.integrity !== "spans");
+    const { digest, integrity } = image.layers[weak]!;
+    await image[Symbol.asyncDispose]();
+    throw new IntegrityError(
+      `Integrity of layer ${weak + 1} (${digest})`,
+      "spans",
+      integrity,
+    );
+  }
+  environment.log.info("image opened", {
+    image: text,
+    size: image.source.size,
+    layers: image.layers.length,
+    integrity: image.integrity,
+    source: image.sourceDigest,
+    meta: image.metaDigest,
+  });
+  if (image.integrity !== "spans") {
+    environment.log.warn("served bytes cannot be checked span by span", {
+      image: text,
+      integrity: image.integrity,
+    });
+  }
+  return image;
+}
+
+/** Whether an IMAGE argument is a path: it exists, and it looks like no reference. */
+async function isFile(text: string): Promise<boolean> {
+  if (/^(oci|oci-archive|docker):/.test(text)) return false;
+  if (!text.includes("/") && !text.endsWith(".json")) return false;
+  try {
+    return (await Deno.stat(text)).isFile;
+  } catch {
+    return false;
+  }
+}
+
+async function openReference(
+  environment: ImageEnvironment,
+  text: string,
+  options: OpenImageOptions,
+): Promise<OpenedImage> {
+  const { signal } = environment;
+  const reference = parseReference(text);
+  await using stack = new AsyncDisposableStack();
+  const repository = stack.use(await environment.openRepository(reference));
+  const platform = options.platform === undefined
+    ? undefined
+    : parsePlatform(options.platform);
+  const source = await resolveSource(repository, reference, {
+    platform,
+    signal,
+  });
+  const roles = layerRoles(source.manifest);
+  const plan: OpenPlan = roles
+    ? {
+      roles,
+      metaDigest: source.resolved.descriptor.digest,
+      sourceDigest: source.manifest.subject?.digest,
+    }
+    : await planPlain(environment, repository, reference, source, options);
+  const layers = await openLayers(environment, repository, plan);
+  const owned = stack.move();
+  return makeImage(text, layers, owned, plan);
+}
+
+/** What to open, and where meta blobs come from when not from the repository. */
+interface OpenPlan {
+  roles: readonly LayerRole[];
+  /** Members of each layer's meta blob, where they are at hand. */
+  members?: readonly ReadonlyMap<string, Uint8Array>[] | undefined;
+  metaDigest: string;
+  sourceDigest: string | undefined;
+}
+
+/** A plain image: its meta image is looked up, else built in memory. */
+async function planPlain(
+  environment: ImageEnvironment,
+  repository: Repository,
+  reference: Reference,
+  source: SourceImage,
+  options: OpenImageOptions,
+): Promise<OpenPlan> {
+  const ways = options.metaFrom ?? META_WAYS;
+  const sourceDigest = source.resolved.descriptor.digest;
+  const found = await findMeta(
+    environment,
+    repository,
+    reference,
+    source,
+    ways,
+  );
+  if (found) {
+    return {
+      roles: layerRoles(found.manifest)!,
+      metaDigest: found.descriptor.digest,
+      sourceDigest,
+    };
+  }
+  if (!ways.includes("build")) {
+    throw new NotFoundError(
+      `No meta image for ${repository.name}@${sourceDigest} (looked by ${
+        ways.join(", ")
+      }): run obd build, or allow "build" in metaFrom`,
+    );
+  }
+  return { ...await buildLocally(environment, source), sourceDigest };
+}
+
+/** Opens all layers at once; a failure disposes of those that opened. */
+async function openLayers(
+  environment: ImageEnvironment,
+  repository: Repository,
+  plan: OpenPlan,
+): Promise<OpenedStackLayer[]> {
+  const roles = plan.roles.filter((role) => role.kind !== "acceleration");
+  if (roles.length === 0) throw new FormatError("image", "layers", "are none");
+  const results = await mapConcurrent(
+    roles,
+    FETCH_CONCURRENCY,
+    async (role, i) => {
+      try {
+        return role.kind === "turbo"
+          ? await openTurbo(environment, repository, role, plan.members?.[i])
+          : await openNative(environment, repository, role.descriptor);
+      } catch (error) {
+        return { error };
+      }
+    },
+  );
+  const failed = results.findIndex((result) => "error" in result);
+  const layers = results.filter((r): r is OpenedStackLayer => !("error" in r));
+  if (failed < 0) return layers;
+  for (const layer of layers) await disposeLayer(layer);
+  const { error } = results[failed] as { error: unknown };
+  if (!(error instanceof ObdError) || error.code === "cancelled") throw error;
+  throw new ObdError(
+    error.code,
+    `Layer ${failed + 1} of ${roles.length} (${
+      roles[failed]!.descriptor.digest
+    }): ${errorText(error)}`,
+    { cause: error },
+  );
+}
+
+async function openTurbo(
+  environment: ImageEnvironment,
+  repository: Repository,
+  role: LayerRole & { kind: "turbo" },
+  members: ReadonlyMap<string, Uint8Array> | undefined,
+): Promise<OpenedStackLayer> {
+  const { signal } = environment;
+  members ??=
+    (await fetchMetaBlob(repository, role.descriptor, signal)).members;
+  const layer = await openTurboLayer(members, {
+    digest: role.targetDigest,
+    mediaType: role.targetMediaType,
+    open: async (size) => {
+      const known = size ?? role.targetSize;
+      return await repository.openBlob({
+        mediaType: role.targetMediaType,
+        digest: role.targetDigest,
+        size: known ?? await repository.blobSize(role.targetDigest, { signal }),
+      });
+    },
+  }, servicesOf(environment));
+  return {
+    ...layer,
+    info: {
+      digest: role.targetDigest,
+      kind: "turbo",
+      integrity: layer.integrity,
+      size: layer.targetSize,
+      metaSize: role.descriptor.size,
+    },
+  };
+}
+
+async function openNative(
+  environment: ImageEnvironment,
+  repository: Repository,
+  descriptor: Descriptor,
+): Promise<OpenedStackLayer> {
+  return await openNativeBlob(
+    environment,
+    await repository.openBlob(descriptor),
+    descriptor.digest,
+  );
+}
+
+/** Opens a native layer blob from wherever it lies; owns `blob`. */
+export async function openNativeBlob(
+  environment: ImageEnvironment,
+  blob: ByteSource,
+  digest: string,
+): Promise<OpenedStackLayer> {
+  const { size } = blob;
+  const layer = await openLayer(
+    new CachedSource(blob, {
+      key: digest,
+      store: environment.blobStore,
+      blockSize: environment.blobBlockSize,
+    }),
+    "native",
+  );
+  return {
+    table: layer.table,
+    data: layer.data,
+    virtualSize: layer.virtualSize,
+    info: {
+      digest,
+      kind: "native",
+      integrity: layer.containers.includes("zfile") ? "block-crc" : "none",
+      size,
+    },
+  };
+}
+
+/** What layers share, out of the environment. */
+export function servicesOf(environment: ImageEnvironment): LayerServices {
+  return {
+    inflater: environment.inflater,
+    spanCache: environment.spanCache,
+    blobStore: environment.blobStore,
+    blobBlockSize: environment.blobBlockSize,
+    logger: environment.log,
+  };
+}
+
+/** Puts layers on each other. Owns the layers and `owned`. */
+export function makeImage(
+  name: string,
+  layers: OpenedStackLayer[],
+  owned: AsyncDisposable,
+  digests: {
+    sourceDigest?: string | undefined;
+    metaDigest?: string | undefined;
+  },
+): OpenedImage {
+  const source = new LsmtSource(layers, stackVirtualSize(layers));
+  const levels = layers.map((layer) => layer.info.integrity);
+  return {
+    name,
+    source,
+    layers: layers.map((layer) => layer.info),
+    integrity: LEVELS.find((level) => levels.includes(level))!,
+    ...(digests.sourceDigest ? { sourceDigest: digests.sourceDigest } : {}),
+    ...(digests.metaDigest ? { metaDigest: digests.metaDigest } : {}),
+    async [Symbol.asyncDispose]() {
+      await source[Symbol.asyncDispose]();
+      await owned[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** Lets go of a layer that did not get into a stack. */
+export async function disposeLayer(layer: OpenedStackLayer): Promise<void> {
+  await layer.target?.[Symbol.asyncDispose]();
+  await layer.data[Symbol.asyncDispose]();
+}

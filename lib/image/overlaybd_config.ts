@@ -1,0 +1,262 @@
+/** overlaybd's `config.v1.json`: a stack of layers by file or by digest (its keys: `lib/layers/README.md`). */
+
+import * as v from "valibot";
+import {
+  type ByteSource,
+  errorText,
+  FileSource,
+  FormatError,
+  NotFoundError,
+  ObdError,
+  readBytes,
+  UnsupportedError,
+} from "../io/mod.ts";
+import { META_MEMBER, openLayer, openTurboLayer } from "../layers/mod.ts";
+import { isDigest, parseReference, type Repository } from "../registry/mod.ts";
+import type { ImageEnvironment } from "./environment.ts";
+import {
+  disposeLayer,
+  makeImage,
+  type OpenedImage,
+  type OpenedStackLayer,
+  servicesOf,
+} from "./open.ts";
+
+const CONFIG_SIZE_MAX = 4 * 1024 * 1024;
+const LAYERS_MAX = 255;
+const INDEX_SIZE_MAX = 1024 * 1024 * 1024;
+
+const path = v.pipe(v.string(), v.maxLength(4096));
+const digest = v.pipe(
+  v.string(),
+  v.check((d) => d === "" || isDigest(d), "is no sha256 digest"),
+);
+const lowerSchema = v.looseObject({
+  file: v.optional(path, ""),
+  dir: v.optional(path, ""),
+  digest: v.optional(digest, ""),
+  size: v.optional(v.pipe(v.number(), v.integer(), v.minValue(0)), 0),
+  targetFile: v.optional(path, ""),
+  targetDigest: v.optional(digest, ""),
+  gzipIndex: v.optional(path, ""),
+});
+const configSchema = v.looseObject({
+  repoBlobUrl: v.optional(path, ""),
+  lowers: v.optional(v.pipe(v.array(lowerSchema), v.maxLength(LAYERS_MAX)), []),
+  upper: v.optional(v.looseObject({
+    index: v.optional(path, ""),
+    data: v.optional(path, ""),
+  })),
+  accelerationLayer: v.optional(v.boolean(), false),
+});
+
+type Lower = v.InferOutput<typeof lowerSchema>;
+
+/** Names that a layer has in its directory, in overlaybd's order of search. */
+const LAYER_FILES = ["overlaybd.commit", ".commit", "overlaybd.sealed"];
+
+/**
+ * Opens an image by its `config.v1.json`.
+ *
+ * @throws {FormatError} Naming the key that is wrong.
+ * @throws {NotFoundError} If a layer is neither a file nor in the registry.
+ */
+export async function openConfigImage(
+  environment: ImageEnvironment,
+  file: string,
+): Promise<OpenedImage> {
+  const config = await readConfig(file);
+  if (config.upper?.index && config.upper.data) {
+    throw new UnsupportedError(
+      "upper",
+      `"${file}": writable layers ("upper") cannot be served`,
+    );
+  }
+  const lowers = config.accelerationLayer
+    ? config.lowers.slice(0, -1)
+    : config.lowers;
+  if (lowers.length === 0) {
+    throw new FormatError(`config "${file}"`, "lowers", "are none");
+  }
+  await using stack = new AsyncDisposableStack();
+  const repository = config.repoBlobUrl === "" ? undefined : stack.use(
+    await environment.openRepository(referenceOf(config.repoBlobUrl, file)),
+  );
+  const layers: OpenedStackLayer[] = [];
+  try {
+    for (const [i, lower] of lowers.entries()) {
+      layers.push(await openLower(environment, repository, lower, i, file));
+    }
+  } catch (error) {
+    for (const layer of layers) await disposeLayer(layer);
+    throw error;
+  }
+  return makeImage(file, layers, stack.move(), {});
+}
+
+async function readConfig(
+  file: string,
+): Promise<v.InferOutput<typeof configSchema>> {
+  const what = `config "${file}"`;
+  await using source = await FileSource.open(file);
+  if (source.size > CONFIG_SIZE_MAX) {
+    throw new FormatError(what, "size", `is ${source.size} bytes`);
+  }
+  let json: unknown;
+  try {
+    const bytes = await readBytes(source, 0, source.size);
+    json = JSON.parse(new TextDecoder().decode(bytes));
+  } catch (error) {
+    throw new FormatError(what, "content", "is not JSON", { cause: error });
+  }
+  const result = v.safeParse(configSchema, json);
+  if (result.success) return result.output;
+  const issue = result.issues[0];
+  throw new FormatError(
+    what,
+    `key "${v.getDotPath(issue) ?? "(top level)"}"`,
+    issue.expected
+      ? `is ${issue.received}, expected ${issue.expected}`
+      : issue.message,
+  );
+}
+
+/** The repository behind `https://host/v2/REPO/blobs`. */
+function referenceOf(url: string, file: string) {
+  const match = /^https?:\/\/([^/]+)\/v2\/(.+?)\/blobs\/?$/.exec(url);
+  if (!match) {
+    throw new FormatError(
+      `config "${file}"`,
+      'key "repoBlobUrl"',
+      `is "${url}", expected https://HOST/v2/REPOSITORY/blobs`,
+    );
+  }
+  return parseReference(`${match[1]}/${match[2]}`);
+}
+
+async function openLower(
+  environment: ImageEnvironment,
+  repository: Repository | undefined,
+  lower: Lower,
+  index: number,
+  config: string,
+): Promise<OpenedStackLayer> {
+  try {
+    const blob = await openPart(repository, {
+      what: "layer",
+      files: lower.file !== ""
+        ? [lower.file]
+        : LAYER_FILES.map((name) => `${lower.dir}/${name}`),
+      digest: lower.digest,
+      size: lower.size,
+    });
+    const isTurbo = lower.targetFile !== "" || lower.targetDigest !== "";
+    return isTurbo
+      ? await openTurboLower(environment, repository, lower, blob)
+      : await openNativeLower(blob, lower);
+  } catch (error) {
+    if (!(error instanceof ObdError) || error.code === "cancelled") throw error;
+    throw new ObdError(
+      error.code,
+      `"${config}": lowers.${index}: ${errorText(error)}`,
+      { cause: error },
+    );
+  }
+}
+
+async function openNativeLower(
+  blob: ByteSource,
+  lower: Lower,
+): Promise<OpenedStackLayer> {
+  const { size } = blob;
+  const layer = await openLayer(blob, "native");
+  return {
+    ...layer,
+    info: {
+      digest: lower.digest || lower.file || lower.dir,
+      kind: "native",
+      integrity: layer.containers.includes("zfile") ? "block-crc" : "none",
+      size,
+    },
+  };
+}
+
+async function openTurboLower(
+  environment: ImageEnvironment,
+  repository: Repository | undefined,
+  lower: Lower,
+  blob: ByteSource,
+): Promise<OpenedStackLayer> {
+  await using fsMeta = blob;
+  const members = new Map([[
+    META_MEMBER.ext4 as string,
+    await readAll(fsMeta),
+  ]]);
+  if (lower.gzipIndex !== "") {
+    await using index = await FileSource.open(lower.gzipIndex);
+    members.set(META_MEMBER.gzipMeta, await readAll(index));
+  }
+  const layer = await openTurboLayer(members, {
+    digest: lower.targetDigest || `file:${lower.targetFile}`,
+    // Without an index the target is the tar itself: that is all a config can say.
+    mediaType: lower.gzipIndex === "" ? "" : "+gzip",
+    open: () =>
+      openPart(repository, {
+        what: "target",
+        files: lower.targetFile === "" ? [] : [lower.targetFile],
+        digest: lower.targetDigest,
+        size: 0,
+      }),
+  }, servicesOf(environment));
+  return {
+    ...layer,
+    info: {
+      digest: lower.targetDigest || lower.targetFile,
+      kind: "turbo",
+      integrity: layer.integrity,
+      size: layer.targetSize,
+      metaSize: fsMeta.size,
+    },
+  };
+}
+
+/** A file if one is there, else the blob in the registry. */
+async function openPart(
+  repository: Repository | undefined,
+  part: { what: string; files: string[]; digest: string; size: number },
+): Promise<ByteSource> {
+  for (const file of part.files) {
+    try {
+      return await FileSource.open(file);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound) && !isMissing(error)) {
+        throw error;
+      }
+    }
+  }
+  if (repository && part.digest !== "") {
+    return await repository.openBlob({
+      mediaType: "application/octet-stream",
+      digest: part.digest,
+      size: part.size || await repository.blobSize(part.digest),
+    });
+  }
+  throw new NotFoundError(
+    `The ${part.what} is not there (${
+      part.files.join(", ") || "no file named"
+    }), and ${
+      repository ? "it has no digest" : "there is no repoBlobUrl"
+    } to fetch it by`,
+  );
+}
+
+function isMissing(error: unknown): boolean {
+  return (error as { code?: unknown } | null)?.code === "ENOENT";
+}
+
+async function readAll(source: ByteSource): Promise<Uint8Array> {
+  if (source.size > INDEX_SIZE_MAX) {
+    throw new FormatError("index file", "size", `is ${source.size} bytes`);
+  }
+  return await readBytes(source, 0, source.size);
+}

@@ -1,0 +1,337 @@
+/** `obd build`: from a reference to a pushed meta image, all platforms or one. */
+
+import {
+  FileSource,
+  ObdError,
+  UnsupportedError,
+  UsageError,
+  utf8,
+} from "../io/mod.ts";
+import type { LayerBreakdown } from "../layers/mod.ts";
+import {
+  blobFromBytes,
+  blobFromSource,
+  type Descriptor,
+  formatReference,
+  indexImages,
+  MediaType,
+  parseManifest,
+  parsePlatform,
+  parseReference,
+  type Reference,
+  referenceTarget,
+  type Repository,
+  withTarget,
+} from "../registry/mod.ts";
+import {
+  Annotation,
+  META_FORMAT_VERSION,
+  TURBO_ARTIFACT_TYPE,
+} from "./annotations.ts";
+import { buildImage, type BuiltImage, type LayerReport } from "./build.ts";
+import {
+  checkTargets,
+  chooseDestination,
+  copySource,
+  type Destination,
+  shortDigest,
+} from "./destination.ts";
+import type { ImageEnvironment } from "./environment.ts";
+import {
+  resolveIndexEntry,
+  resolveSource,
+  type SourceImage,
+} from "./source.ts";
+
+/** Options of {@linkcode publishImage}. */
+export interface PublishOptions {
+  source: string;
+  dest?: string | undefined;
+  /** Bytes of the device; default 64 GiB. */
+  virtualSize?: number | undefined;
+  platform?: string | undefined;
+  allPlatforms?: boolean | undefined;
+  flatten?: boolean | undefined;
+  /** False: push by digest only. */
+  tag?: string | false | undefined;
+  /** False: leave the referrers fallback tag alone. */
+  referrer?: boolean | undefined;
+  jobs?: number | undefined;
+  dryRun?: boolean | undefined;
+}
+
+/** What was built for one platform. */
+export interface PlatformReport {
+  source: { reference: string; digest: string };
+  meta: { reference: string; digest: string; size: number };
+  platform: string;
+  layers: readonly LayerReport[];
+  breakdown: LayerBreakdown;
+  warnings: readonly string[];
+  seconds: number;
+}
+
+/** What `obd build` did. */
+export interface PublishReport {
+  platforms: PlatformReport[];
+  /** The meta index, where all platforms of an index were built. */
+  index?: { reference: string; digest: string };
+}
+
+/** Builds meta images and pushes them, unless it is a dry run. */
+export async function publishImage(
+  environment: ImageEnvironment,
+  options: PublishOptions,
+): Promise<PublishReport> {
+  const reference = parseReference(options.source);
+  await using repository = await environment.openRepository(reference);
+  const sources = await resolveAll(environment, repository, reference, options);
+  const index = options.allPlatforms ? sources[0]!.index : undefined;
+  const root = index?.resolved ?? sources[0]!.resolved;
+  const destination = chooseDestination(
+    reference,
+    root.descriptor.digest,
+    options.dest,
+    options.tag,
+  );
+  await using target = await openTarget(environment, destination, options);
+  const scratch = await Deno.makeTempDir({ prefix: "obd-build-" });
+  try {
+    const images: BuiltImage[] = [];
+    for (const [i, source] of sources.entries()) {
+      images.push(
+        await buildImage(environment, source, {
+          virtualSize: options.virtualSize,
+          flatten: options.flatten,
+          jobs: options.jobs,
+          scratch: `${scratch}/${i}`,
+          reuseFrom: target.repository,
+        }),
+      );
+    }
+    const tag = index ? undefined : destination.tag;
+    const report: PublishReport = {
+      platforms: images.map((image) => platformReport(image, destination, tag)),
+    };
+    if (options.dryRun) return report;
+    // Nothing is pushed before everything is built.
+    const publisher = new Publisher(environment, target.repository!, options);
+    for (const image of images) await publisher.pushBlobs(image, destination);
+    for (const image of images) await publisher.pushManifests(image, tag);
+    if (index) {
+      report.index = await publisher.pushIndex(images, destination, index);
+    }
+    return report;
+  } finally {
+    await Deno.remove(scratch, { recursive: true });
+  }
+}
+
+async function resolveAll(
+  environment: ImageEnvironment,
+  repository: Repository,
+  reference: Reference,
+  options: PublishOptions,
+): Promise<SourceImage[]> {
+  const { signal } = environment;
+  if (!options.allPlatforms) {
+    const platform = options.platform === undefined
+      ? undefined
+      : parsePlatform(options.platform);
+    return [await resolveSource(repository, reference, { platform, signal })];
+  }
+  const resolved = await repository.resolve(referenceTarget(reference), {
+    signal,
+  });
+  const manifest = parseManifest(resolved.bytes, resolved.descriptor.mediaType);
+  if (manifest.kind === "image") {
+    return [await resolveSource(repository, reference, { signal })];
+  }
+  const index = { resolved, index: manifest };
+  const images: SourceImage[] = [];
+  for (const entry of indexImages(manifest)) {
+    images.push(
+      await resolveIndexEntry(repository, reference, index, entry, signal),
+    );
+  }
+  if (images.length === 0) {
+    throw new UnsupportedError(
+      "empty index",
+      `Index "${formatReference(reference)}" has no images`,
+    );
+  }
+  return images;
+}
+
+/** The destination's repository; none for a dry run into a layout that is not there yet. */
+async function openTarget(
+  environment: ImageEnvironment,
+  destination: Destination,
+  options: PublishOptions,
+): Promise<{ repository: Repository | undefined } & AsyncDisposable> {
+  let repository: Repository | undefined;
+  try {
+    repository = await environment.openRepository(destination.reference, {
+      create: !options.dryRun,
+    });
+  } catch (error) {
+    const isAbsent = error instanceof ObdError && error.code === "not-found";
+    if (!options.dryRun || !isAbsent) throw error;
+  }
+  if (repository && !repository.writable && !options.dryRun) {
+    await repository[Symbol.asyncDispose]();
+    throw new UsageError(`"${repository.name}" cannot be written to`);
+  }
+  return {
+    repository,
+    async [Symbol.asyncDispose]() {
+      await repository?.[Symbol.asyncDispose]();
+    },
+  };
+}
+
+function platformReport(
+  image: BuiltImage,
+  destination: Destination,
+  tag: string | undefined,
+): PlatformReport {
+  const { digest } = image.documents.manifest.descriptor;
+  return {
+    source: {
+      reference: formatReference(image.source.reference),
+      digest: image.source.resolved.descriptor.digest,
+    },
+    meta: {
+      reference: formatReference(
+        withTarget(
+          destination.reference,
+          tag === undefined ? { digest } : { tag },
+        ),
+      ),
+      digest,
+      size: image.layers.reduce((sum, layer) => sum + layer.size, 0),
+    },
+    platform: image.platform,
+    layers: image.layerReports,
+    breakdown: image.breakdown,
+    warnings: image.warnings,
+    seconds: image.seconds,
+  };
+}
+
+class Publisher {
+  readonly #environment: ImageEnvironment;
+  readonly #target: Repository;
+  readonly #referrer: boolean;
+
+  constructor(
+    environment: ImageEnvironment,
+    target: Repository,
+    options: PublishOptions,
+  ) {
+    this.#environment = environment;
+    this.#target = target;
+    this.#referrer = options.referrer ?? true;
+  }
+
+  /** Everything that nobody sees before the manifest is there. */
+  async pushBlobs(image: BuiltImage, destination: Destination): Promise<void> {
+    const { signal } = this.#environment;
+    if (!destination.isSource) {
+      await copySource(this.#environment, image.source, this.#target);
+    }
+    const { layers } = image.source.manifest;
+    await checkTargets(this.#target, layers, signal);
+    for (const [i, layer] of image.layers.entries()) {
+      if (layer.reused) continue;
+      await this.#pushLayer(
+        image.documents.layers[i]!,
+        layer.path,
+      );
+    }
+    const { descriptor, bytes } = image.documents.config;
+    await this.#target.pushBlob(descriptor, blobFromBytes(bytes), { signal });
+  }
+
+  async #pushLayer(descriptor: Descriptor, path: string): Promise<void> {
+    const { signal, progress } = this.#environment;
+    await using file = await FileSource.open(path);
+    const task = progress.start(
+      `push ${shortDigest(descriptor)}`,
+      descriptor.size,
+    );
+    let sent = 0;
+    try {
+      await this.#target.pushBlob(descriptor, blobFromSource(file), {
+        signal,
+        onProgress: (bytes) => {
+          task.add(bytes - sent);
+          sent = bytes;
+        },
+      });
+    } finally {
+      task.done();
+    }
+  }
+
+  /** The chain's tags first, the name that people use last. */
+  async pushManifests(
+    image: BuiltImage,
+    tag: string | undefined,
+  ): Promise<void> {
+    const { signal } = this.#environment;
+    const { descriptor, bytes } = image.documents.manifest;
+    const push = (name: string | undefined, referrer: boolean) =>
+      this.#target.pushManifest(bytes, descriptor.mediaType, name, {
+        signal,
+        referrer,
+      });
+    for (const name of image.chainTags) await push(name, false);
+    await push(tag, this.#referrer);
+  }
+
+  async pushIndex(
+    images: readonly BuiltImage[],
+    destination: Destination,
+    source: NonNullable<SourceImage["index"]>,
+  ): Promise<{ reference: string; digest: string }> {
+    const { signal } = this.#environment;
+    const { mediaType, digest, size } = source.resolved.descriptor;
+    const bytes = utf8(JSON.stringify({
+      schemaVersion: 2,
+      mediaType: MediaType.ociIndex,
+      artifactType: TURBO_ARTIFACT_TYPE,
+      manifests: images.map((image) => ({
+        ...image.documents.manifest.descriptor,
+        platform: image.source.config.platform,
+      })),
+      subject: { mediaType, digest, size },
+      annotations: { [Annotation.obdFormat]: String(META_FORMAT_VERSION) },
+    }));
+    if (!destination.isSource) {
+      await this.#target.pushManifest(
+        source.resolved.bytes,
+        mediaType,
+        undefined,
+        { signal },
+      );
+    }
+    const pushed = await this.#target.pushManifest(
+      bytes,
+      MediaType.ociIndex,
+      destination.tag,
+      { signal, referrer: this.#referrer },
+    );
+    return {
+      reference: formatReference(
+        withTarget(
+          destination.reference,
+          destination.tag === undefined
+            ? { digest: pushed.digest }
+            : { tag: destination.tag },
+        ),
+      ),
+      digest: pushed.digest,
+    };
+  }
+}

@@ -1,0 +1,165 @@
+/** Layers that were built before are found by the chain's key, checked, and not read again. */
+
+import {
+  errorText,
+  FormatError,
+  MemorySource,
+  NotFoundError,
+  ObdError,
+} from "../io/mod.ts";
+import {
+  decodeSpans,
+  type LayerBreakdown,
+  META_MEMBER,
+  type MetaBlob,
+  type OpenedLayer,
+  openLayer,
+  type SpanIndex,
+} from "../layers/mod.ts";
+import {
+  type Descriptor,
+  type ImageManifest,
+  parseManifest,
+  type Repository,
+} from "../registry/mod.ts";
+import { Annotation, META_FORMAT_VERSION } from "./annotations.ts";
+import { chainKey, type ChainParameters, chainTag } from "./chain_key.ts";
+import type { ImageEnvironment } from "./environment.ts";
+import { fetchMetaBlob } from "./meta_blobs.ts";
+import { layerRoles, metaFormatVersion } from "./meta_image.ts";
+import type { SourceImage } from "./source.ts";
+
+/** A meta layer that is in the repository already. */
+export interface ReusedLayer {
+  reused: true;
+  digest: string;
+  size: number;
+  diffId: string;
+  compression: SpanIndex["compression"];
+  entryCount: number;
+  spanCount: number;
+  breakdown: LayerBreakdown;
+  opened: OpenedLayer;
+}
+
+/**
+ * Looks for the longest chain of the source's layers that was built before.
+ * What is found is checked: nothing is believed because of its tag.
+ *
+ * @returns Meta layers of the first layers, bottom first; empty if there are none.
+ */
+export async function findReusable(
+  environment: ImageEnvironment,
+  repository: Repository,
+  source: SourceImage,
+  parameters: ChainParameters,
+): Promise<ReusedLayer[]> {
+  const count = source.manifest.layers.length;
+  const shortest = parameters.flatten ? count : 1;
+  for (let n = count; n >= shortest; n--) {
+    const tag = chainTag(chainKey(parameters, n));
+    try {
+      const { signal } = environment;
+      const resolved = await repository.resolve(tag, { signal });
+      const manifest = parseManifest(
+        resolved.bytes,
+        resolved.descriptor.mediaType,
+      );
+      if (manifest.kind !== "image") continue;
+      return await loadLayers(environment, repository, source, manifest, n);
+    } catch (error) {
+      if (error instanceof NotFoundError) continue;
+      if (!(error instanceof ObdError) || error.code === "cancelled") {
+        throw error;
+      }
+      environment.log.warn("not reusing layers that were built before", {
+        repository: repository.name,
+        tag,
+        reason: errorText(error),
+      });
+    }
+  }
+  return [];
+}
+
+async function loadLayers(
+  environment: ImageEnvironment,
+  repository: Repository,
+  source: SourceImage,
+  manifest: ImageManifest,
+  count: number,
+): Promise<ReusedLayer[]> {
+  if (metaFormatVersion(manifest) !== META_FORMAT_VERSION) {
+    throw new FormatError(
+      "meta image",
+      Annotation.obdFormat,
+      `is ${metaFormatVersion(manifest)}, expected ${META_FORMAT_VERSION}`,
+    );
+  }
+  const roles = layerRoles(manifest) ?? [];
+  const layers: ReusedLayer[] = [];
+  try {
+    for (let i = 0; i < count; i++) {
+      const role = roles[i];
+      const want = source.manifest.layers[i]!.digest;
+      if (role?.kind !== "turbo" || role.targetDigest !== want) {
+        throw new FormatError(
+          "meta image",
+          `layer ${i + 1}`,
+          `does not point to ${want}`,
+        );
+      }
+      const blob = await fetchMetaBlob(
+        repository,
+        role.descriptor,
+        environment.signal,
+      );
+      layers.push(
+        await checkLayer(
+          blob,
+          role.descriptor,
+          want,
+          source.config.diffIds[i]!,
+        ),
+      );
+    }
+    return layers;
+  } catch (error) {
+    for (const layer of layers) await layer.opened.data[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+async function checkLayer(
+  blob: MetaBlob,
+  descriptor: Descriptor,
+  target: string,
+  diffId: string,
+): Promise<ReusedLayer> {
+  const fsMeta = blob.members.get(META_MEMBER.ext4);
+  const spans = blob.members.get(META_MEMBER.spans);
+  if (!fsMeta || !spans) {
+    throw new FormatError("meta blob", "members", "are not those of obd");
+  }
+  const index = decodeSpans(spans);
+  if (index.blobDigest !== target || index.diffId !== diffId) {
+    throw new FormatError("obd.spans", "digests", "are of another layer");
+  }
+  const gzipMeta = blob.members.get(META_MEMBER.gzipMeta)?.length ?? 0;
+  const entries = descriptor.annotations?.[Annotation.obdEntries] ?? "";
+  return {
+    reused: true,
+    digest: descriptor.digest,
+    size: descriptor.size,
+    diffId: blob.diffId,
+    compression: index.compression,
+    entryCount: /^\d{1,15}$/.test(entries) ? Number(entries) : 0,
+    spanCount: index.spanOffset.length,
+    breakdown: {
+      fsMeta: fsMeta.length,
+      gzipIndex: gzipMeta,
+      spans: spans.length,
+    },
+    opened: await openLayer(new MemorySource(fsMeta), "warp"),
+  };
+}

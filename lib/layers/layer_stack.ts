@@ -1,0 +1,53 @@
+/** The layers built so far, as the device that the next layer changes. */
+
+import type { ByteSource } from "../io/mod.ts";
+import { LsmtSource, mergeTables, type SegmentTable } from "./lsmt/mod.ts";
+import type { OpenedLayer } from "./open_layer.ts";
+
+/** Stands for a layer's original content, which the file system's metadata never needs. */
+class UnreadTarget implements ByteSource {
+  readonly size = Number.MAX_SAFE_INTEGER;
+
+  pread(): Promise<void> {
+    return Promise.reject(
+      new TypeError("Internal error: metadata was read from a file's body"),
+    );
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+/** Grows by one layer at a time; owns the layers' files. */
+export class LayerStack implements AsyncDisposable {
+  readonly #layers: OpenedLayer[] = [];
+  #table: SegmentTable | undefined;
+
+  /** Puts a layer on top. */
+  add(layer: OpenedLayer): void {
+    this.#layers.push(layer);
+    this.#table = undefined;
+  }
+
+  /** Merged index of all layers. */
+  table(): SegmentTable {
+    return this.#table ??= mergeTables(this.#layers.map((l) => l.table));
+  }
+
+  /** The merged device; only metadata can be read from it. Borrows the layers. */
+  device(): ByteSource {
+    return new LsmtSource(
+      this.#layers.map(({ table, data }) => ({
+        table,
+        data,
+        target: new UnreadTarget(),
+      })),
+      this.#layers.findLast((l) => l.virtualSize > 0)?.virtualSize ?? 0,
+    );
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const layer of this.#layers) await layer.data[Symbol.asyncDispose]();
+  }
+}

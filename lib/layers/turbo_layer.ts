@@ -1,0 +1,242 @@
+/**
+ * Opens one TurboOCI layer: the metadata from its meta blob, the content from
+ * the original layer blob through the index in the meta blob.
+ *
+ * ```
+ * meta blob ── fs.meta ── zfile ── lsmt ──────────────┐
+ *           ├─ gzip.meta ─┐                           ├─ stack layer
+ *           └─ obd.spans ─┴─ blob > cache > inflate ──┘
+ * ```
+ */
+
+import {
+  type ByteSource,
+  FormatError,
+  IntegrityError,
+  type Logger,
+  MemorySource,
+  UnsupportedError,
+} from "../io/mod.ts";
+import { CachedSource, type CacheStore } from "./cache/mod.ts";
+import {
+  type CheckpointTable,
+  GunzipSource,
+  type SpanInflater,
+} from "./gunzip.ts";
+import { readGzipMeta } from "./gzip_meta.ts";
+import type { StackLayer } from "./lsmt/mod.ts";
+import { META_MEMBER } from "./meta_blob.ts";
+import { openLayer } from "./open_layer.ts";
+import type { LayerCheckpoints } from "./pass/mod.ts";
+import { VerifiedSource } from "./plain_target.ts";
+import type { SpanCache } from "./span_source.ts";
+import { SpanTable } from "./span_table.ts";
+import { checkpointsOf, decodeSpans, type SpanIndex } from "./spans.ts";
+
+/** How sure served bytes are: each span's SHA-256, each block's CRC, or nothing. */
+export type Integrity = "spans" | "block-crc" | "none";
+
+/** The original layer that a meta layer points into. */
+export interface Target {
+  digest: string;
+  mediaType: string;
+  /** Random access to the blob as it is stored; `size` is what the index says, if it says so. */
+  open(size: number | undefined): Promise<ByteSource>;
+}
+
+/** What opened layers share. */
+export interface LayerServices {
+  inflater: SpanInflater;
+  spanCache: SpanCache;
+  blobStore?: CacheStore | undefined;
+  /** Unit in which blobs are fetched and cached, in bytes. */
+  blobBlockSize: number;
+  logger: Logger;
+}
+
+/** A layer ready for a stack. */
+export interface OpenedTurboLayer extends StackLayer {
+  virtualSize: number;
+  integrity: Integrity;
+  /** Of the original blob, as its content says. */
+  compression: SpanIndex["compression"];
+  /** Bytes of the original blob. */
+  targetSize: number;
+  index: SpanIndex | undefined;
+}
+
+/**
+ * Opens one layer.
+ *
+ * @param members Of the meta blob, whose digest was checked.
+ * @throws {IntegrityError} If the index is of another blob than the target.
+ * @throws {FormatError} If something is missing, or contradicts itself.
+ */
+export async function openTurboLayer(
+  members: ReadonlyMap<string, Uint8Array>,
+  target: Target,
+  services: LayerServices,
+): Promise<OpenedTurboLayer> {
+  const fsMeta = members.get(META_MEMBER.ext4) ??
+    members.get(META_MEMBER.erofs);
+  if (!fsMeta) {
+    throw new FormatError(
+      "meta blob",
+      META_MEMBER.ext4,
+      `is missing (members: ${[...members.keys()].join(", ") || "none"})`,
+    );
+  }
+  const layer = await openLayer(new MemorySource(fsMeta), "warp");
+  try {
+    const opened = await openTarget(members, target, services);
+    return {
+      table: layer.table,
+      data: layer.data,
+      virtualSize: layer.virtualSize,
+      ...opened,
+    };
+  } catch (error) {
+    await layer.data[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+type OpenedTarget =
+  & Pick<
+    OpenedTurboLayer,
+    "integrity" | "compression" | "targetSize" | "index"
+  >
+  & { target: ByteSource };
+
+async function openTarget(
+  members: ReadonlyMap<string, Uint8Array>,
+  target: Target,
+  services: LayerServices,
+): Promise<OpenedTarget> {
+  const spans = members.get(META_MEMBER.spans);
+  const index = spans && decodeSpans(spans);
+  if (index && index.blobDigest !== target.digest) {
+    throw new IntegrityError(
+      `Layer that "${META_MEMBER.spans}" belongs to`,
+      target.digest,
+      index.blobDigest,
+    );
+  }
+  const blob = await target.open(index?.blobSize);
+  try {
+    if (index && blob.size !== index.blobSize) {
+      throw new IntegrityError(
+        `Size of layer "${target.digest}"`,
+        String(index.blobSize),
+        String(blob.size),
+      );
+    }
+    const gzipMeta = members.get(META_MEMBER.gzipMeta);
+    const cached = new CachedSource(blob, {
+      key: target.digest,
+      store: services.blobStore,
+      blockSize: services.blobBlockSize,
+    });
+    const opened = index
+      ? openChecked(index, gzipMeta, cached, target, services)
+      : openForeign(gzipMeta, cached, target, services);
+    return { ...opened, targetSize: blob.size, index };
+  } catch (error) {
+    await blob[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+function openChecked(
+  index: SpanIndex,
+  gzipMeta: Uint8Array | undefined,
+  blob: ByteSource,
+  target: Target,
+  services: LayerServices,
+): Pick<OpenedTarget, "target" | "integrity" | "compression"> {
+  const { compression } = index;
+  const options = {
+    digest: target.digest,
+    spans: new SpanTable(index.spanOffset, index.tarSize, index.spanDigest),
+    cache: services.spanCache,
+    logger: services.logger,
+  };
+  switch (compression) {
+    case "none":
+      return {
+        target: new VerifiedSource(blob, options),
+        integrity: "spans",
+        compression,
+      };
+    case "gzip":
+      return {
+        target: new GunzipSource(blob, {
+          ...options,
+          checkpoints: checkpointTable(checkpointsOf(
+            index,
+            gzipMeta && readGzipMeta(gzipMeta, index.blobSize),
+          )),
+          inflater: services.inflater,
+        }),
+        integrity: "spans",
+        compression,
+      };
+    case "zstd":
+      throw new UnsupportedError(
+        "zstd layer",
+        `Layer "${target.digest}" is zstd-compressed, which this release cannot serve`,
+      );
+  }
+}
+
+/** A layer of another tool: there is nothing to check its bytes against. */
+function openForeign(
+  gzipMeta: Uint8Array | undefined,
+  blob: ByteSource,
+  target: Target,
+  services: LayerServices,
+): Pick<OpenedTarget, "target" | "integrity" | "compression"> {
+  const isGzip = /[.+]gzip$/.test(target.mediaType);
+  if (!gzipMeta) {
+    if (isGzip) {
+      throw new FormatError(
+        "meta blob",
+        META_MEMBER.gzipMeta,
+        "is missing, and the target is gzip",
+      );
+    }
+    if (!/(^|[.+])tar$/.test(target.mediaType) && target.mediaType !== "") {
+      throw new UnsupportedError(
+        target.mediaType,
+        `Layer "${target.digest}" has the target type "${target.mediaType}" and no index of it`,
+      );
+    }
+    return { target: blob, integrity: "none", compression: "none" };
+  }
+  const meta = readGzipMeta(gzipMeta, blob.size);
+  return {
+    target: new GunzipSource(blob, {
+      digest: target.digest,
+      spans: new SpanTable(
+        meta.checkpoints.uncompressedOffset,
+        meta.uncompressedSize,
+        undefined,
+      ),
+      checkpoints: checkpointTable(meta.checkpoints),
+      cache: services.spanCache,
+      inflater: services.inflater,
+      logger: services.logger,
+    }),
+    integrity: "none",
+    compression: "gzip",
+  };
+}
+
+function checkpointTable(tables: LayerCheckpoints): CheckpointTable {
+  return {
+    count: tables.count,
+    compressedOffset: (i) => tables.compressedOffset[i]!,
+    bits: (i) => tables.bits[i]!,
+    window: (i) => tables.window[i]!,
+  };
+}
