@@ -197,6 +197,32 @@ Deno.test("CacheStore: reads are right while entries are evicted under them", ()
     assert.ok(store.stats.evictions > 100);
   }));
 
+Deno.test("CacheStore: a read that is overtaken by an eviction is a miss, not another entry's bytes", () =>
+  inTempDir(async (dir) => {
+    let open = () => {};
+    const gate = new Promise<void>((resolve) => open = resolve);
+    await using store = await openStore(dir, {
+      wrapFile: (file) =>
+        forward(file, {
+          preadNow: () => false,
+          pread: async (dst, offset) => {
+            await gate;
+            await file.pread(dst, offset);
+          },
+        }),
+    });
+    const entry = store.put("a", seededBytes(1000, 1))!;
+    await store.settled();
+    const dst = new Uint8Array(1000);
+    const reading = store.pread(entry, dst, 0);
+    store.drop(entry);
+    store.put("b", seededBytes(1000, 2)); // takes the slot
+    await store.settled();
+    open();
+    assert.equal(await reading, false);
+    assert.deepEqual(dst, seededBytes(1000, 2), "the test missed its race");
+  }));
+
 Deno.test("CacheStore: damaged, swapped and truncated entries are dropped, the others stay", () =>
   inTempDir(async (dir) => {
     const items = Array.from({ length: 8 }, (_, i) => seededBytes(65536, i));

@@ -239,6 +239,26 @@ Deno.test("CachedSource: a cancelled read stops its fetch, unless another waits"
   const dst = new Uint8Array(1);
   await source.pread(dst, 0);
   assert.equal(dst[0], inner.content[0]);
+
+  // Another block of the same fetch is still wanted: it goes on.
+  const { open, wait } = gate();
+  inner.gate = wait;
+  const c = new AbortController();
+  const left = source.pread(dst, 4 * BLOCK, { signal: c.signal });
+  const right = source.pread(dst, 5 * BLOCK + 9);
+  left.catch(() => {});
+  await turn();
+  c.abort();
+  await assert.rejects(left, CancelledError);
+  open();
+  await right;
+  assert.equal(dst[0], inner.content[5 * BLOCK + 9]);
+  assert.equal(inner.cancelled, 1);
+  assert.deepEqual(inner.reads.at(-1), {
+    offset: 4 * BLOCK,
+    length: 2 * BLOCK,
+    priority: "demand",
+  });
 });
 
 Deno.test("CachedSource: a failed fetch fails its readers and is not remembered", () =>
@@ -282,21 +302,22 @@ Deno.test("CachedSource: blocks of another size or blob are not mixed up", () =>
   withStore(async (store) => {
     const one = new TestSource(seededBytes(10 * BLOCK, 1));
     const two = new TestSource(seededBytes(10 * BLOCK, 2));
+    const short = one.content.subarray(0, 9 * BLOCK + 7);
     const sources = [
-      new CachedSource(one, { key: "a", store, blockSize: BLOCK }),
-      new CachedSource(one, { key: "a", store, blockSize: 2 * BLOCK }),
-      new CachedSource(two, { key: "b", store, blockSize: BLOCK }),
       // The same name for a shorter blob: its last block has another length.
-      new CachedSource(new TestSource(one.content.subarray(0, 9 * BLOCK + 7)), {
+      new CachedSource(new TestSource(short), {
         key: "a",
         store,
         blockSize: BLOCK,
       }),
+      new CachedSource(one, { key: "a", store, blockSize: BLOCK }),
+      new CachedSource(one, { key: "a", store, blockSize: 2 * BLOCK }),
+      new CachedSource(two, { key: "b", store, blockSize: BLOCK }),
     ];
     for (const [i, source] of sources.entries()) {
       const dst = new Uint8Array(source.size);
       await source.pread(dst, 0);
-      const want = (i === 2 ? two : one).content.subarray(0, source.size);
+      const want = (i === 3 ? two : one).content.subarray(0, source.size);
       assert.deepEqual(dst, want, `source ${i}`);
     }
     for (const source of sources) await source[Symbol.asyncDispose]();

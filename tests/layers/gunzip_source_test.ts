@@ -378,6 +378,39 @@ Deno.test("GunzipSource: a demand read hurries the prefetch that it joins", asyn
   );
 });
 
+Deno.test("GunzipSource: hurrying a span hurries the blocks that it waits for", async () => {
+  const blob = new TestSource(BIG.blob);
+  const cached = new CachedSource(blob, {
+    key: "x",
+    blockSize: 4 * KIB,
+    maxFetchBytes: 4 * KIB,
+  });
+  const source = new GunzipSource(cached, {
+    digest: BIG.digest,
+    spans: BIG.spans,
+    checkpoints: BIG.checkpoints,
+    inflater: new TestInflater(),
+    cache: new SpanCache(),
+  });
+  await using _ = source;
+  let open = () => {};
+  blob.gate = new Promise<void>((resolve) => open = resolve);
+  const read = (span: number, priority: "demand" | "prefetch") =>
+    source.pread(new Uint8Array(1), span * SPAN, { priority });
+  const all = [read(0, "prefetch"), read(3, "prefetch")];
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  all.push(read(3, "demand"));
+  open();
+  await Promise.all(all);
+  // Eight blocks of span 0 were on their way; then those of span 3 came.
+  const first = blob.reads.findIndex((r) => r.priority === "demand");
+  assert.equal(first, 8);
+  assert.ok(
+    blob.reads[8]!.offset >=
+      BIG.checkpoints.compressedOffset(3) - 4 * KIB,
+  );
+});
+
 Deno.test("GunzipSource: a slow store does not slow reads", async () => {
   await using store = await CacheStore.temporary({
     directory: Deno.env.get("TMPDIR") ?? "/tmp",
