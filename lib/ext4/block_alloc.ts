@@ -58,6 +58,8 @@ export class DeviceFullError extends LimitError {
 }
 
 const WRITTEN_GROUP = 8 * BLOCK_SIZE;
+/** Free blocks that a search for unmapped ones looks at together. */
+const SEARCH_BLOCKS = 256;
 
 /** Hands out blocks by the rule above. */
 export class BlockAllocator {
@@ -70,7 +72,7 @@ export class BlockAllocator {
   #highest: number;
   /** Rule 1 goes on here. */
   #above: number;
-  /** Rules 2 and 3 find nothing below. */
+  /** Rules 2 and 3 find nothing below; what is given back lowers these. */
   #unmappedHint = 0;
   #freeHint = 0;
   /** What this layer took, in order. */
@@ -142,8 +144,6 @@ export class BlockAllocator {
     for (const block of emitted) this.#markWritten(block, block + 1);
     this.#taken = [];
     this.#above = this.#highest;
-    this.#unmappedHint = 0;
-    this.#freeHint = 0;
   }
 
   #markWritten(from: number, to: number): void {
@@ -169,29 +169,38 @@ export class BlockAllocator {
   }
 
   #findUnmapped(most: number): BlockRun | undefined {
+    const least = Math.max(most, SEARCH_BLOCKS);
     let block = this.#unmappedHint;
-    const next = this.#mapped.nextUnmapped;
     while (block < this.#blocksCount) {
-      if (next) {
-        const offset = next.call(this.#mapped, block * BLOCK_SIZE);
-        block = Math.max(block, Math.ceil(offset / BLOCK_SIZE));
-        if (block >= this.#blocksCount) break;
-      }
-      const first = this.#groups.findFree(block, this.#blocksCount, 1);
-      if (first === undefined) break;
-      const { start } = first;
-      if (!this.isMapped(start)) {
-        const run = this.#groups.findFree(start, this.#blocksCount, most);
-        const limit = start + (run?.count ?? 1);
+      const free = this.#groups.findFree(block, this.#blocksCount, least);
+      if (free === undefined) break;
+      const limit = free.start + free.count;
+      const start = this.#skipMapped(free.start, limit);
+      if (start < limit) {
+        const stop = Math.min(limit, start + most);
         let end = start + 1;
-        while (end < limit && !this.isMapped(end)) end++;
+        while (end < stop && !this.isMapped(end)) end++;
         this.#unmappedHint = end;
         return { start, count: end - start };
       }
-      block = start + 1;
+      block = start;
     }
     this.#unmappedHint = this.#blocksCount;
     return undefined;
+  }
+
+  /** First block from `from` on that no layer maps, or some block at or behind `limit`. */
+  #skipMapped(from: number, limit: number): number {
+    let block = from;
+    while (block < limit && this.isMapped(block)) {
+      block++;
+      // The block of the next unmapped byte may be mapped in part: it is asked again.
+      const next = this.#mapped.nextUnmapped?.(block * BLOCK_SIZE);
+      if (next !== undefined) {
+        block = Math.max(block, Math.floor(next / BLOCK_SIZE));
+      }
+    }
+    return block;
   }
 
   #findFree(most: number): BlockRun | undefined {

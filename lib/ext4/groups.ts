@@ -40,6 +40,8 @@ export class Groups {
   readonly #metadataCsum: boolean;
   /** Whether bg_flags and bg_itable_unused mean anything. */
   readonly #hasUnused: boolean;
+  /** The last bitmap that was made up; a search asks for the same one again and again. Never written to. */
+  #initial: { group: number; bits: Uint8Array } | undefined;
   #freeBlocks = 0;
   #freeInodes = 0;
   /** No group below has a never-used inode. */
@@ -315,6 +317,7 @@ export class Groups {
    * and what lies behind the device's end. Kernel: `ext4_init_block_bitmap()`.
    */
   #initialBlockBits(group: number): Uint8Array {
+    if (this.#initial?.group === group) return this.#initial.bits;
     const sb = this.#sb;
     const bits = new Uint8Array(BLOCK_SIZE);
     const first = group * sb.blocksPerGroup;
@@ -337,6 +340,7 @@ export class Groups {
       mark(d.inodeTable, tableBlocks);
     }
     setBits(bits, this.blocksIn(group), 8 * BLOCK_SIZE);
+    this.#initial = { group, bits };
     return bits;
   }
 
