@@ -123,12 +123,13 @@ export function zstdCompress(
     pledgedSrcSize: src.length,
     // Output that needs a second buffer makes the runtime (Deno 2.9.6) append an empty frame.
     chunkSize: src.length + Math.floor(src.length / 128) + 1024,
-  } as zlib.ZstdOptions) as Uint8Array<ArrayBuffer>;
+  } as zlib.ZstdOptions);
   invariant(
     readZstdFrame(bytes).frameSize === bytes.length,
     "the runtime's zstd gave more than one frame",
   );
-  return bytes;
+  // A copy: a Buffer's `slice` would share memory, and it sits in a bigger one.
+  return new Uint8Array(bytes);
 }
 
 /**
@@ -156,6 +157,11 @@ export function zstdDecompress(src: Uint8Array, dst: Uint8Array): number {
       `zstd frame needs a window of ${frame.windowSize} bytes, at most ${WINDOW_SIZE_MAX} are supported`,
     );
   }
+  if (
+    frame.contentSize !== undefined && decodeFast(src, dst, frame.contentSize)
+  ) {
+    return frame.contentSize;
+  }
   let bytes: Uint8Array;
   try {
     bytes = zlib.zstdDecompressSync(src, {
@@ -179,6 +185,81 @@ export function zstdDecompress(src: Uint8Array, dst: Uint8Array): number {
   }
   dst.set(bytes);
   return bytes.length;
+}
+
+interface ZstdHandle {
+  writeSync(
+    flush: number,
+    input: Uint8Array,
+    inputAt: number,
+    inputSize: number,
+    output: Uint8Array,
+    outputAt: number,
+    outputSize: number,
+  ): void;
+  reset(): void;
+}
+
+/** One native decoder for each thread, reset between frames: 4× faster for 4 KiB blocks. */
+class FastZstd {
+  readonly #handle: ZstdHandle;
+  readonly #state: Uint32Array;
+
+  constructor() {
+    const stream = zlib.createZstdDecompress();
+    // An error closes the handle later and is reported here; decode() sees it at once.
+    stream.on("error", () => {});
+    const internals = stream as unknown as {
+      _handle: ZstdHandle;
+      _writeState: Uint32Array;
+    };
+    this.#handle = internals._handle;
+    this.#state = internals._writeState;
+  }
+
+  /** Whether `src` was used up and gave exactly `size` bytes. */
+  decode(src: Uint8Array, dst: Uint8Array, size: number): boolean {
+    this.#handle.reset();
+    this.#state.fill(0xffffffff);
+    const flush = zlib.constants.ZSTD_e_end;
+    this.#handle.writeSync(flush, src, 0, src.length, dst, 0, dst.length);
+    return this.#state[0] === dst.length - size && this.#state[1] === 0;
+  }
+}
+
+let fast: FastZstd | undefined;
+let fastWorks: boolean | undefined;
+
+/** False where the runtime's internals are not as expected, or the frame is odd in any way. */
+function decodeFast(src: Uint8Array, dst: Uint8Array, size: number): boolean {
+  fastWorks ??= testFast();
+  if (!fastWorks || size === 0) return false;
+  try {
+    fast ??= new FastZstd();
+    if (fast.decode(src, dst, size)) return true;
+  } catch {
+    // The public way below says what is wrong.
+  }
+  fast = undefined;
+  return false;
+}
+
+function testFast(): boolean {
+  try {
+    const content = new Uint8Array(1000).map((_, i) => i * i);
+    const packed = zstdCompress(content);
+    const decoder = new FastZstd();
+    const got = new Uint8Array(1100);
+    for (let round = 0; round < 2; round++) {
+      got.fill(0);
+      if (!decoder.decode(packed, got, 1000)) return false;
+      if (content.some((byte, i) => byte !== got[i])) return false;
+    }
+    // It must not take a cut frame for a whole one.
+    return !decoder.decode(packed.subarray(0, packed.length - 4), got, 1000);
+  } catch {
+    return false;
+  }
 }
 
 function truncated(): FormatError {
