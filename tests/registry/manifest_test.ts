@@ -1,6 +1,9 @@
 import { deepEqual, equal, throws } from "node:assert/strict";
 import {
+  checkDigest,
   type Descriptor,
+  DigestVerifier,
+  EMPTY_DIGEST,
   formatPlatform,
   hostPlatform,
   type ImageIndex,
@@ -234,5 +237,20 @@ Deno.test("parsePlatform() and hostPlatform()", () => {
   equal(matchPlatform(hostPlatform(), hostPlatform()) !== undefined, true);
   for (const bad of ["linux", "a/b/c/d", "/x", "linux/", "li nux/amd64"]) {
     throws(() => parsePlatform(bad), { name: "UsageError" }, bad);
+  }
+});
+
+Deno.test("DigestVerifier stops at the first byte too many; checkDigest()", () => {
+  const verifier = new DigestVerifier("x", EMPTY_DIGEST, 3);
+  verifier.update(new Uint8Array(3));
+  throws(() => verifier.update(new Uint8Array(1)), { name: "IntegrityError" });
+  throws(() => new DigestVerifier("x", EMPTY_DIGEST, 1).finish(), {
+    name: "IntegrityError",
+    message: "Size of x is 0 bytes, expected 1 bytes",
+  });
+  new DigestVerifier("x", EMPTY_DIGEST, 0).finish();
+  equal(checkDigest(EMPTY_DIGEST), EMPTY_DIGEST);
+  for (const bad of ["", "sha256:", EMPTY_DIGEST + "0", ` ${EMPTY_DIGEST}`]) {
+    throws(() => checkDigest(bad), { name: "UsageError" });
   }
 });

@@ -150,6 +150,8 @@ Deno.test("blob source: never wrong bytes", async () => {
     name: "RegistryError",
     message: /Content-Range "bytes 1512-5607\/1000000" for bytes=1000-5095/,
   });
+  s.server.faults.add({ fault: { kind: "shift-range", by: -512 } });
+  await rejects(readBytes(source, 1000, 4096), { name: "RegistryError" });
   s.server.faults.add({ fault: { kind: "status", status: 206, body: "abc" } });
   await rejects(readBytes(source, 0, 3), { message: /Content-Range ""/ });
   s.server.faults.add({ fault: { kind: "status", status: 200, body: "abc" } });

@@ -1,5 +1,12 @@
 import { deepEqual, equal, ok, rejects } from "node:assert/strict";
-import { RegistryClient, RegistryError } from "../../lib/registry/mod.ts";
+import { Authenticator } from "../../lib/registry/auth.ts";
+import {
+  noCredentials,
+  RegistryClient,
+  RegistryError,
+} from "../../lib/registry/mod.ts";
+import { Session } from "../../lib/registry/session.ts";
+import { type Exchange, Transport } from "../../lib/registry/transport.ts";
 import { isTemporaryStatus, redactText } from "../../lib/registry/errors.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
 import { requires } from "../testutil/requires.ts";
@@ -95,6 +102,30 @@ Deno.test("retries: a refused connection is tried again and named", async () => 
   equal(clock.pauses.length, 2);
 });
 
+Deno.test("requests ask for the stored bytes and say who they are", async () => {
+  const seen: Headers[] = [];
+  const server = Deno.serve({
+    hostname: "127.0.0.1",
+    port: 0,
+    onListen() {},
+  }, (request) => {
+    seen.push(request.headers);
+    return new Response(null, { status: 404 });
+  });
+  try {
+    await using client = new RegistryClient({
+      userAgent: "obd/test",
+      credentials: onlyCredentials(),
+    });
+    const { port } = server.addr as Deno.NetAddr;
+    await client.open(`127.0.0.1:${port}`, "a").hasBlob(DIGEST);
+    equal(seen[0]!.get("accept-encoding"), "identity");
+    equal(seen[0]!.get("user-agent"), "obd/test");
+  } finally {
+    await server.shutdown();
+  }
+});
+
 Deno.test("redirects: at most ten, none from here to plain HTTP or without a target", async () => {
   await using s = await setup();
   const to = (location: string | undefined) => {
@@ -121,6 +152,108 @@ Deno.test("redirects: at most ten, none from here to plain HTTP or without a tar
   ) {
     await to(location);
     equal(s.server.requests.length, 1);
+  }
+});
+
+Deno.test("redirects: none from TLS to plain HTTP, none into inner networks", async () => {
+  await using transport = new Transport({ certsDirectories: [] });
+  const hop = async (registry: string, from: string, location: string) => {
+    const auth = new Authenticator(transport, registry, noCredentials);
+    const session = new Session(transport, auth, registry, "app");
+    const answer = {
+      method: "GET",
+      url: new URL(from),
+      status: 307,
+    } as Exchange;
+    try {
+      return (await session.checkHop(answer, location)).href;
+    } catch (error) {
+      ok(error instanceof RegistryError && !error.temporary);
+      return error.message.replace(/^.*answered with /, "");
+    }
+  };
+  const cases: [
+    registry: string,
+    from: string,
+    location: string,
+    want: string,
+  ][] = [
+    ["8.8.8.8", "https://8.8.8.8/v2/", "/x?y=1#z", "https://8.8.8.8/x?y=1"],
+    [
+      "8.8.8.8",
+      "https://8.8.8.8/v2/",
+      "https://u:p@cdn.example/x",
+      "https://cdn.example/x",
+    ],
+    [
+      "8.8.8.8",
+      "https://8.8.8.8/v2/",
+      "//cdn.example/x",
+      "https://cdn.example/x",
+    ],
+    [
+      "8.8.8.8",
+      "https://8.8.8.8/v2/",
+      "http://cdn.example/x",
+      "a redirect from TLS to plain HTTP",
+    ],
+    [
+      "8.8.8.8",
+      "https://8.8.8.8/v2/",
+      "http://8.8.8.8/x",
+      "a redirect from TLS to plain HTTP",
+    ],
+    [
+      "8.8.8.8",
+      "https://8.8.8.8/v2/",
+      "https://169.254.169.254/x",
+      'a redirect to the inner address "169.254.169.254"',
+    ],
+    [
+      "8.8.8.8",
+      "https://cdn.example/v2/",
+      "https://10.0.0.1/x",
+      'a redirect to the inner address "10.0.0.1"',
+    ],
+    [
+      "8.8.8.8",
+      "https://8.8.8.8/v2/",
+      "https://0x7f.1/x",
+      'a redirect to the inner address "127.0.0.1"',
+    ],
+    [
+      "8.8.8.8",
+      "https://8.8.8.8/v2/",
+      "https://localhost/x",
+      'a redirect to the inner address "localhost"',
+    ],
+    [
+      "8.8.8.8",
+      "https://8.8.8.8/v2/",
+      "https://[::ffff:10.0.0.1]/x",
+      'a redirect to the inner address "[::ffff:a00:1]"',
+    ],
+    [
+      "10.0.0.9",
+      "https://10.0.0.9/v2/",
+      "https://10.0.0.1/x",
+      "https://10.0.0.1/x",
+    ],
+    [
+      "10.0.0.9",
+      "https://10.0.0.9/v2/",
+      "https://127.0.0.1/x",
+      'a redirect to the inner address "127.0.0.1"',
+    ],
+    [
+      "localhost:5000",
+      "http://localhost:5000/v2/",
+      "http://127.0.0.1:9000/x",
+      "http://127.0.0.1:9000/x",
+    ],
+  ];
+  for (const [registry, from, location, want] of cases) {
+    equal(await hop(registry, from, location), want, location);
   }
 });
 
