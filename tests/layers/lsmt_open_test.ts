@@ -130,6 +130,14 @@ const refused: [string, RawLsmt, "native" | "warp", RegExp][] = [
     /data area/,
   ],
   [
+    "data that begins in the header",
+    {
+      entries: [{ offset: 0, length: 2, moffset: 7 }],
+    },
+    "native",
+    /data area/,
+  ],
+  [
     "data across the end",
     {
       entries: [{ offset: 0, length: 2, moffset: LIMIT - 1 }],

@@ -142,12 +142,32 @@ Deno.test("LsmtSource rejects only when no inner read is under way", async () =>
   const layer = { table: columns.finish(), data };
   await using stack = new LsmtSource([layer], 64 * 512);
   data.failAt = 58 * 512; // the second piece
+  data.slowness = 500;
   await assert.rejects(
     stack.pread(new Uint8Array(64 * 512), 0),
     /injected/,
   );
   assert.equal(data.active, 0);
   assert.ok(data.peak > 10, `${data.peak} reads at once`);
+});
+
+Deno.test("LsmtSource waits for its reads when an inner one throws at once", async () => {
+  const data = new WaitingSource(new Uint8Array(64 * 512).fill(1));
+  data.slowness = 500;
+  const columns = new SegmentColumns(0);
+  columns.push(0, 1, 3, KIND.data, 0);
+  columns.push(1, 1, 0, KIND.target, 0);
+  const target: ByteSource = {
+    size: 512,
+    pread() {
+      throw new Error("thrown, not rejected");
+    },
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  };
+  const layer = { table: columns.finish(), data, target };
+  await using stack = new LsmtSource([layer], 1024);
+  await assert.rejects(stack.pread(new Uint8Array(1024), 0), /thrown/);
+  assert.equal(data.active, 0);
 });
 
 Deno.test("LsmtSource bounds the reads of one request", async () => {

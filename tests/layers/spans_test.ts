@@ -284,6 +284,17 @@ Deno.test("decodeSpans() refuses unknown versions and flags by name", () => {
   }
 });
 
+Deno.test("decodeSpans() refuses bytes that nothing refers to", () => {
+  const good = encodeSpans(compressed(4, 3, "gzip"));
+  const grown = new Uint8Array(good.length + 5);
+  grown.set(good.subarray(0, good.length - 32));
+  const v = new DataView(grown.buffer);
+  v.setUint32(SP.fileSize, grown.length, true);
+  assert.throws(() => decodeSpans(seal(grown)), /do not fill the file/);
+  v.setUint32(SP.windowsSize, v.getUint32(SP.windowsSize, true) + 5, true);
+  assert.throws(() => decodeSpans(seal(grown)), /windows/);
+});
+
 Deno.test("decodeSpans() finds every flipped bit", () => {
   const good = encodeSpans(compressed(4, 3, "gzip"));
   for (let bit = 0; bit < good.length * 8; bit++) {

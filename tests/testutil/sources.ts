@@ -11,6 +11,8 @@ export class WaitingSource implements ByteSource {
   disposed = 0;
   /** A read that touches this byte fails. */
   failAt = -1;
+  /** Microtasks that good reads take on top; failures come at once. */
+  slowness = 0;
   readonly #bytes: Uint8Array;
 
   constructor(bytes: Uint8Array) {
@@ -23,11 +25,11 @@ export class WaitingSource implements ByteSource {
     this.reads.push({ offset, length: dst.length });
     this.active++;
     this.peak = Math.max(this.peak, this.active);
-    for (let i = offset % 5; i >= 0; i--) await Promise.resolve();
+    const fails = this.failAt >= offset && this.failAt < offset + dst.length;
+    const ticks = fails ? 0 : offset % 5 + this.slowness;
+    for (let i = ticks; i >= 0; i--) await Promise.resolve();
     this.active--;
-    if (this.failAt >= offset && this.failAt < offset + dst.length) {
-      throw new Error("injected");
-    }
+    if (fails) throw new Error("injected");
     dst.set(this.#bytes.subarray(offset, offset + dst.length));
   }
 

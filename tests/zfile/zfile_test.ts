@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { isZFile, openZFile, ZFileWriter } from "../../lib/zfile/mod.ts";
 import {
   type ByteSource,
+  concatBytes,
   FormatError,
   IntegrityError,
   MemorySink,
@@ -187,6 +188,39 @@ Deno.test("ZFileSource keeps no block that did not check out", async () => {
   assert.equal(one[0], content[5000]);
 });
 
+Deno.test("ZFileSource keeps no half-decoded block", async () => {
+  // By hand, without digests: block 0 is good, block 1 decodes short.
+  const lz4 = (byte: number, size: number) =>
+    Uint8Array.of(0x1f, byte, 1, 0, ...lengthBytes(size - 6 - 19), 0x50)
+      .slice() as Uint8Array;
+  const lengthBytes = (
+    n: number,
+  ) => [...Array(Math.floor(n / 255)).fill(255), n % 255];
+  const block = (byte: number, size: number) =>
+    concatBytes([lz4(byte, size), new Uint8Array(5).fill(byte)]);
+  const blocks = [block(1, 4096), block(2, 100)];
+  const header = new Uint8Array(512);
+  header.set((await pack(new Uint8Array(1))).subarray(0, 24));
+  const view = new DataView(header.buffer);
+  const stored = concatBytes(blocks);
+  const table = Uint32Array.from(blocks, (b) => b.length);
+  view.setUint32(24, 96, true);
+  view.setUint32(32, 0x0b, true);
+  view.setUint32(40, 512 + stored.length, true);
+  view.setUint32(48, 2, true);
+  view.setUint32(56, 8192, true);
+  view.setUint32(72, 4096, true);
+  header[76] = 1;
+  const file = concatBytes([header, stored, new Uint8Array(table.buffer)]);
+  await using source = await openZFile(new MemorySource(file));
+  const one = new Uint8Array(1);
+  await source.pread(one, 50);
+  assert.equal(one[0], 1);
+  await assert.rejects(source.pread(one, 4096 + 50), /block 1/);
+  await source.pread(one, 50);
+  assert.equal(one[0], 1);
+});
+
 Deno.test("ZFileSource names the block whose CRC is wrong", async () => {
   const content = sample(7, 100_000);
   const packed = await pack(content);
@@ -208,6 +242,7 @@ Deno.test("ZFileSource rejects only when no inner read is under way", async () =
   const inner = new WaitingSource(await pack(sample(8, 5 << 20)));
   await using file = await openZFile(inner);
   inner.failAt = 600_000;
+  inner.slowness = 500;
   await assert.rejects(file.pread(new Uint8Array(5 << 20), 0), /injected/);
   assert.equal(inner.active, 0);
   await assert.rejects(
