@@ -126,7 +126,11 @@ export class BlockAllocator {
   release(start: number, count: number): void {
     this.#groups.releaseBlocks(start, count);
     this.#freeHint = Math.min(this.#freeHint, start);
-    this.#unmappedHint = Math.min(this.#unmappedHint, start);
+    if (start >= this.#unmappedHint) return;
+    const unmapped = this.#skipMapped(start, start + count);
+    if (unmapped < start + count) {
+      this.#unmappedHint = Math.min(this.#unmappedHint, unmapped);
+    }
   }
 
   /**

@@ -7,6 +7,7 @@ import {
   type Emission,
   Ext4Model,
   Ext4Reader,
+  type MappedRanges,
   SpaceCounter,
   virtualSizeFor,
 } from "../../lib/ext4/mod.ts";
@@ -36,11 +37,12 @@ class MemoryDisk {
     }
   }
 
-  load(): Promise<Ext4Model> {
+  load(more: Partial<MappedRanges> = {}): Promise<Ext4Model> {
     const { mapped } = this;
     return Ext4Model.load(new MemorySource(this.bytes), {
       highestMapped: () => (Math.max(...mapped) + 1) * BLOCK_SIZE,
       isMapped: (offset) => mapped.has(Math.floor(offset / BLOCK_SIZE)),
+      ...more,
     });
   }
 }
@@ -214,6 +216,41 @@ Deno.test("blocks freed within their own layer are not mapped by it", async () =
   const first = computeGeometry(64 * MIB).dataStart + 1;
   assert.equal(extents[0]!.physicalBlock, first);
   assert.deepEqual(place(loaded), extents);
+});
+
+Deno.test("a full device gives its unmapped blocks first, however they are asked for", async () => {
+  const disk = new MemoryDisk(16 * MIB);
+  const model = Ext4Model.create({ virtualSize: 16 * MIB });
+  disk.apply(model.emit());
+  const { dataStart, blocksCount } = computeGeometry(16 * MIB);
+  for (let block = dataStart; block < blocksCount; block++) {
+    if (block % 7 < 4 || block > 3000) disk.mapped.add(block);
+  }
+  const nextUnmapped = (offset: number) => {
+    let block = Math.floor(offset / BLOCK_SIZE);
+    while (disk.mapped.has(block)) block++;
+    return Math.max(offset, block * BLOCK_SIZE);
+  };
+  const place = async (more: { nextUnmapped?: typeof nextUnmapped }) => {
+    const model = await disk.load(more);
+    const blocks: number[] = [];
+    for (let i = 0; i < 70; i++) {
+      const body = { size: (1 + i) * BLOCK_SIZE };
+      const made = model.createFile(model.root, `f${i}`, attrs(0o644), body);
+      for (const { physicalBlock, count } of made.extents) {
+        for (let i = 0; i < count; i++) blocks.push(physicalBlock + i);
+      }
+    }
+    return blocks;
+  };
+  const blocks = await place({});
+  assert.deepEqual(await place({ nextUnmapped }), blocks);
+  const unmapped = blocks.findIndex((block) => disk.mapped.has(block));
+  assert.ok(unmapped > 1000);
+  for (const part of [blocks.slice(0, unmapped), blocks.slice(unmapped)]) {
+    assert.deepEqual(part, part.toSorted((a, b) => a - b));
+  }
+  assert.ok(blocks.slice(unmapped).every((block) => disk.mapped.has(block)));
 });
 
 Deno.test("metadata above all bodies moves the next layer's bodies above it", () => {

@@ -61,6 +61,24 @@ export class Disk implements AsyncDisposable {
     }
   }
 
+  /** Writes what another device holds. */
+  async copy(device: ByteSource): Promise<void> {
+    const buffer = new Uint8Array(1 << 20);
+    const whole = [{ offset: 0, length: device.size, kind: "data" }];
+    for (const run of device.extents?.(0, device.size) ?? whole) {
+      if (run.kind !== "data") continue;
+      for (let at = 0; at < run.length; at += buffer.length) {
+        const part = buffer.subarray(
+          0,
+          Math.min(buffer.length, run.length - at),
+        );
+        await device.pread(part, run.offset + at);
+        if (isZero(part)) continue;
+        fs.writeSync(this.#fd, part, 0, part.length, run.offset + at);
+      }
+    }
+  }
+
   /** Writes a layer's metadata. */
   apply(emission: Emission): LayerBytes {
     const layer: LayerBytes = { blocks: new Map(), zeroed: "" };
