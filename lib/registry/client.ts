@@ -12,7 +12,11 @@ import { parseReference, type Reference } from "./reference.ts";
 import { RemoteRepository } from "./remote.ts";
 import type { Repository } from "./repository.ts";
 import { Session } from "./session.ts";
-import { Transport, type TransportOptions } from "./transport.ts";
+import {
+  type HostStatistics,
+  Transport,
+  type TransportOptions,
+} from "./transport.ts";
 
 /** How registries are reached. */
 export interface RegistryOptions extends TransportOptions {
@@ -60,6 +64,11 @@ export class RegistryClient implements AsyncDisposable {
       new Session(this.#transport, auth, registry, repository),
       onDispose,
     );
+  }
+
+  /** Counters of all hosts that were asked. */
+  get statistics(): HostStatistics[] {
+    return this.#transport.statistics;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

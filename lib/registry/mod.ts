@@ -26,6 +26,7 @@ export * from "./repository.ts";
 export { CERTS_DIRECTORIES } from "./tls.ts";
 export {
   DEFAULT_LIMITS,
+  type HostStatistics,
   type TransportLimits,
   type TransportOptions,
 } from "./transport.ts";

@@ -4,7 +4,7 @@
  * (§Referrers Tag Schema).
  */
 
-import { LimitError, NotFoundError, ObdError } from "../io/mod.ts";
+import { LimitError, NotFoundError, ObdError, utf8 } from "../io/mod.ts";
 import { sortedByDigest } from "./layout_reader.ts";
 import {
   type Descriptor,
@@ -17,7 +17,6 @@ import { MediaType } from "./media_types.ts";
 import type { RequestOptions, ResolvedManifest } from "./repository.ts";
 import type { Session } from "./session.ts";
 import type { Exchange } from "./transport.ts";
-import { jsonBytes } from "./upload.ts";
 
 const PAGES_MAX = 100;
 const UPDATE_ATTEMPTS_MAX = 8;
@@ -137,11 +136,11 @@ export async function addToFallback(
     const index = await readFallback(tags, subject, options);
     const entries = index?.manifests ?? [];
     if (entries.some((e) => e.digest === entry.digest)) return;
-    const bytes = jsonBytes({
+    const bytes = utf8(JSON.stringify({
       schemaVersion: 2,
       mediaType: MediaType.ociIndex,
       manifests: sortedByDigest([...entries, entry]),
-    });
+    }));
     await tags.put(
       fallbackTag(subject),
       bytes,

@@ -105,6 +105,17 @@ export interface Exchange {
   discard(): Promise<void>;
 }
 
+/** What went to and came from one host. Live: it goes on changing. */
+export interface HostStatistics {
+  /** `host[:port]`. */
+  host: string;
+  requests: number;
+  /** Bytes of bodies received. */
+  bytes: number;
+  /** Requests without an answer, and bodies that broke off. */
+  errors: number;
+}
+
 const DRAIN_SIZE_MAX = 64 * 1024;
 const USER_AGENT = "obd/0.1";
 
@@ -116,6 +127,7 @@ export class Transport implements AsyncDisposable {
   readonly #options: TransportOptions;
   readonly #engines = new Map<string, Promise<HttpEngine>>();
   readonly #permits = new Map<string, Semaphore>();
+  readonly #statistics = new Map<string, HostStatistics>();
   readonly #schemes = new Map<string, Promise<"http:" | "https:">>();
   readonly #open = new Set<() => Promise<void>>();
 
@@ -187,6 +199,20 @@ export class Transport implements AsyncDisposable {
     return semaphore;
   }
 
+  /** Counters of all hosts, in the order in which they were first asked. */
+  get statistics(): HostStatistics[] {
+    return [...this.#statistics.values()];
+  }
+
+  #statisticsOf(host: string): HostStatistics {
+    let one = this.#statistics.get(host);
+    if (!one) {
+      one = { host, requests: 0, bytes: 0, errors: 0 };
+      this.#statistics.set(host, one);
+    }
+    return one;
+  }
+
   /**
    * One request, one answer. Holds one of the host's permits until the body
    * has ended or was discarded.
@@ -204,7 +230,9 @@ export class Transport implements AsyncDisposable {
       return held.promise;
     }, request).catch(granted.reject);
     await granted.promise;
-    const guard = new Guard(request, this.limits, () => {
+    const statistics = this.#statisticsOf(request.url.host);
+    statistics.requests++;
+    const guard = new Guard(request, this.limits, statistics, () => {
       this.#open.delete(guard.cancel);
       held.resolve();
     });
@@ -236,6 +264,7 @@ export class Transport implements AsyncDisposable {
 class Guard {
   readonly #request: ExchangeRequest;
   readonly #limits: TransportLimits;
+  readonly #statistics: HostStatistics;
   readonly #control = new AbortController();
   readonly #onAbort: () => void;
   #release: (() => void) | undefined;
@@ -250,10 +279,12 @@ class Guard {
   constructor(
     request: ExchangeRequest,
     limits: TransportLimits,
+    statistics: HostStatistics,
     release: () => void,
   ) {
     this.#request = request;
     this.#limits = limits;
+    this.#statistics = statistics;
     this.#release = release;
     const { signal } = request;
     this.#onAbort = () => this.#control.abort(abortError(signal!));
@@ -285,6 +316,7 @@ class Guard {
         discard: () => this.#discard(),
       };
     } catch (error) {
+      this.#statistics.errors++;
       const typed = this.#typed(error);
       this.#finish();
       throw typed;
@@ -343,9 +375,11 @@ class Guard {
       const length = await this.#response!.read(dst);
       if (this.#control.signal.aborted) throw this.#control.signal.reason;
       this.#received += length;
+      this.#statistics.bytes += length;
       if (length === 0) this.#finish();
       return length;
     } catch (error) {
+      this.#statistics.errors++;
       const typed = this.#typed(error);
       await this.cancel();
       throw typed;

@@ -6,7 +6,7 @@
  * registry tells how far it got, and starts over where it does not.
  */
 
-import { IntegrityError, utf8 } from "../io/mod.ts";
+import { IntegrityError } from "../io/mod.ts";
 import { DigestVerifier } from "./digest.ts";
 import { RegistryError } from "./errors.ts";
 import type { RequestBody } from "./http.ts";
@@ -405,9 +405,4 @@ export function hasBlob(
     [200, 302, 303, 307, 404],
     (answer) => Promise.resolve(answer.status !== 404),
   );
-}
-
-/** @internal Bytes of a JSON document. */
-export function jsonBytes(value: unknown): Uint8Array<ArrayBuffer> {
-  return utf8(JSON.stringify(value));
 }
