@@ -102,7 +102,7 @@ async function writeSparse(
   offset: number,
 ): Promise<void> {
   let start = -1;
-  for (let at = 0; at <= bytes.length; at += HOLE) {
+  for (let at = 0; at < bytes.length + HOLE; at += HOLE) {
     const block = bytes.subarray(at, at + HOLE);
     const hole = at >= bytes.length || isZero(block);
     if (!hole && start < 0) start = at;

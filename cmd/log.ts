@@ -10,7 +10,7 @@ const KEPT_LINES = 500;
 
 /** Writes lines to stderr; keeps the last {@linkcode KEPT_LINES}. */
 export class StderrLogger implements Logger {
-  readonly #minimum: number;
+  #minimum: number;
   readonly #json: boolean;
   readonly #kept: string[] = [];
   /** Called before a line is written, so that a progress bar can step aside. */
@@ -19,6 +19,11 @@ export class StderrLogger implements Logger {
   constructor(options: { level: LogLevel; format: "text" | "json" }) {
     this.#minimum = ORDER.indexOf(options.level);
     this.#json = options.format === "json";
+  }
+
+  /** Lines below this level are kept, not written. */
+  setLevel(level: LogLevel): void {
+    this.#minimum = ORDER.indexOf(level);
   }
 
   /** The last lines, oldest first. */

@@ -9,6 +9,7 @@ import {
 import { CodecPool } from "../compress/mod.ts";
 import { CacheStore, SpanCache, type SpanInflater } from "../layers/mod.ts";
 import {
+  type HostStatistics,
   openRepository,
   type Reference,
   RegistryClient,
@@ -59,6 +60,8 @@ export interface ImageEnvironment extends AsyncDisposable {
   readonly spanCache: SpanCache;
   readonly blobStore: CacheStore | undefined;
   readonly blobBlockSize: number;
+  /** Requests to each registry host so far. */
+  hostStatistics(): HostStatistics[];
   /** A repository that shares connections and tokens with the others; the caller disposes of it. */
   openRepository(
     reference: Reference,
@@ -110,6 +113,7 @@ export async function openEnvironment(
     }),
     blobStore,
     blobBlockSize: options.blobCache?.refillSize ?? DEFAULT_REFILL_SIZE,
+    hostStatistics: () => client.statistics,
     openRepository: (reference, { create = false } = {}) =>
       openRepository(reference, { create, client }),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),

@@ -10,4 +10,5 @@ export * from "./log.ts";
 export * from "./progress.ts";
 export * from "./sink.ts";
 export * from "./source.ts";
+export * from "./unix_socket.ts";
 export * from "./worker.ts";

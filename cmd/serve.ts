@@ -1,0 +1,192 @@
+/** `obd serve --config FILE`: the long-running process. Signals and listeners are handled here only. */
+
+import {
+  bindUnixSocket,
+  type BoundSocket,
+  errorText,
+  ObdError,
+} from "../lib/io/mod.ts";
+import { createApi, createMetricsApi } from "./api.ts";
+import {
+  type ListenAddress,
+  loadConfig,
+  parseListen,
+  type ServeConfig,
+} from "./config.ts";
+import type { Context } from "./context.ts";
+import { notifyServiceManager } from "./notify.ts";
+import { ServeSession } from "./serve_session.ts";
+
+/** For requests in flight when the process is told to stop. */
+const STOP_DEADLINE_MS = 20_000;
+
+/** A listening API and how to be rid of it. */
+interface ApiListener {
+  address: string;
+  close(): Promise<void>;
+}
+
+export async function run(
+  context: Context,
+  _args: string[],
+  options: Record<string, unknown>,
+): Promise<void> {
+  const config = await loadConfig(options.config as string[]);
+  const addresses = checkAddresses(config);
+  for (const warning of config.warnings) context.log.warn(warning);
+  if (config.logLevel && !context.debug) context.log.setLevel(config.logLevel);
+  if (options.check) {
+    context.say(
+      `Configuration is valid: ${config.images.length} images, NBD at ${config.nbd.listen}, API at ${config.api.listen}`,
+    );
+    context.result({
+      valid: true,
+      files: config.files,
+      images: config.images,
+      warnings: config.warnings,
+    });
+    return;
+  }
+  await serve(context, config, addresses);
+}
+
+interface Addresses {
+  api: ListenAddress;
+  metrics: ListenAddress | undefined;
+}
+
+function checkAddresses(config: ServeConfig): Addresses {
+  parseListen(config.nbd.listen, "nbd.listen");
+  const { listen, metricsListen } = config.api;
+  return {
+    api: parseListen(listen, "api.listen"),
+    metrics: metricsListen === undefined
+      ? undefined
+      : parseListen(metricsListen, "api.metricsListen"),
+  };
+}
+
+async function serve(
+  context: Context,
+  config: ServeConfig,
+  addresses: Addresses,
+): Promise<void> {
+  const { log, signal } = context;
+  const session = await ServeSession.open({
+    config,
+    log,
+    recentLog: () => log.recent,
+    registry: context.registry,
+    // Opening is cut short by a signal; requests in flight are not.
+    signal,
+  });
+  const apis: ApiListener[] = [];
+  try {
+    await session.openImages();
+    await session.listen();
+    apis.push(
+      await listenApi(
+        addresses.api,
+        "api.listen",
+        (trusted, hosts) =>
+          createApi(session, {
+            trusted,
+            ...(hosts ? { hosts } : {}),
+            ...(config.api.token ? { token: config.api.token } : {}),
+          }),
+      ),
+    );
+    if (addresses.metrics) {
+      apis.push(
+        await listenApi(
+          addresses.metrics,
+          "api.metricsListen",
+          () => createMetricsApi(session),
+        ),
+      );
+    }
+    announce(session, apis[0]!.address, context);
+    await untilAborted(signal);
+    log.info("stopping", { reason: errorText(signal.reason) });
+    notifyServiceManager("STOPPING=1", Deno.env.get("NOTIFY_SOCKET"), log);
+  } finally {
+    for (const api of apis) await api.close();
+    await session.close(STOP_DEADLINE_MS);
+  }
+}
+
+/** The one machine-readable line that says that everything is there. */
+function announce(
+  session: ServeSession,
+  api: string,
+  { log }: Context,
+): void {
+  const exports = session.status().exports.map((e) => ({
+    name: e.name,
+    uri: e.uri,
+    size: e.size,
+    source: e.source,
+    meta: e.meta,
+  }));
+  console.log(
+    JSON.stringify({ event: "ready", pid: Deno.pid, api, exports }),
+  );
+  notifyServiceManager("READY=1", Deno.env.get("NOTIFY_SOCKET"), log);
+}
+
+function untilAborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener("abort", () => resolve(), { once: true });
+  });
+}
+
+async function listenApi(
+  address: ListenAddress,
+  key: string,
+  makeApi: (
+    trusted: boolean,
+    hosts: string[] | undefined,
+  ) => { fetch(request: Request): Response | Promise<Response> },
+): Promise<ApiListener> {
+  const onListen = () => {};
+  try {
+    if (address.transport === "unix") {
+      const app = makeApi(true, undefined);
+      const bound: BoundSocket<Deno.HttpServer> = await bindUnixSocket(
+        address.path,
+        (path) => Deno.serve({ path, onListen }, (r) => app.fetch(r)),
+        (server) => server.shutdown(),
+      );
+      return {
+        address: `unix:${address.path}`,
+        close: async () => {
+          await bound.listener.shutdown();
+          await bound.remove();
+        },
+      };
+    }
+    const { hostname, port } = address;
+    const app = makeApi(false, hostNames(hostname));
+    const server = Deno.serve(
+      { hostname, port, onListen },
+      (r) => app.fetch(r),
+    );
+    return {
+      address: `${hostname}:${server.addr.port}`,
+      close: () => server.shutdown(),
+    };
+  } catch (error) {
+    throw new ObdError(
+      "conflict",
+      `Cannot listen at key "${key}": ${errorText(error)}`,
+      { cause: error },
+    );
+  }
+}
+
+/** Names under which a TCP listener may be addressed. */
+function hostNames(hostname: string): string[] {
+  const name = hostname.includes(":") ? `[${hostname}]` : hostname;
+  return [name.toLowerCase(), "localhost", "127.0.0.1", "[::1]"];
+}

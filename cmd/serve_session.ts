@@ -1,0 +1,258 @@
+/** A running `serve`: its images, its NBD server, and what the status API asks of them. */
+
+import {
+  type CacheStats,
+  type ImageEnvironment,
+  type MetaWay,
+  type OpenedImage,
+  openEnvironment,
+  openImage,
+} from "../lib/image/mod.ts";
+import {
+  errorText,
+  type Logger,
+  NotFoundError,
+  ObdError,
+} from "../lib/io/mod.ts";
+import {
+  formatNbdUri,
+  type NbdAddress,
+  type NbdExport,
+  NbdServer,
+} from "../lib/nbd/mod.ts";
+import type {
+  CacheStatus,
+  ExportStatus,
+  HostStatus,
+  ServeControl,
+  ServeStatus,
+} from "./api.ts";
+import type { ImageConfig, ServeConfig } from "./config.ts";
+import type { RegistrySettings } from "./context.ts";
+import { VERSION } from "./version.ts";
+
+/** One image that is served. */
+interface Served {
+  config: ImageConfig;
+  image: OpenedImage;
+  nbd: NbdExport;
+}
+
+/** Options of {@linkcode ServeSession.open}. */
+export interface SessionOptions {
+  config: ServeConfig;
+  log: Logger;
+  recentLog: () => readonly string[];
+  registry: RegistrySettings;
+  signal: AbortSignal;
+}
+
+/** Opens images and serves them until it is closed. */
+export class ServeSession implements ServeControl {
+  readonly #environment: ImageEnvironment;
+  readonly #server: NbdServer;
+  readonly #options: SessionOptions;
+  readonly #started = new Date();
+  readonly #served = new Map<string, Served>();
+  readonly #opening = new Set<string>();
+  #address: NbdAddress | undefined;
+  #ready = false;
+
+  private constructor(environment: ImageEnvironment, options: SessionOptions) {
+    this.#environment = environment;
+    this.#options = options;
+    const { nbd } = options.config;
+    this.#server = new NbdServer({
+      logger: options.log,
+      requestDeadlineMs: nbd.requestTimeoutMs,
+      maxConnections: nbd.maxConnections,
+    });
+  }
+
+  /** Opens caches and workers; images come with {@linkcode openImages}. */
+  static async open(options: SessionOptions): Promise<ServeSession> {
+    const { config, log, registry } = options;
+    const environment = await openEnvironment({
+      log,
+      signal: options.signal,
+      registry: {
+        ...registry,
+        ...(config.credentialFile
+          ? { overlaybdCredentialFile: config.credentialFile }
+          : {}),
+        ...(config.userAgent ? { userAgent: config.userAgent } : {}),
+      },
+      blobCache: config.blobCache,
+      ...(config.gzipCache ? { spanCache: config.gzipCache } : {}),
+      workers: config.workers,
+    });
+    return new ServeSession(environment, options);
+  }
+
+  /** Opens the configured images, all before any is served. */
+  async openImages(): Promise<void> {
+    for (const image of this.#options.config.images) await this.#open(image);
+  }
+
+  /** Starts to answer clients. */
+  async listen(): Promise<void> {
+    const { listen } = this.#options.config.nbd;
+    try {
+      this.#address = await this.#server.listen(listen);
+    } catch (error) {
+      throw new ObdError(
+        "conflict",
+        `Cannot listen for NBD clients at "${listen}": ${errorText(error)}`,
+        { cause: error },
+      );
+    }
+    this.#ready = true;
+  }
+
+  status(): ServeStatus {
+    const memory = Deno.memoryUsage();
+    return {
+      version: VERSION,
+      pid: Deno.pid,
+      started: this.#started.toISOString(),
+      uptimeSeconds: (Date.now() - this.#started.getTime()) / 1000,
+      ready: this.#ready,
+      exports: [...this.#served.values()].map((s) => this.#exportStatus(s)),
+      caches: this.#caches(),
+      hosts: this.#hosts(),
+      memory: { rssBytes: memory.rss, heapUsedBytes: memory.heapUsed },
+    };
+  }
+
+  recentLog(): readonly string[] {
+    return this.#options.recentLog();
+  }
+
+  async add(config: ImageConfig): Promise<ExportStatus> {
+    return this.#exportStatus(await this.#open(config));
+  }
+
+  async remove(name: string): Promise<void> {
+    const served = this.#served.get(name);
+    if (!served) throw new NotFoundError(`No export "${name}"`);
+    await this.#server.removeExport(name);
+    this.#served.delete(name);
+    await served.image[Symbol.asyncDispose]();
+    this.#options.log.info("export removed", { export: name });
+  }
+
+  /**
+   * Stops: no new clients, requests in flight are finished, then images and
+   * caches are closed, outermost first.
+   *
+   * @param deadlineMs For requests in flight.
+   */
+  async close(deadlineMs: number): Promise<void> {
+    this.#ready = false;
+    await this.#server.stop(deadlineMs);
+    for (const { image } of this.#served.values()) {
+      await image[Symbol.asyncDispose]();
+    }
+    this.#served.clear();
+    await this.#environment[Symbol.asyncDispose]();
+  }
+
+  async #open(config: ImageConfig): Promise<Served> {
+    const { export: name } = config;
+    if (this.#served.has(name) || this.#opening.has(name)) {
+      throw new ObdError("conflict", `Export "${name}" is there already`);
+    }
+    this.#opening.add(name);
+    const { config: settings, log } = this.#options;
+    try {
+      const image = await openImage(
+        this.#environment,
+        config.image ?? config.config!,
+        {
+          platform: config.platform,
+          metaFrom: settings.metaFrom as readonly MetaWay[],
+          requireSpans: settings.requireSpans,
+        },
+      );
+      const nbd = this.#server.addExport({
+        name,
+        source: image.source,
+        description: image.name,
+        readOnly: true,
+      });
+      const served = { config, image, nbd };
+      this.#served.set(name, served);
+      log.info("export added", { export: name, integrity: image.integrity });
+      return served;
+    } catch (error) {
+      if (!(error instanceof ObdError) || error.code === "cancelled") {
+        throw error;
+      }
+      throw new ObdError(
+        error.code,
+        `Cannot open export "${name}": ${errorText(error)}`,
+        { cause: error },
+      );
+    } finally {
+      this.#opening.delete(name);
+    }
+  }
+
+  #exportStatus({ config, image, nbd }: Served): ExportStatus {
+    const { stats } = nbd;
+    return {
+      name: config.export,
+      uri: this.#address
+        ? formatNbdUri({
+          address: this.#address,
+          exportName: config.export,
+        })
+        : "",
+      size: image.source.size,
+      image: image.name,
+      ...(image.sourceDigest ? { source: image.sourceDigest } : {}),
+      ...(image.metaDigest ? { meta: image.metaDigest } : {}),
+      integrity: image.integrity,
+      layers: image.layers.map(({ digest, kind, integrity, size }) => ({
+        digest,
+        kind,
+        integrity,
+        size,
+      })),
+      connections: stats.connections,
+      counters: {
+        reads: stats.reads,
+        readBytes: stats.readBytes,
+        readErrors: stats.errors,
+        readSeconds: stats.readLatency.sumSeconds,
+        inFlight: stats.inFlight,
+      },
+    };
+  }
+
+  #caches(): CacheStatus[] {
+    const { blobStore, spanCache } = this.#environment;
+    const one = (
+      name: string,
+      stats: CacheStats,
+      storedBytes: number,
+      limitBytes: number,
+    ): CacheStatus => ({
+      name,
+      hits: stats.hits,
+      misses: stats.misses,
+      storedBytes,
+      limitBytes,
+      evictions: stats.evictions,
+    });
+    return [blobStore, spanCache.store].flatMap((store) =>
+      store
+        ? [one(store.name, store.stats, store.storedBytes, store.sizeBytes)]
+        : []
+    );
+  }
+
+  #hosts(): HostStatus[] {
+    return this.#environment.hostStatistics();
+  }
+}

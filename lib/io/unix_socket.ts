@@ -1,0 +1,91 @@
+/** Unix sockets that only their owner may use, and that take over a name only when nobody answers there. */
+
+import { ObdError } from "./errors.ts";
+
+/** A bound socket. */
+export interface BoundSocket<T> {
+  listener: T;
+  /** Removes the socket's file if it is still ours. Close the listener first. */
+  remove(): Promise<void>;
+}
+
+/**
+ * Binds a Unix socket of mode 0600.
+ *
+ * The socket is made in a directory of mode 0700 beside its place, gets its
+ * mode there, and only then its name: nobody can connect before the mode is
+ * right, and a name in use is never taken over.
+ *
+ * @param bind Listens at the path that it is given.
+ * @param close Undoes `bind`, when the name cannot be taken.
+ * @throws {ObdError} Code `conflict` if another process listens there, or the path is no socket.
+ */
+export async function bindUnixSocket<T>(
+  path: string,
+  bind: (path: string) => T | Promise<T>,
+  close: (listener: T) => void | Promise<void>,
+): Promise<BoundSocket<T>> {
+  await removeStale(path);
+  const parent = path.includes("/") ? path.replace(/[^/]*$/, "") : "./";
+  // Short: socket paths end at 107 bytes.
+  const temp = `${parent}.${crypto.randomUUID().slice(0, 6)}`;
+  await Deno.mkdir(temp, { mode: 0o700 });
+  let listener: T;
+  try {
+    listener = await bind(`${temp}/s`);
+    try {
+      await Deno.chmod(`${temp}/s`, 0o600);
+      await Deno.link(`${temp}/s`, path);
+    } catch (error) {
+      await close(listener);
+      if (error instanceof Deno.errors.AlreadyExists) throw inUse(path);
+      throw error;
+    }
+  } finally {
+    await Deno.remove(temp, { recursive: true });
+  }
+  const made = await Deno.lstat(path);
+  return {
+    listener,
+    remove: async () => {
+      const now = await Deno.lstat(path).catch(() => undefined);
+      if (now?.ino === made.ino && now.dev === made.dev) {
+        await Deno.remove(path).catch(() => {});
+      }
+    },
+  };
+}
+
+/** Removes a socket that nobody listens on any more. */
+async function removeStale(path: string): Promise<void> {
+  let info: Deno.FileInfo;
+  try {
+    info = await Deno.lstat(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return;
+    throw error;
+  }
+  if (!info.isSocket) {
+    throw new ObdError(
+      "conflict",
+      `Cannot listen at "${path}": it is there and is no socket`,
+    );
+  }
+  try {
+    (await Deno.connect({ transport: "unix", path })).close();
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return;
+    if (!(error instanceof Deno.errors.ConnectionRefused)) throw error;
+    const now = await Deno.lstat(path).catch(() => undefined);
+    if (now?.ino === info.ino) await Deno.remove(path);
+    return;
+  }
+  throw inUse(path);
+}
+
+function inUse(path: string): ObdError {
+  return new ObdError(
+    "conflict",
+    `Cannot listen at "${path}": another process listens there`,
+  );
+}
