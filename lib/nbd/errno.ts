@@ -15,14 +15,14 @@ export const NBD_ERROR = {
 } as const;
 
 /** System errors (`error.code`) that have a better number than EIO. */
-const BY_SYSTEM_CODE: Readonly<Record<string, number>> = {
-  EPERM: NBD_ERROR.EPERM,
-  EACCES: NBD_ERROR.EPERM,
-  EROFS: NBD_ERROR.EPERM,
-  ENOSPC: NBD_ERROR.ENOSPC,
-  EDQUOT: NBD_ERROR.ENOSPC,
-  EFBIG: NBD_ERROR.ENOSPC,
-};
+const BY_SYSTEM_CODE: ReadonlyMap<unknown, number> = new Map([
+  ["EPERM", NBD_ERROR.EPERM],
+  ["EACCES", NBD_ERROR.EPERM],
+  ["EROFS", NBD_ERROR.EPERM],
+  ["ENOSPC", NBD_ERROR.ENOSPC],
+  ["EDQUOT", NBD_ERROR.ENOSPC],
+  ["EFBIG", NBD_ERROR.ENOSPC],
+]);
 
 /**
  * The number for a failed request. Whatever obd raises on purpose (a wrong
@@ -34,8 +34,10 @@ const BY_SYSTEM_CODE: Readonly<Record<string, number>> = {
  */
 export function nbdErrorOf(error: unknown, writing: boolean): number {
   if (!writing || error instanceof ObdError) return NBD_ERROR.EIO;
-  const code = error instanceof Error && "code" in error ? error.code : "";
-  return BY_SYSTEM_CODE[String(code)] ?? NBD_ERROR.EIO;
+  const code = error instanceof Error && "code" in error
+    ? error.code
+    : undefined;
+  return BY_SYSTEM_CODE.get(code) ?? NBD_ERROR.EIO;
 }
 
 /** A number's name, for messages. */

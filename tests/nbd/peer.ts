@@ -52,7 +52,7 @@ export async function until(check: () => boolean, what = "it"): Promise<void> {
 /** Big-endian bytes: numbers as [value, bytes], strings and arrays as they are. */
 export function pack(
   ...fields: (readonly [number | bigint, 1 | 2 | 4 | 8] | string | Uint8Array)[]
-): Uint8Array {
+): Uint8Array<ArrayBuffer> {
   const parts = fields.map((field) => {
     if (typeof field === "string") return new TextEncoder().encode(field);
     if (field instanceof Uint8Array) return field;
@@ -69,7 +69,10 @@ export function pack(
 export const IHAVEOPT = 0x49484156454f5054n;
 
 /** One option on the wire. */
-export function option(number: number, data: Uint8Array = new Uint8Array()) {
+export function option(
+  number: number,
+  data: Uint8Array = new Uint8Array(),
+) {
   return pack([IHAVEOPT, 8], [number, 4], [data.length, 4], data);
 }
 
