@@ -226,3 +226,17 @@ Deno.test("stackVirtualSize() is that of the highest layer that has one", () => 
   assert.equal(sizes(0, 0), 0);
   assert.equal(sizes(), 0);
 });
+
+Deno.test("SegmentTable.nextUnmapped() passes over rows that touch", () => {
+  const columns = new SegmentColumns(4);
+  columns.push(8, 8, 8, KIND.data, 0);
+  columns.push(16, 4, 0, KIND.zeroed, 0);
+  columns.push(24, 8, 16, KIND.data, 0);
+  const table = columns.finish();
+  assert.equal(table.nextUnmapped(0), 0);
+  assert.equal(table.nextUnmapped(8 * 512), 20 * 512);
+  assert.equal(table.nextUnmapped(17 * 512 + 3), 20 * 512);
+  assert.equal(table.nextUnmapped(20 * 512), 20 * 512);
+  assert.equal(table.nextUnmapped(25 * 512), 32 * 512);
+  assert.equal(table.nextUnmapped(40 * 512), 40 * 512);
+});

@@ -148,6 +148,10 @@ export class LsmtSource implements ByteSource, MappedRanges {
     return this.table.highestMapped();
   }
 
+  nextUnmapped(offset: number): number {
+    return this.table.nextUnmapped(offset);
+  }
+
   isMapped(offset: number, length: number): boolean {
     return this.table.isMapped(offset, length);
   }

@@ -28,6 +28,8 @@ export interface MappedRanges {
   highestMapped(): number;
   /** Whether any sector of the range is mapped, as data or as zeros. Bytes. */
   isMapped(offset: number, length: number): boolean;
+  /** First byte at or above `offset` that nothing maps. */
+  nextUnmapped(offset: number): number;
 }
 
 /** The columns of a table; the first `count` places of each are used. */
@@ -103,6 +105,15 @@ export class SegmentTable implements MappedRanges {
     if (length <= 0) return false;
     const row = this.find(Math.floor(offset / SECTOR));
     return row < this.count && this.offset[row]! * SECTOR < offset + length;
+  }
+
+  nextUnmapped(offset: number): number {
+    let sector = Math.floor(offset / SECTOR);
+    for (let row = this.find(sector); row < this.count; row++) {
+      if (this.offset[row]! > sector) break;
+      sector = this.offset[row]! + this.length[row]!;
+    }
+    return Math.max(offset, sector * SECTOR);
   }
 
   /** Bytes that data and target rows map; zeroed rows not counted. */
