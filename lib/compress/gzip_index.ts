@@ -93,6 +93,8 @@ export interface GzipIndexerOptions {
   spanSize?: number | undefined;
   /** Largest decompressed size in bytes. */
   outputSizeMax: number;
+  /** The decoder, owned by the indexer. Default: the fastest that works here. */
+  inflate?: RawInflate | undefined;
 }
 
 /** See the module comment. Drive it with {@linkcode run}. */
@@ -109,7 +111,7 @@ export class GzipIndexer {
   readonly #sink: SpanSink;
   readonly #spanSize: number;
   readonly #outputSizeMax: number;
-  readonly #inflate: RawInflate = openRawInflate();
+  readonly #inflate: RawInflate;
 
   #phase: "header" | "deflate" | "trailer" | "between" | "padding" | "done" =
     "header";
@@ -135,6 +137,7 @@ export class GzipIndexer {
     this.#sink = options.sink;
     this.#spanSize = options.spanSize ?? DEFAULT_SPAN_SIZE;
     this.#outputSizeMax = options.outputSizeMax;
+    this.#inflate = options.inflate ?? openRawInflate();
     this.#nextMultiple = this.#spanSize;
     if (
       this.#spanSize < SPAN_SIZE_MIN || this.#spanSize > SPAN_SIZE_MAX / 2

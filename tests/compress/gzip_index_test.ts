@@ -10,6 +10,7 @@ import {
   utf8,
   viewOf,
 } from "../../lib/io/mod.ts";
+import { PlainRawInflate } from "../../lib/compress/raw_inflate.ts";
 import { golden, requires } from "../testutil/requires.ts";
 import { DeflateWriter, gzipMember } from "./deflate_writer.ts";
 import { checkSpans, indexBlob } from "./index_blob.ts";
@@ -128,7 +129,7 @@ Deno.test("checkpoints of hand-made streams: every bit, every kind of block", ()
   assert.ok(seen.size >= 6, `bits seen: ${[...seen]}`);
 });
 
-Deno.test("the index depends on the blob alone, not on its pieces", () => {
+Deno.test("the index depends on the blob alone, not on its pieces or decoder", () => {
   const blob = new Uint8Array(
     zlib.gzipSync(sampleBytes(8, 3_000_000, "text")),
   );
@@ -138,6 +139,11 @@ Deno.test("the index depends on the blob alone, not on its pieces", () => {
     const got = indexBlob(blob, { spanSize: 65_536, pieceSize });
     assert.deepEqual(got.checkpoints, want.checkpoints);
   }
+  const plain = indexBlob(blob, {
+    spanSize: 65_536,
+    inflate: new PlainRawInflate(),
+  });
+  assert.deepEqual(plain.checkpoints, want.checkpoints);
   checkSpans(blob, want);
 });
 

@@ -13,6 +13,7 @@ import {
   OUTPUT_RING_SIZE,
   type SpanSink,
 } from "../../lib/compress/mod.ts";
+import type { RawInflate } from "../../lib/compress/raw_inflate.ts";
 import { concatBytes, equalBytes } from "../../lib/io/mod.ts";
 
 export interface BlobIndex {
@@ -30,6 +31,7 @@ export function indexBlob(
     spanSize?: number;
     sparseWindows?: boolean;
     outputSizeMax?: number;
+    inflate?: RawInflate;
   } = {},
 ): BlobIndex {
   const input = new ByteRing(new Uint8Array(INPUT_RING_SIZE));
@@ -71,6 +73,7 @@ export function indexBlob(
     output,
     sink,
     outputSizeMax: options.outputSizeMax ?? 2 ** 40,
+    inflate: options.inflate,
     ...(options.spanSize ? { spanSize: options.spanSize } : {}),
   });
   try {

@@ -11,6 +11,7 @@ import {
   UnsupportedError,
   utf8,
 } from "../../lib/io/mod.ts";
+import { packCheckpoint } from "../../lib/layers/pass/checkpoint_list.ts";
 import {
   type LayerScan,
   PLAIN_SPAN_SIZE,
@@ -362,4 +363,23 @@ Deno.test("scanLayer() survives mutated layers", async () => {
       );
     }
   }
+});
+
+Deno.test({
+  name: "packed windows are what this release of the runtime makes of them",
+  ignore: Deno.build.arch !== "x86_64",
+  fn() {
+    // Meta images are the same bytes for one release of the runtime and CPU
+    // architecture. A change here with a new runtime is a line in the change log.
+    const { window } = packCheckpoint({
+      compressedOffset: 0,
+      bits: 0,
+      uncompressedOffset: 0,
+      window: sampleBytes(1, 32_768, "text"),
+    });
+    assert.equal(
+      digestOf(window),
+      "sha256:969dce6d1e30247ab3c288fae12546e09814cfa5b528463e294416c1738d08fe",
+    );
+  },
 });
