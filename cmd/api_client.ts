@@ -1,0 +1,314 @@
+/**
+ * Talks to the status API of a running `obd serve`. Every call has a deadline
+ * and a bound on what it reads.
+ */
+
+import * as v from "valibot";
+import {
+  CancelledError,
+  concatBytes,
+  DeadlineError,
+  type ErrorCode,
+  errorText,
+  fromUtf8,
+  LimitError,
+  NotFoundError,
+  ObdError,
+  UsageError,
+  withDeadline,
+} from "../lib/io/mod.ts";
+import type { ExportStatus, ServeStatus } from "./api.ts";
+import { parseListen } from "./config.ts";
+
+/** For answers that come from memory. */
+const READ_DEADLINE_MS = 10_000;
+/** An image may be built on the spot when it is added. */
+const ADD_DEADLINE_MS = 30 * 60_000;
+/** Connections are drained before an export goes. */
+const REMOVE_DEADLINE_MS = 60_000;
+/** 10,000 exports of 100 layers are about 200 MB of status; nobody needs that in one answer. */
+const ANSWER_SIZE_MAX = 64 * 1024 * 1024;
+
+/** What {@linkcode ApiClient.addExport} sends: a name and either an image or a config file. */
+export interface NewExport {
+  /** NBD export name. */
+  name: string;
+  /** Image reference. */
+  image?: string;
+  /** Path of an overlaybd `config.v1.json`, as the server sees it. */
+  config?: string;
+  /** `os/arch[/variant]` of an index. */
+  platform?: string;
+}
+
+/** Options of one call. */
+export interface CallOptions {
+  /** Gives up with a `CancelledError`. */
+  signal?: AbortSignal | undefined;
+  /** Milliseconds for the whole call; each call has a default. */
+  deadlineMs?: number | undefined;
+}
+
+/** The calls that commands make. */
+export interface ApiClient extends Disposable {
+  /** As given, for messages. */
+  readonly address: string;
+  /** `GET /v1/status` */
+  status(options?: CallOptions): Promise<ServeStatus>;
+  /** `GET /v1/log`: the last lines, oldest first. */
+  log(options?: CallOptions): Promise<string[]>;
+  /** `GET /metrics`: Prometheus text. */
+  metrics(options?: CallOptions): Promise<string>;
+  /** `POST /v1/exports`; resolves when the export can be connected to. */
+  addExport(body: NewExport, options?: CallOptions): Promise<ExportStatus>;
+  /**
+   * `DELETE /v1/exports/NAME`
+   *
+   * @throws {ObdError} `conflict` while clients are connected, `not-found`.
+   */
+  removeExport(name: string, options?: CallOptions): Promise<void>;
+}
+
+/** No `obd serve` answers at the address. */
+export class ApiUnreachableError extends ObdError {
+  constructor(address: string, options?: ErrorOptions) {
+    super("state", `No obd serve answers at "${address}"`, options);
+  }
+}
+
+const ERROR_CODES: readonly ErrorCode[] = [
+  "cancelled",
+  "conflict",
+  "deadline",
+  "format",
+  "integrity",
+  "limit",
+  "not-found",
+  "registry",
+  "state",
+  "unsupported",
+  "usage",
+];
+
+const failureSchema = v.looseObject({
+  code: v.picklist(ERROR_CODES),
+  message: v.pipe(v.string(), v.maxLength(64 * 1024)),
+});
+
+const exportSchema = v.looseObject({
+  name: v.string(),
+  uri: v.string(),
+  size: v.number(),
+  image: v.string(),
+  integrity: v.string(),
+  layers: v.array(v.looseObject({ digest: v.string(), kind: v.string() })),
+  connections: v.number(),
+});
+
+const statusSchema = v.looseObject({
+  version: v.string(),
+  pid: v.number(),
+  ready: v.boolean(),
+  exports: v.array(exportSchema),
+  caches: v.array(v.looseObject({ name: v.string() })),
+  hosts: v.array(v.looseObject({ host: v.string() })),
+});
+
+const logSchema = v.looseObject({ lines: v.array(v.string()) });
+
+/**
+ * A client for one address; nothing is sent before the first call.
+ *
+ * @param address `unix:/PATH` or `HOST:PORT`.
+ * @param options.token Bearer token for changes over TCP; defaults to `OBD_API_TOKEN` of the environment.
+ * @throws {UsageError} If the address is neither.
+ */
+export function createApiClient(
+  address: string,
+  options: { token?: string } = {},
+): ApiClient {
+  return new FetchApiClient(address, options);
+}
+
+interface Call {
+  method: "GET" | "POST" | "DELETE";
+  path: string;
+  body?: unknown;
+  deadlineMs: number;
+}
+
+class FetchApiClient implements ApiClient {
+  readonly address: string;
+  readonly #origin: string;
+  readonly #http: Deno.HttpClient;
+  readonly #token: string | undefined;
+
+  constructor(address: string, options: { token?: string }) {
+    this.address = address;
+    const at = parseListen(address, "--api");
+    if (at.transport === "unix") {
+      this.#origin = "http://localhost";
+      this.#http = Deno.createHttpClient({
+        proxy: { transport: "unix", path: at.path },
+        poolMaxIdlePerHost: 0,
+      });
+      return;
+    }
+    if (at.port === 0) {
+      throw new UsageError(`Key "--api": "${address}" has no port`);
+    }
+    const host = at.hostname.includes(":") ? `[${at.hostname}]` : at.hostname;
+    this.#origin = `http://${host}:${at.port}`;
+    this.#http = Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
+    this.#token = options.token ?? Deno.env.get("OBD_API_TOKEN");
+  }
+
+  async status(options?: CallOptions): Promise<ServeStatus> {
+    const answer = await this.#json(get("/v1/status"), options);
+    return this.#checked(statusSchema, answer) as unknown as ServeStatus;
+  }
+
+  async log(options?: CallOptions): Promise<string[]> {
+    const answer = await this.#json(get("/v1/log"), options);
+    return this.#checked(logSchema, answer).lines;
+  }
+
+  metrics(options?: CallOptions): Promise<string> {
+    return this.#call(get("/metrics"), options);
+  }
+
+  async addExport(
+    body: NewExport,
+    options?: CallOptions,
+  ): Promise<ExportStatus> {
+    const answer = await this.#json({
+      method: "POST",
+      path: "/v1/exports",
+      body,
+      deadlineMs: ADD_DEADLINE_MS,
+    }, options);
+    return this.#checked(exportSchema, answer) as unknown as ExportStatus;
+  }
+
+  async removeExport(name: string, options?: CallOptions): Promise<void> {
+    await this.#call({
+      method: "DELETE",
+      path: `/v1/exports/${encodeURIComponent(name)}`,
+      deadlineMs: REMOVE_DEADLINE_MS,
+    }, options);
+  }
+
+  [Symbol.dispose](): void {
+    this.#http.close();
+  }
+
+  async #json(call: Call, options?: CallOptions): Promise<unknown> {
+    const text = await this.#call(call, options);
+    try {
+      return JSON.parse(text);
+    } catch (error) {
+      throw this.#strange("not JSON", error);
+    }
+  }
+
+  #checked<S extends v.GenericSchema>(
+    schema: S,
+    value: unknown,
+  ): v.InferOutput<S> {
+    const result = v.safeParse(schema, value);
+    if (result.success) return result.output;
+    const issue = result.issues[0];
+    const key = v.getDotPath(issue) ?? "(top level)";
+    throw this.#strange(`key "${key}": ${issue.message}`);
+  }
+
+  #strange(problem: string, cause?: unknown): ObdError {
+    return new ObdError(
+      "format",
+      `The answer at "${this.address}" is not from obd serve: ${problem}`,
+      cause === undefined ? undefined : { cause },
+    );
+  }
+
+  async #call(call: Call, options: CallOptions = {}): Promise<string> {
+    const { method, path } = call;
+    return await withDeadline(
+      `${method} ${path} at "${this.address}"`,
+      options.deadlineMs ?? call.deadlineMs,
+      async (signal) => {
+        const response = await this.#send(call, signal);
+        const text = await this.#readText(response, signal);
+        if (response.ok) return text;
+        throw this.#failure(response.status, text);
+      },
+      options.signal,
+    );
+  }
+
+  async #send(call: Call, signal: AbortSignal): Promise<Response> {
+    const headers: Record<string, string> = {};
+    if (call.body !== undefined) headers["content-type"] = "application/json";
+    if (this.#token !== undefined) {
+      headers["authorization"] = `Bearer ${this.#token}`;
+    }
+    try {
+      return await fetch(this.#origin + call.path, {
+        method: call.method,
+        headers,
+        body: call.body === undefined ? null : JSON.stringify(call.body),
+        client: this.#http,
+        // A redirect would take the token elsewhere.
+        redirect: "error",
+        signal,
+      });
+    } catch (error) {
+      throw this.#interrupted(error, signal);
+    }
+  }
+
+  async #readText(response: Response, signal: AbortSignal): Promise<string> {
+    const parts: Uint8Array[] = [];
+    let size = 0;
+    try {
+      for await (const part of response.body ?? []) {
+        size += part.length;
+        if (size > ANSWER_SIZE_MAX) {
+          throw new LimitError(
+            `The answer at "${this.address}" has more than ${ANSWER_SIZE_MAX} bytes`,
+          );
+        }
+        parts.push(part);
+      }
+    } catch (error) {
+      throw this.#interrupted(error, signal);
+    }
+    return fromUtf8(concatBytes(parts));
+  }
+
+  #interrupted(error: unknown, signal: AbortSignal): ObdError {
+    if (error instanceof ObdError) return error;
+    const { reason } = signal;
+    if (reason instanceof DeadlineError) return reason;
+    if (signal.aborted) return new CancelledError();
+    return new ApiUnreachableError(this.address, { cause: error });
+  }
+
+  #failure(status: number, text: string): ObdError {
+    let answer: unknown;
+    try {
+      answer = JSON.parse(text);
+    } catch (error) {
+      return this.#strange(`status ${status}: ${errorText(error)}`);
+    }
+    const parsed = v.safeParse(failureSchema, answer);
+    if (!parsed.success) return this.#strange(`status ${status}`);
+    const { code, message } = parsed.output;
+    return code === "not-found"
+      ? new NotFoundError(message)
+      : new ObdError(code, message);
+  }
+}
+
+function get(path: string): Call {
+  return { method: "GET", path, deadlineMs: READ_DEADLINE_MS };
+}
