@@ -251,8 +251,8 @@ Deno.test("NbdClient: a server that breaks a reply is hung up on", async () => {
   const cases: [string, Uint8Array][] = [
     ["magic", pack([0x12345678, 4], new Uint8Array(16))],
     ["simple reply to a read", pack([0x67446698, 4], [0, 4], [0, 8])],
-    ["other cookie", chunk(1, 1, data(0, 100), 1n)],
-    ["other generation", chunk(1, 1, data(0, 100), 1n << 32n)],
+    ["other cookie", chunk(1, 1, data(100, 100), 1n)],
+    ["other generation", chunk(1, 1, data(100, 100), 1n << 32n)],
     ["data before", chunk(1, 1, data(99, 100))],
     ["data behind", chunk(1, 1, data(101, 100))],
     ["too much data", chunk(1, 1, data(100, 101))],

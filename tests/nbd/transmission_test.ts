@@ -602,6 +602,7 @@ test("large reads at any speed of the client are right", () =>
     const big = seededBytes(33 * MiB, 5);
     server.addExport({ name: "", source: new MemorySource(big) });
     using peer = await RawPeer.inTransmission(socket);
+    await refused(peer, [[{ type: READ, length: 32 * MiB + 1 }, EINVAL]]);
     const lengths = [32 * MiB, 1, 256 * 1024, 256 * 1024 + 1, 300 * 1024];
     for (const [i, length] of lengths.entries()) {
       const offset = 1000 * i;
