@@ -3,13 +3,22 @@
 import {
   DEFAULT_INODE_RATIO,
   DEFAULT_VIRTUAL_SIZE,
+  DeviceFullError,
+  type Emission,
   Ext4Model,
 } from "../ext4/mod.ts";
-import { errorText, ObdError, readBytes } from "../io/mod.ts";
+import {
+  errorText,
+  formatSize,
+  LimitError,
+  ObdError,
+  readBytes,
+} from "../io/mod.ts";
 import {
   type Bodies,
   type BuiltLayer,
   DEFAULT_SPAN_SIZE,
+  ImageSpace,
   type LayerBlock,
   type LayerBreakdown,
   layerContent,
@@ -26,6 +35,8 @@ import type { ImageEnvironment } from "./environment.ts";
 import { type MetaDocuments, writeMetaDocuments } from "./meta_image.ts";
 import { findReusable, type ReusedLayer } from "./reuse.ts";
 import { checkLayers, type SourceImage } from "./source.ts";
+
+const GIB = 2 ** 30;
 
 /** Options of {@linkcode buildImage}. */
 export interface BuildOptions {
@@ -161,11 +172,13 @@ class Builder {
     const model = first === 0
       ? Ext4Model.create({ virtualSize })
       : await Ext4Model.load(this.#stack.device(), this.#stack.table());
+    const space = new ImageSpace(model);
     const built: BuiltLayer[] = [];
     for (let i = first; i < count; i++) {
       const bodies: Bodies = new Map();
-      const scanned = await this.#scan(model, bodies, i);
-      const emission = model.emit();
+      const scanned = await this.#scan(model, bodies, i, space);
+      const emission = emit(model, i, space);
+      if (emission === undefined) continue;
       const below = this.#stack.table();
       const content = layerContent(model, emission, bodies, i, below);
       // Readers take the lowest tag for the layer's own, so it must have one (formats.md §1.10).
@@ -176,6 +189,7 @@ class Builder {
         await this.#write(i, scanned, { map: content.map, blocks }),
       );
     }
+    this.#checkRoom(space);
     return built;
   }
 
@@ -184,13 +198,15 @@ class Builder {
     const { virtualSize } = this.#parameters;
     const count = this.#source.manifest.layers.length;
     const model = Ext4Model.create({ virtualSize });
+    const space = new ImageSpace(model);
     const bodies: Bodies = new Map();
     const scans: ScannedLayer[] = [];
     for (let i = 0; i < count; i++) {
-      scans.push(await this.#scan(model, bodies, i));
+      scans.push(await this.#scan(model, bodies, i, space));
     }
-    const emission = model.emit();
-    const [superblock] = emission.blocks;
+    const emission = emit(model, count - 1, space);
+    this.#checkRoom(space);
+    const [superblock] = emission!.blocks;
     const nothing = mergeTables([]);
     const built: BuiltLayer[] = [];
     for (let i = 0; i < count; i++) {
@@ -209,6 +225,29 @@ class Builder {
       built.push(await this.#write(i, scans[i]!, { map, blocks: own }));
     }
     return built;
+  }
+
+  /**
+   * Refuses an image that is too large, when all of its layers were counted.
+   *
+   * @throws {LimitError} With the layer, and the `--vsize` that fits.
+   */
+  #checkRoom(space: ImageSpace): void {
+    if (space.fullLayer === undefined) return;
+    const problem = `the image does not fit into a device of ${
+      formatSize(space.virtualSize)
+    }`;
+    throw inLayer(
+      new LimitError(
+        `${problem}: use --vsize ${space.sufficientSize() / GIB}`,
+      ),
+      this.#layerName(space.fullLayer),
+    );
+  }
+
+  #layerName(index: number): string {
+    const { layers } = this.#source.manifest;
+    return `Layer ${index + 1} of ${layers.length} (${layers[index]!.digest})`;
   }
 
   async #firstBlock(): Promise<LayerBlock> {
@@ -236,6 +275,7 @@ class Builder {
     model: Ext4Model,
     bodies: Bodies,
     index: number,
+    space: ImageSpace,
   ): Promise<ScannedLayer> {
     const { signal, progress } = this.#environment;
     const { repository, manifest, config } = this.#source;
@@ -245,7 +285,7 @@ class Builder {
     const task = progress.start(name, layer.size);
     let received = 0;
     try {
-      return await scanInto(model, bodies, index, {
+      return await scanInto(model, bodies, index, space, {
         blob: repository.fetchBlob(layer, {
           signal,
           onProgress: (bytes) => {
@@ -263,10 +303,26 @@ class Builder {
         warn: (message) => this.warnings.push(`${name}: ${message}`),
       });
     } catch (error) {
-      throw inLayer(error, `Layer ${index + 1} of ${count} (${layer.digest})`);
+      throw inLayer(error, this.#layerName(index));
     } finally {
       task.done();
     }
+  }
+}
+
+/** What a layer changes on the device; undefined when it has no room. */
+function emit(
+  model: Ext4Model,
+  layer: number,
+  space: ImageSpace,
+): Emission | undefined {
+  if (space.fullLayer !== undefined) return undefined;
+  try {
+    return model.emit();
+  } catch (error) {
+    if (!(error instanceof DeviceFullError)) throw error;
+    space.setFull(layer);
+    return undefined;
   }
 }
 

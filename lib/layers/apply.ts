@@ -10,17 +10,16 @@ import {
   bytesFromLatin1,
   type ByteString,
   FormatError,
-  formatSize,
   fromUtf8,
-  LimitError,
 } from "../io/mod.ts";
 import {
   type Attributes,
   DeviceFullError,
   type Ext4Model,
 } from "../ext4/mod.ts";
-import { parseWhiteout, SECTOR_SIZE, type TarEntry } from "../tar/mod.ts";
-import type { Bodies } from "./bodies.ts";
+import { parseWhiteout, type TarEntry } from "../tar/mod.ts";
+import { type Bodies, bodyRanges } from "./bodies.ts";
+import type { ImageSpace } from "./image_space.ts";
 
 /** Most symlinks that are followed in one path, as Linux has it (MAXSYMLINKS). */
 const SYMLINKS_MAX = 40;
@@ -47,28 +46,33 @@ export class LayerApplier {
   readonly #warn: (message: string) => void;
   /** Names that this layer made, by directory: an opaque marker spares them. */
   readonly #made = new Map<number, Set<ByteString>>();
+  /** Directories with something below that this layer made. */
+  readonly #madeBelow = new Set<number>();
   readonly #bodies: Bodies;
   readonly #layer: number;
   #lastParent: { path: ByteString; node: number } | undefined;
+  readonly #space: ImageSpace;
   #entryCount = 0;
-  /** Set once the device is full: what came after. */
-  #lacking: { bytes: number; inodes: number } | undefined;
 
   /**
    * @param bodies Gets the content of regular files, and loses it where this
    * layer removes them.
    * @param layer Number of this layer, for `bodies`.
+   * @param space Gets every entry. Once it is full the model is not changed any
+   * more: the entries are counted, so that the error can name a size that does.
    * @param warn Gets a line for what is left out, as runtimes leave it out.
    */
   constructor(
     model: Ext4Model,
     bodies: Bodies,
     layer: number,
+    space: ImageSpace,
     warn: (message: string) => void,
   ) {
     this.#model = model;
     this.#bodies = bodies;
     this.#layer = layer;
+    this.#space = space;
     this.#warn = warn;
   }
 
@@ -85,43 +89,14 @@ export class LayerApplier {
    */
   add(entry: TarEntry): void {
     this.#entryCount++;
-    if (this.#lacking) return this.#count(entry);
+    this.#space.add(entry);
+    if (this.#space.fullLayer !== undefined) return;
     try {
       this.#apply(entry);
     } catch (error) {
       if (!(error instanceof DeviceFullError)) throw error;
-      this.#lacking = { bytes: 0, inodes: 0 };
-      this.#count(entry);
+      this.#space.setFull(this.#layer);
     }
-  }
-
-  /**
-   * Ends the layer.
-   *
-   * @throws {LimitError} If the device was too small, with the `--vsize` that fits.
-   */
-  finish(): void {
-    if (!this.#lacking) return;
-    const { bytes, inodes } = this.#lacking;
-    const size = this.#model.virtualSize;
-    // Inodes come with the size, and tables and directories take their part: 2 % and one inode per 16 KiB.
-    const wanted = Math.max(size + bytes * 1.02, size + inodes * 16_384);
-    const gib = Math.ceil(wanted / 2 ** 30 + 0.05);
-    throw new LimitError(
-      `The image does not fit into ${formatSize(size)}: this layer needs ${
-        formatSize(bytes)
-      } and ${inodes} inodes more; use --vsize ${gib}`,
-    );
-  }
-
-  /** Sums up what does not fit any more, so that the error can name a size that does. */
-  #count(entry: TarEntry): void {
-    const blocks = bodyRanges(entry).reduce(
-      (sum, range) => sum + Math.ceil(range.sectors / 8),
-      0,
-    );
-    this.#lacking!.bytes += blocks * 4096;
-    if (entry.type !== "hardlink") this.#lacking!.inodes++;
   }
 
   #apply(entry: TarEntry): void {
@@ -140,7 +115,7 @@ export class LayerApplier {
     if (whiteout?.kind === "opaque") this.#clear(parent);
     else if (whiteout?.kind === "remove") {
       const cut = whiteout.path.lastIndexOf("/") + 1;
-      this.#remove(parent, whiteout.path.slice(cut));
+      this.#hide(parent, whiteout.path.slice(cut));
     } else this.#place(parent, name, entry);
   }
 
@@ -333,6 +308,10 @@ export class LayerApplier {
     let names = this.#made.get(parent);
     if (!names) this.#made.set(parent, names = new Set());
     names.add(name);
+    const model = this.#model;
+    for (let at = parent; !this.#madeBelow.has(at); at = model.parent(at)) {
+      this.#madeBelow.add(at);
+    }
   }
 
   #remove(parent: number, name: ByteString): void {
@@ -353,34 +332,38 @@ export class LayerApplier {
     this.#made.get(parent)?.delete(name);
   }
 
+  /**
+   * A whiteout hides what lower layers have under a name, never what its own
+   * layer put there, whichever comes first (image-spec `layer.md`, "Whiteouts").
+   */
+  #hide(parent: number, name: ByteString): void {
+    const node = this.#model.lookup(parent, name);
+    if (node === undefined) return;
+    if (!this.#isMade(parent, name, node)) this.#remove(parent, name);
+    else if (this.#model.type(node) === "directory") this.#clear(node);
+  }
+
+  /** Whether this layer made a name, or something below it. */
+  #isMade(parent: number, name: ByteString, node: number): boolean {
+    return this.#madeBelow.has(node) ||
+      (this.#made.get(parent)?.has(name) ?? false);
+  }
+
   #empty(directory: number): void {
     for (const [name] of this.#model.children(directory)) {
       this.#remove(directory, name);
     }
     this.#made.delete(directory);
+    this.#madeBelow.delete(directory);
   }
 
   /** An opaque marker hides what lower layers put there; what this layer put there stays. */
   #clear(directory: number): void {
-    const made = this.#made.get(directory);
     for (const [name, child] of this.#model.children(directory)) {
-      if (!made?.has(name)) this.#remove(directory, name);
+      if (!this.#isMade(directory, name, child)) this.#remove(directory, name);
       else if (this.#model.type(child) === "directory") this.#clear(child);
     }
   }
-}
-
-/** Sectors of a file that hold anything; the rest are holes. */
-function bodyRanges(
-  entry: TarEntry,
-): { fileSector: number; sectors: number }[] {
-  return [
-    ...entry.runs,
-    ...entry.patches.map(({ fileSector, bytes }) => ({
-      fileSector,
-      sectors: bytes.length / SECTOR_SIZE,
-    })),
-  ];
 }
 
 function shown(name: ByteString): string {

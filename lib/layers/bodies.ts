@@ -1,7 +1,12 @@
 /** File bodies: from "these sectors of the tar" to "these sectors of the device". */
 
 import type { FileExtent, MappedRanges } from "../ext4/mod.ts";
-import { SECTOR_SIZE, type TarPatch, type TarRun } from "../tar/mod.ts";
+import {
+  SECTOR_SIZE,
+  type TarEntry,
+  type TarPatch,
+  type TarRun,
+} from "../tar/mod.ts";
 import type { LayerBlock, WarpMap } from "./lsmt/mod.ts";
 
 const BLOCK_SIZE = 4096;
@@ -105,4 +110,17 @@ function piecesOf(body: FileBody): Piece[] {
   return body.patches.length === 0
     ? pieces
     : pieces.sort((a, b) => a.first - b.first);
+}
+
+/** Sectors of a file that hold anything; the rest are holes. */
+export function bodyRanges(
+  entry: TarEntry,
+): { fileSector: number; sectors: number }[] {
+  return [
+    ...entry.runs,
+    ...entry.patches.map(({ fileSector, bytes }) => ({
+      fileSector,
+      sectors: bytes.length / SECTOR_SIZE,
+    })),
+  ];
 }

@@ -10,6 +10,7 @@ import { ZFileWriter } from "../zfile/mod.ts";
 import { LayerApplier } from "./apply.ts";
 import { type Bodies, mapBody } from "./bodies.ts";
 import { writeGzipMeta } from "./gzip_meta.ts";
+import type { ImageSpace } from "./image_space.ts";
 import type { LayerStack } from "./layer_stack.ts";
 import { type LayerBlock, WarpMap, writeWarpLayer } from "./lsmt/mod.ts";
 import { META_MEMBER, writeMetaBlob } from "./meta_blob.ts";
@@ -78,14 +79,16 @@ export interface BuiltLayer {
  *
  * @param layer Number of the layer, 0 = bottom.
  * @param bodies Gets where the files' content lies.
+ * @param space Says afterwards whether the device had room.
  */
 export async function scanInto(
   model: Ext4Model,
   bodies: Bodies,
   layer: number,
+  space: ImageSpace,
   input: LayerInput,
 ): Promise<ScannedLayer> {
-  const applier = new LayerApplier(model, bodies, layer, input.warn);
+  const applier = new LayerApplier(model, bodies, layer, space, input.warn);
   const walker = new TarWalker({ onEntry: (entry) => applier.add(entry) });
   const scan = await scanLayer(input.blob, {
     blobSize: input.size,
@@ -96,7 +99,6 @@ export async function scanInto(
     signal: input.signal,
     threads: input.threads,
   });
-  applier.finish();
   return {
     scan,
     entryCount: applier.entryCount,

@@ -12,6 +12,7 @@ export * from "./meta_blob.ts";
 export * from "./spans.ts";
 export * from "./bodies.ts";
 export * from "./build_layer.ts";
+export * from "./image_space.ts";
 export * from "./layer_stack.ts";
 export * from "./pass/mod.ts";
 export * from "./turbo_layer.ts";
