@@ -1,7 +1,10 @@
 /** Opening sockets: a Unix socket that only its owner may use, or a TCP port. */
 
-import { UsageError } from "../io/mod.ts";
+import { UsageError, utf8 } from "../io/mod.ts";
 import type { NbdAddress } from "./address.ts";
+
+/** Longest path of a Unix socket in bytes (unix(7): 108 with the final NUL). */
+const MAX_SOCKET_PATH = 107;
 
 /** A listening socket and how to be rid of it. */
 export interface OpenListener {
@@ -40,9 +43,10 @@ export async function openListener(
  * right, and an existing name is never taken over by accident.
  */
 async function listenUnix(path: string): Promise<OpenListener> {
+  checkPath(path);
   await removeStale(path);
   const parent = path.includes("/") ? path.replace(/[^/]*$/, "") : "./";
-  const temp = await makePrivateDir(parent);
+  const temp = await makePrivateDir(parent, path);
   let listener: Deno.UnixListener;
   try {
     const made = `${temp}/s`;
@@ -72,11 +76,27 @@ async function listenUnix(path: string): Promise<OpenListener> {
   };
 }
 
-/** A directory of mode 0700 with a short name: socket paths end at 107 bytes. */
-async function makePrivateDir(parent: string): Promise<string> {
+/** A directory of mode 0700 with a short name, for its socket's path is bounded too. */
+async function makePrivateDir(parent: string, path: string): Promise<string> {
   const dir = `${parent}.${crypto.randomUUID().slice(0, 6)}`;
-  await Deno.mkdir(dir, { mode: 0o700 });
+  checkPath(`${dir}/s`);
+  try {
+    await Deno.mkdir(dir, { mode: 0o700 });
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    throw new UsageError(
+      `Cannot listen at "${path}": its directory does not exist`,
+      { cause: error },
+    );
+  }
   return dir;
+}
+
+function checkPath(path: string): void {
+  if (utf8(path).length <= MAX_SOCKET_PATH) return;
+  throw new UsageError(
+    `Cannot listen at "${path}": longer than ${MAX_SOCKET_PATH} bytes`,
+  );
 }
 
 /** Removes a socket that nobody listens on any more. */
