@@ -74,12 +74,18 @@ try {
     return { ms, result };
   };
 
-  const times: Record<string, number[]> = { pipe: [], one: [], two: [] };
+  const times: Record<string, number[]> = {
+    pipe: [],
+    one: [],
+    two: [],
+    three: [],
+  };
   let last;
   for (let round = 0; round < Number(values.rounds); round++) {
     times.two!.push((last = await timePass(2)).ms);
     times.pipe!.push(await timePipe(path));
     times.one!.push((await timePass(1)).ms);
+    times.three!.push((await timePass(3)).ms);
   }
   const best = (name: string) => Math.min(...times[name]!);
   const { result } = last!;
@@ -95,8 +101,10 @@ try {
     rssMiB: Math.round(Deno.memoryUsage().rss / 2 ** 20),
     msPipe: times.pipe!.map(Math.round),
     msTwoThreads: times.two!.map(Math.round),
+    msThreeThreads: times.three!.map(Math.round),
     msOneThread: times.one!.map(Math.round),
     ratioTwoThreads: +(best("two") / best("pipe")).toFixed(3),
+    ratioThreeThreads: +(best("three") / best("pipe")).toFixed(3),
     ratioOneThread: +(best("one") / best("pipe")).toFixed(3),
     budget: 0.6,
     runtime: `deno ${Deno.version.deno}`,

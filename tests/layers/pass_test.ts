@@ -124,7 +124,7 @@ const GZIP = new Uint8Array(zlib.gzipSync(TAR));
 
 Deno.test("scanLayer() of a gzip layer: same result for any threads and pieces", async () => {
   let first: LayerScan | undefined;
-  for (const threads of [1, 2]) {
+  for (const threads of [1, 2, 3]) {
     for (const pieceSize of [65_536, 1_000_003, GZIP.length]) {
       const walker = new Collector();
       let progress = 0;
@@ -151,7 +151,7 @@ Deno.test("scanLayer() of a gzip layer: same result for any threads and pieces",
 });
 
 Deno.test("scanLayer() of a plain tar: 128 KiB spans, no checkpoints", async () => {
-  for (const threads of [1, 2]) {
+  for (const threads of [1, 2, 3]) {
     const walker = new Collector();
     const result = await scan(TAR, { threads, walker });
     assert.equal(result.compression, "none");
@@ -183,7 +183,7 @@ Deno.test("scanLayer() follows blocks that are bigger than its rings", async () 
     );
   const blob = concatBytes(members);
   const results: LayerScan[] = [];
-  for (const threads of [1, 2]) {
+  for (const threads of [1, 2, 3]) {
     const result = await scan(blob, { threads });
     assert.equal(result.members, 4);
     results.push(result);
@@ -230,7 +230,7 @@ Deno.test("scanLayer() refuses what is wrong, with typed errors", async () => {
     ["trailing garbage", garbage, {}, FormatError],
     ["not sha256", GZIP, { expectedDigest: "md5:abc" }, UnsupportedError],
   ];
-  for (const threads of [1, 2]) {
+  for (const threads of [1, 2, 3]) {
     for (const [name, blob, options, errorClass] of cases) {
       const walker = new Collector();
       await assert.rejects(
@@ -296,7 +296,7 @@ async function* failing() {
 }
 
 Deno.test("scanLayer() stops promptly when cancelled, when its input or its walker fails", async () => {
-  for (const threads of [1, 2]) {
+  for (const threads of [1, 2, 3]) {
     const control = new AbortController();
     const input = new HangingInput(control);
     await assert.rejects(

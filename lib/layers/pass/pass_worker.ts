@@ -4,13 +4,8 @@ import { type ErrorMessage, packError } from "../../compress/mod.ts";
 import { CancelledError, workerRole } from "../../io/mod.ts";
 import { type DecoderSettings, openDecoder } from "./layer_decoder.ts";
 import { type LayerRecord, LayerRecorder } from "./layer_recorder.ts";
-import {
-  COMMAND,
-  type Command,
-  type SharedMemory,
-  SharedState,
-  WORD,
-} from "./shared.ts";
+import { RecordLoop } from "./record_loop.ts";
+import { COMMAND, type SharedMemory, SharedState, WORD } from "./shared.ts";
 
 /** The roles of this module's workers. */
 export const DECODE_ROLE = "obd:layer-decode";
@@ -40,9 +35,6 @@ export type PassReply =
 
 /** Output decoded before the other threads are told. */
 const PUBLISH_SIZE = 1024 * 1024;
-/** Bytes recorded before the ring is released. */
-const RECORD_STEP = 1024 * 1024;
-
 function decode(start: PassStart): DecodeOutcome {
   const state = new SharedState(start.memory);
   const decoder = openDecoder(start, state.input, state.output, {
@@ -96,42 +88,13 @@ function record(start: PassStart): LayerRecord {
     state.input,
     state.output,
   );
-  let decoded = false;
+  const loop = new RecordLoop(state, recorder);
   while (true) {
     const heard = state.listen(WORD.recordBell);
-    const isEnd = state.isSet(WORD.inputEnd);
-    const head = state.position(WORD.inputHead, recorder.blobOffset);
-    const blobTo = Math.min(head, recorder.blobOffset + RECORD_STEP);
-    if (blobTo > recorder.blobOffset) {
-      recorder.takeBlob(blobTo);
-      state.setPosition(WORD.inputRecorded, blobTo);
-      state.ring(WORD.feedBell);
-    }
-    const taken = state.takeCommand();
-    if (taken?.command === COMMAND.end) decoded = true;
-    else if (taken) follow(state, recorder, taken);
-    if (taken || blobTo < head) continue;
-    if (decoded && isEnd) return recorder.finish();
-    state.sleep(WORD.recordBell, heard);
+    const outcome = loop.step();
+    if (outcome === "done") return recorder.finish();
+    if (outcome === "idle") state.sleep(WORD.recordBell, heard);
   }
-}
-
-function follow(
-  state: SharedState,
-  recorder: LayerRecorder,
-  { command, to, candidate }: Command,
-): void {
-  if (command === COMMAND.fork) recorder.fork();
-  else if (command === COMMAND.split) recorder.split(candidate!);
-  else if (command !== COMMAND.advance) recorder.resolve(candidate);
-  else {
-    while (recorder.tarOffset < to) {
-      recorder.advance(Math.min(to, recorder.tarOffset + RECORD_STEP));
-      state.setPosition(WORD.outputRecorded, recorder.tarOffset);
-      state.ring(WORD.decodeBell);
-    }
-  }
-  if (candidate?.sample) state.releaseSample();
 }
 
 function serve(work: (start: PassStart) => PassReply): void {

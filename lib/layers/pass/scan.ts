@@ -48,12 +48,13 @@ export async function scanLayer(
       sparseWindows: options.sparseWindows,
     };
     const threads = options.threads ??
-      Math.min(2, navigator.hardwareConcurrency);
+      Math.min(3, navigator.hardwareConcurrency);
     const isThreaded = threads > 1 && options.blobSize >= THREADS_SIZE_MIN;
     await using stage: PassStage = isThreaded
       ? new ThreadedStage(
         settings,
         options.walker,
+        threads,
         (error) => reader.interrupt(error),
       )
       : new InlineStage(settings, options.walker);

@@ -1,5 +1,6 @@
-/** The two ways through a pass: on the calling thread, or over two more. */
+/** The ways through a pass: on the calling thread, or over one or two more. */
 
+import { setImmediate } from "node:timers";
 import {
   ByteRing,
   INPUT_RING_SIZE,
@@ -13,6 +14,7 @@ import {
   openDecoder,
 } from "./layer_decoder.ts";
 import { type LayerRecord, LayerRecorder } from "./layer_recorder.ts";
+import { RecordLoop } from "./record_loop.ts";
 import {
   DECODE_ROLE,
   type DecodeOutcome,
@@ -113,13 +115,14 @@ const WALK_STEP = 256 * 1024;
 /** How long a worker may take to notice that it is to stop. */
 const STOP_DEADLINE_MS = 5000;
 
-/** Decoding and recording on a thread each. */
+/** Decoding on a thread of its own; recording too, or between other things on the calling one. */
 export class ThreadedStage implements PassStage {
   readonly #state: SharedState;
   readonly #onError: (error: unknown) => void;
   readonly #workers: Worker[] = [];
   readonly #ended: Promise<void>[] = [];
-  readonly #walking: Promise<void>;
+  /** What runs on the calling thread. These never reject: an error fails the stage. */
+  readonly #loops: Promise<void>[] = [];
   #outcome: Partial<StageOutcome> = {};
   #error: unknown;
   #failed = false;
@@ -127,16 +130,21 @@ export class ThreadedStage implements PassStage {
   #decoded = 0;
   #recorded = 0;
 
-  /** @param onError Called with the first error, which `write` and `end` reject with too. */
+  /**
+   * @param threads Threads in all: 2, or 3 to record on one of its own too.
+   * @param onError Called with the first error, which `write` and `end` reject with too.
+   */
   constructor(
     settings: DecoderSettings,
     walker: TarReceiver | undefined,
+    threads: number,
     onError: (error: unknown) => void,
   ) {
     const memory = allocateShared();
     this.#state = new SharedState(memory);
     this.#onError = onError;
-    for (const role of [DECODE_ROLE, RECORD_ROLE]) {
+    const roles = threads > 2 ? [DECODE_ROLE, RECORD_ROLE] : [DECODE_ROLE];
+    for (const role of roles) {
       const worker = startWorker(PASS_WORKER_URL, role);
       this.#workers.push(worker);
       this.#ended.push(this.#watch(worker));
@@ -146,7 +154,8 @@ export class ThreadedStage implements PassStage {
         hasWalker: walker !== undefined,
       });
     }
-    this.#walking = walker ? this.#walk(walker) : Promise.resolve();
+    if (threads <= 2) this.#loops.push(this.#guard(this.#record(settings)));
+    if (walker) this.#loops.push(this.#guard(this.#walk(walker)));
   }
 
   /** Resolves when the worker has sent its last message or died. */
@@ -209,7 +218,7 @@ export class ThreadedStage implements PassStage {
   async end(): Promise<StageOutcome> {
     this.#state.set(WORD.inputEnd);
     this.#state.ring(WORD.decodeBell, WORD.recordBell);
-    await Promise.all([...this.#ended, this.#walking]);
+    await Promise.all([...this.#ended, ...this.#loops]);
     if (this.#failed) throw this.#error;
     const { record, tarSize, members } = this.#outcome;
     if (!record || tarSize === undefined || members === undefined) {
@@ -218,34 +227,59 @@ export class ThreadedStage implements PassStage {
     return { record, tarSize, members };
   }
 
-  /** Hands the output ring to the walker. Never rejects: an error fails the stage. */
+  async #guard(loop: Promise<void>): Promise<void> {
+    try {
+      await loop;
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  async #record(settings: DecoderSettings): Promise<void> {
+    const state = this.#state;
+    const { compression, sparseWindows } = settings;
+    const { input, output } = state;
+    const recorder = new LayerRecorder(
+      compression,
+      sparseWindows,
+      input,
+      output,
+    );
+    const loop = new RecordLoop(state, recorder);
+    while (true) {
+      const heard = this.#listen(WORD.recordBell);
+      const outcome = loop.step();
+      if (outcome === "done") break;
+      if (outcome === "idle") await state.sleepAsync(WORD.recordBell, heard);
+      else await nextTurn();
+    }
+    this.#outcome.record = recorder.finish();
+  }
+
+  /** Hands the output ring to the walker. */
   async #walk(walker: TarReceiver): Promise<void> {
     const state = this.#state;
     const piece = new Uint8Array(WALK_STEP);
     let walked = 0;
-    try {
-      while (true) {
-        const heard = this.#listen(WORD.walkBell);
-        const isEnd = state.isSet(WORD.outputEnd);
-        const head = state.position(WORD.outputHead, walked);
-        if (head === walked) {
-          if (isEnd) return;
-          await state.sleepAsync(WORD.walkBell, heard);
-          continue;
-        }
-        const to = Math.min(head, walked + WALK_STEP);
-        let size = 0;
-        for (const view of state.output.views(walked, to)) {
-          piece.set(view, size);
-          size += view.length;
-        }
-        walker.push(piece.subarray(0, size));
-        walked = to;
-        state.setPosition(WORD.outputWalked, walked);
-        state.ring(WORD.decodeBell);
+    while (true) {
+      const heard = this.#listen(WORD.walkBell);
+      const isEnd = state.isSet(WORD.outputEnd);
+      const head = state.position(WORD.outputHead, walked);
+      if (head === walked) {
+        if (isEnd) return;
+        await state.sleepAsync(WORD.walkBell, heard);
+        continue;
       }
-    } catch (error) {
-      this.#fail(error);
+      const to = Math.min(head, walked + WALK_STEP);
+      let size = 0;
+      for (const view of state.output.views(walked, to)) {
+        piece.set(view, size);
+        size += view.length;
+      }
+      walker.push(piece.subarray(0, size));
+      walked = to;
+      state.setPosition(WORD.outputWalked, walked);
+      state.ring(WORD.decodeBell);
     }
   }
 
@@ -253,7 +287,7 @@ export class ThreadedStage implements PassStage {
     this.#fail(new CancelledError());
     let timer: ReturnType<typeof setTimeout> | undefined;
     await Promise.race([
-      Promise.all([...this.#ended, this.#walking]),
+      Promise.all([...this.#ended, ...this.#loops]),
       new Promise((resolve) => {
         timer = setTimeout(resolve, STOP_DEADLINE_MS);
       }),
@@ -261,4 +295,9 @@ export class ThreadedStage implements PassStage {
     clearTimeout(timer);
     for (const worker of this.#workers) worker.terminate();
   }
+}
+
+/** Lets other work of this thread go first, e.g. the fetch of more input. */
+function nextTurn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
 }

@@ -69,8 +69,9 @@ export interface ScanOptions {
   onProgress?: ((bytes: number) => void) | undefined;
   signal?: AbortSignal | undefined;
   /**
-   * Threads beside the calling one are used from 2 on; 1 does all on the
-   * calling thread. The result is the same. Default: 2, or 1 on one core.
+   * Threads in all: 1 does everything on the calling thread, 2 decodes on
+   * another, 3 also computes the digests on one. The result is the same.
+   * Default: 3, or the cores if there are fewer.
    */
   threads?: number | undefined;
 }
