@@ -6,7 +6,6 @@ import {
   checkRange,
   DeadlineError,
   type Extent,
-  NotFoundError,
   ObdError,
   type ReadOptions,
   type SourceDescription,
@@ -15,34 +14,24 @@ import {
 } from "../io/mod.ts";
 import { formatNbdUri, type NbdTarget, parseNbdUri } from "./address.ts";
 import {
-  ClientHandshake,
+  connectAndTalk,
   type ExportInfo,
   type ListedExport,
 } from "./client_handshake.ts";
 import { NbdError, nbdErrorName } from "./errno.ts";
-import {
-  COMMAND,
-  COMMAND_FLAG,
-  REPLY,
-  REQUEST,
-  TRANSMISSION,
-  writeRequest,
-} from "./protocol.ts";
+import { COMMAND, COMMAND_FLAG, TRANSMISSION } from "./protocol.ts";
 import {
   type PendingReplies,
   type PendingReply,
   readReplies,
 } from "./reply_reader.ts";
-import { dial, ReceiveBuffer, SharedStream, writeStream } from "./stream.ts";
+import { RequestSender } from "./request_sender.ts";
+import type { ReceiveBuffer, SharedStream } from "./stream.ts";
 
 /** Large reads and writes are split into requests of this size, as nbdcopy does it. */
 const REQUEST_BYTES = 256 * 1024;
 /** Pieces of one large read that are under way at once. */
 const SPLIT_DEPTH = 8;
-/** Receive buffer: larger than the server's, for it holds data. */
-const RECEIVE_BYTES = 256 * 1024;
-/** Requests gathered before they are written, in bytes. */
-const SEND_BYTES = 64 * REQUEST.SIZE;
 
 /** Settings of a connection. */
 export interface NbdClientOptions {
@@ -75,12 +64,7 @@ export class NbdClient implements BlockSource {
   readonly #freeSlots: number[] = [];
   #pendingCount = 0;
   #generation = 0;
-  readonly #send = new Uint8Array(SEND_BYTES);
-  readonly #sendView = new DataView(this.#send.buffer);
-  #sendFill = 0;
-  #sendScheduled = false;
-  /** The tail of everything written so far. */
-  #sending: Promise<void> = Promise.resolve();
+  readonly #sender: RequestSender;
   #dead: Error | undefined;
   #disposed = false;
   #reading: Promise<void>;
@@ -99,6 +83,7 @@ export class NbdClient implements BlockSource {
     this.size = info.size;
     this.blockSize = info.preferredBlockSize;
     this.#deadlineMs = deadlineMs;
+    this.#sender = new RequestSender(stream, (error) => this.#die(error));
     const replies: PendingReplies = {
       find: (cookieHi, cookieLo) => {
         const pending = this.#slots[cookieLo];
@@ -131,7 +116,7 @@ export class NbdClient implements BlockSource {
   ): Promise<NbdClient> {
     const to = typeof target === "string" ? parseNbdUri(target) : target;
     const deadlineMs = options.deadlineMs ?? 60_000;
-    const { stream, result } = await handshake(
+    const { stream, result } = await connectAndTalk(
       to,
       deadlineMs,
       async (talk, rx) => {
@@ -152,7 +137,7 @@ export class NbdClient implements BlockSource {
     options: { deadlineMs?: number } = {},
   ): Promise<ListedExport[]> {
     const to = typeof target === "string" ? parseNbdUri(target) : target;
-    const { stream, result } = await handshake(
+    const { stream, result } = await connectAndTalk(
       to,
       options.deadlineMs ?? 60_000,
       async (talk) => {
@@ -302,8 +287,7 @@ export class NbdClient implements BlockSource {
       if (!this.#dead) {
         const goodbye = this.#request(COMMAND.disconnect, 0, 0, 0, {});
         goodbye.catch(() => {});
-        this.#flushSend();
-        await withDeadline("Disconnect", 1000, () => this.#sending)
+        await withDeadline("Disconnect", 1000, () => this.#sender.written())
           .catch(() => {});
       }
       this.#die(new CancelledError("NBD connection is closed"));
@@ -385,49 +369,12 @@ export class NbdClient implements BlockSource {
       this.#slots[slot] = pending;
       this.#pendingCount++;
       this.#timer ??= setTimeout(() => this.#checkDeadline(), this.#deadlineMs);
-      this.#queue(flags, pending, slot, extra.src);
+      const { generation: cookieHi } = pending;
+      this.#sender.send(
+        { flags, type, cookieHi, cookieLo: slot, offset, length },
+        extra.src,
+      );
     });
-  }
-
-  /** Adds a request to what is sent, with its payload. */
-  #queue(
-    flags: number,
-    pending: Pending,
-    slot: number,
-    src: Uint8Array | undefined,
-  ): void {
-    if (this.#sendFill + REQUEST.SIZE > SEND_BYTES) this.#flushSend();
-    writeRequest(this.#sendView, this.#sendFill, {
-      flags,
-      type: pending.type,
-      cookieHi: pending.generation,
-      cookieLo: slot,
-      offset: pending.offset,
-      length: pending.length,
-    });
-    this.#sendFill += REQUEST.SIZE;
-    if (src) {
-      this.#flushSend();
-      this.#write(src);
-    } else if (!this.#sendScheduled) {
-      this.#sendScheduled = true;
-      queueMicrotask(() => this.#flushSend());
-    }
-  }
-
-  #flushSend(): void {
-    this.#sendScheduled = false;
-    if (this.#sendFill === 0) return;
-    // A copy: the buffer is filled again while this is written.
-    const bytes = this.#send.slice(0, this.#sendFill);
-    this.#sendFill = 0;
-    this.#write(bytes);
-  }
-
-  #write(bytes: Uint8Array): void {
-    this.#sending = this.#sending
-      .then(() => this.#dead ? undefined : writeStream(this.#stream, bytes))
-      .catch((error) => this.#die(error as Error));
   }
 
   #finish(pending: Pending, slot: number): void {
@@ -467,43 +414,12 @@ export class NbdClient implements BlockSource {
     if (this.#dead) return;
     this.#dead = error;
     clearTimeout(this.#timer);
+    this.#sender.stop();
     this.#stream.close();
     for (const pending of this.#slots.splice(0)) {
       if (!pending) continue;
       pending.dst = undefined;
       pending.reject(error);
     }
-  }
-}
-
-/** Connects and runs `work` in the handshake; closes the stream if that fails. */
-async function handshake<T>(
-  target: NbdTarget,
-  deadlineMs: number,
-  work: (talk: ClientHandshake, rx: ReceiveBuffer) => Promise<T>,
-): Promise<{ stream: SharedStream; result: T }> {
-  const stream = new SharedStream(await dial(target.address));
-  const onAbort = () => stream.close();
-  try {
-    const result = await withDeadline(
-      "NBD handshake",
-      deadlineMs,
-      async (signal) => {
-        signal.addEventListener("abort", onAbort);
-        const rx = new ReceiveBuffer(stream, RECEIVE_BYTES);
-        const talk = new ClientHandshake(stream, rx);
-        await talk.greet();
-        return await work(talk, rx);
-      },
-    );
-    return { stream, result };
-  } catch (error) {
-    stream.close();
-    if (error instanceof NbdError && error.errno === REPLY.errUnknown) {
-      throw new NotFoundError(`No NBD export "${target.exportName}"`, {
-        cause: error,
-      });
-    }
-    throw error;
   }
 }

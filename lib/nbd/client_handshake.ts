@@ -1,6 +1,14 @@
 /** The client's half of the handshake [proto.md, Handshake]; everything received is checked. */
 
-import { FormatError, fromUtf8, utf8, viewOf } from "../io/mod.ts";
+import {
+  FormatError,
+  fromUtf8,
+  NotFoundError,
+  utf8,
+  viewOf,
+  withDeadline,
+} from "../io/mod.ts";
+import type { NbdTarget } from "./address.ts";
 import { NbdError } from "./errno.ts";
 import {
   ALLOCATION_CONTEXT,
@@ -17,12 +25,20 @@ import {
   REPLY,
   TRANSMISSION,
 } from "./protocol.ts";
-import { type ByteStream, type ReceiveBuffer, writeStream } from "./stream.ts";
+import {
+  type ByteStream,
+  dial,
+  ReceiveBuffer,
+  SharedStream,
+  writeStream,
+} from "./stream.ts";
 
 /** Most bytes of one option reply; must fit the receive buffer. */
 const MAX_REPLY = 32 * 1024;
 /** Most replies to one option, and so most exports of a list. */
 const MAX_REPLIES = 65536;
+/** Receive buffer: larger than the server's, for it holds data. */
+const CLIENT_RECEIVE_BYTES = 256 * 1024;
 /** Exports larger than this are refused: offsets are safe integers. */
 const MAX_SIZE = Number.MAX_SAFE_INTEGER;
 
@@ -323,5 +339,42 @@ function readInfo(bytes: Uint8Array, info: ExportInfo): void {
       break;
     }
     default: // Clients ignore what they do not know.
+  }
+}
+
+/**
+ * Connects and runs `work` in the handshake; closes the stream if that fails.
+ *
+ * @throws {NotFoundError} If the server does not know the export.
+ * @throws {DeadlineError} If it takes longer than `deadlineMs`.
+ */
+export async function connectAndTalk<T>(
+  target: NbdTarget,
+  deadlineMs: number,
+  work: (talk: ClientHandshake, rx: ReceiveBuffer) => Promise<T>,
+): Promise<{ stream: SharedStream; result: T }> {
+  const stream = new SharedStream(await dial(target.address));
+  const onAbort = () => stream.close();
+  try {
+    const result = await withDeadline(
+      "NBD handshake",
+      deadlineMs,
+      async (signal) => {
+        signal.addEventListener("abort", onAbort);
+        const rx = new ReceiveBuffer(stream, CLIENT_RECEIVE_BYTES);
+        const talk = new ClientHandshake(stream, rx);
+        await talk.greet();
+        return await work(talk, rx);
+      },
+    );
+    return { stream, result };
+  } catch (error) {
+    stream.close();
+    if (error instanceof NbdError && error.errno === REPLY.errUnknown) {
+      throw new NotFoundError(`No NBD export "${target.exportName}"`, {
+        cause: error,
+      });
+    }
+    throw error;
   }
 }

@@ -9,73 +9,56 @@
 
 import { setImmediate } from "node:timers";
 import {
-  type ByteBudget,
-  CancelledError,
   DeadlineError,
   errorText,
   FormatError,
   type Logger,
 } from "../io/mod.ts";
+import { Answers } from "./answers.ts";
 import { answerBlockStatus, BLOCK_STATUS_MAX } from "./block_status.ts";
-import { type BufferPool, GATHER_MAX } from "./buffer_pool.ts";
-import { NBD_ERROR, nbdErrorName, nbdErrorOf } from "./errno.ts";
+import { GATHER_MAX } from "./buffer_pool.ts";
+import { NBD_ERROR, nbdErrorOf } from "./errno.ts";
 import type { Negotiated } from "./handshake.ts";
 import {
-  CHUNK,
-  CHUNK_DONE,
-  CHUNK_HEADER,
   COMMAND,
   COMMAND_FLAG,
   MAX_PAYLOAD,
   readRequest,
   REQUEST,
   type Request,
-  SIMPLE_REPLY,
-  writeChunkHeader,
-  writeSimpleReply,
 } from "./protocol.ts";
 import { layOutRead, planRead, type ReadPlan } from "./read_plan.ts";
 import { ReplyStream, RESERVE_MAX } from "./reply_stream.ts";
+import {
+  lease,
+  readAnswer,
+  warmRange,
+  type WorkMemory,
+} from "./source_work.ts";
 import { recordLatency } from "./stats.ts";
 import type { ByteStream, ReceiveBuffer } from "./stream.ts";
 import { checkRequest, isWriting } from "./validate.ts";
+import {
+  type Waiting,
+  type WaitingLimits,
+  WaitingRequests,
+} from "./waiting.ts";
 
 /** Bytes of a refused write that are still dropped to stay in step. */
 const MAX_SKIP = 2 * MAX_PAYLOAD;
 /** After so much work without a pause the loop lets other connections run. */
 const YIELD_REQUESTS = 64;
 const YIELD_BYTES = 1024 * 1024;
-/** A CACHE request is read in pieces of this size, so many at once. */
-const CACHE_PIECE = 1024 * 1024;
-const CACHE_LANES = 4;
-
 /** What all connections of a server share. */
-export interface TransmissionShared {
+export interface TransmissionShared extends WorkMemory, WaitingLimits {
   readonly logger: Logger;
   /** Milliseconds for one request, and for a write payload to arrive. */
   readonly requestDeadlineMs: number;
   /** Milliseconds after which a client that takes no replies is given up. */
   readonly writeStallMs: number;
-  /** Requests of one connection that may wait for their source. */
-  readonly maxInFlight: number;
-  /** Bytes of such requests. */
-  readonly maxInFlightBytes: number;
-  /** Memory of waiting requests of all connections. */
-  readonly budget: ByteBudget;
-  readonly pool: BufferPool;
   readonly onRead:
     | ((exportName: string, offset: number, length: number) => void)
     | undefined;
-}
-
-/** A request that waits for its source. */
-interface Waiting {
-  readonly request: Request;
-  /** `performance.now()` at its arrival. */
-  readonly started: number;
-  readonly control: AbortController;
-  /** Answered, or never to be. */
-  settled: boolean;
 }
 
 /** One client in the transmission phase. */
@@ -85,11 +68,8 @@ export class Transmission {
   readonly #negotiated: Negotiated;
   readonly #shared: TransmissionShared;
   readonly #out: ReplyStream;
-  /** In order of arrival, so the first has the nearest deadline. */
-  readonly #waiting = new Set<Waiting>();
-  #waitingBytes = 0;
-  #slotFree: (() => void) | undefined;
-  #flushScheduled = false;
+  readonly #answers: Answers;
+  readonly #waiting: WaitingRequests;
   /** No more requests are taken: the client said so, or the server stops. */
   #draining = false;
   #dead = false;
@@ -100,7 +80,6 @@ export class Transmission {
   #bytesSinceYield = 0;
   /** `performance.now()` when the last request was answered or bytes came in. */
   #clock = 0;
-  #idleWaiters: (() => void)[] = [];
   /** Aborted when the connection ends. */
   readonly #gone = new AbortController();
 
@@ -115,6 +94,8 @@ export class Transmission {
     this.#negotiated = negotiated;
     this.#shared = shared;
     this.#out = new ReplyStream(stream, (error) => this.abort(error));
+    this.#answers = new Answers(this.#out, negotiated.structured);
+    this.#waiting = new WaitingRequests(shared, negotiated.export.stats);
   }
 
   /**
@@ -149,21 +130,16 @@ export class Transmission {
     this.#dead = true;
     this.#deadError = reason;
     this.#out.kill();
-    for (const waiting of [...this.#waiting]) {
-      this.#settle(waiting);
-      waiting.control.abort(new CancelledError("Client is gone"));
-    }
     this.#gone.abort();
-    this.#slotFree?.();
-    this.#wakeIdle();
+    this.#waiting.cancelAll();
     if (reason !== undefined) this.#stream.close();
   }
 
   /** Enforces deadlines; called now and then with `performance.now()`. */
   tick(now: number): void {
     const { requestDeadlineMs, writeStallMs } = this.#shared;
-    for (const waiting of this.#waiting) {
-      if (now - waiting.started < requestDeadlineMs) break;
+    const overdue = this.#waiting.startedBefore(now - requestDeadlineMs);
+    for (const waiting of overdue) {
       const error = new DeadlineError("Request", requestDeadlineMs);
       this.#negotiated.export.stats.deadlines++;
       this.#fail(waiting, error);
@@ -181,7 +157,6 @@ export class Transmission {
 
   async #loop(): Promise<void> {
     const rx = this.#rx;
-    const { maxInFlight, maxInFlightBytes } = this.#shared;
     for (;;) {
       this.#clock = performance.now();
       while (rx.available >= REQUEST.SIZE) {
@@ -194,13 +169,9 @@ export class Transmission {
         }
         const work = this.#handle(request);
         if (work) await work;
-        while (
-          this.#waiting.size >= maxInFlight ||
-          this.#waitingBytes >= maxInFlightBytes
-        ) {
+        while (this.#waiting.full && !this.#dead) {
           this.#out.flush();
-          await new Promise<void>((resolve) => this.#slotFree = resolve);
-          this.#slotFree = undefined;
+          await this.#waiting.changed();
         }
         if (this.#dead) return;
         this.#out.flushIfFull();
@@ -235,19 +206,16 @@ export class Transmission {
     const { offset, length, flags } = request;
     switch (request.type) {
       case COMMAND.read:
-        try {
-          this.#shared.onRead?.(served.name, offset, length);
-          const sparse = structured && (flags & COMMAND_FLAG.df) === 0;
-          const plan = planRead(source, offset, length, structured, sparse);
-          return this.#read(request, plan);
-        } catch (error) {
-          return this.#refuseFailed(request, error);
-        }
+        this.#shared.onRead?.(served.name, offset, length);
+        return this.#read(request);
       case COMMAND.blockStatus:
         return this.#blockStatus(request);
       case COMMAND.cache:
         stats.caches++;
-        this.#start(request, (waiting) => this.#cache(waiting));
+        this.#start(
+          request,
+          (signal) => warmRange(source, offset, length, this.#shared, signal),
+        );
         return undefined;
       case COMMAND.flush:
         stats.flushes++;
@@ -268,79 +236,64 @@ export class Transmission {
   }
 
   /** Answers from what is at hand, else starts waiting. */
-  #read(request: Request, plan: ReadPlan): Promise<void> | undefined {
+  #read(request: Request): Promise<void> | undefined {
     const out = this.#out;
-    const { stats, source } = this.#negotiated.export;
-    if (plan.wireBytes <= RESERVE_MAX) {
-      if (!out.reserve(plan.wireBytes)) {
-        return this.#whenRoom(() => this.#read(request, plan));
+    const { structured, export: { stats, source } } = this.#negotiated;
+    const { offset, length, flags } = request;
+    let plan: ReadPlan;
+    try {
+      const sparse = structured && (flags & COMMAND_FLAG.df) === 0;
+      plan = planRead(source, offset, length, structured, sparse);
+      if (plan.wireBytes <= RESERVE_MAX) {
+        if (!out.reserve(plan.wireBytes)) {
+          return this.#whenRoom(() => this.#read(request));
+        }
+        const { front, view, fill } = out;
+        const now = (dst: Uint8Array, offset: number) =>
+          source.preadNow?.(dst, offset) ?? false;
+        if (layOutRead(plan, request, front, view, fill, now)) {
+          out.fill = fill + plan.wireBytes;
+          stats.reads++;
+          stats.readsAtOnce++;
+          stats.readBytes += length;
+          const time = performance.now();
+          recordLatency(stats.readLatency, (time - this.#clock) / 1000);
+          this.#clock = time;
+          return undefined;
+        }
       }
-      const { front, view, fill } = out;
-      const done = layOutRead(
-        plan,
-        request,
-        front,
-        view,
-        fill,
-        (dst, offset) => source.preadNow?.(dst, offset) ?? false,
-      );
-      if (done) {
-        out.fill = fill + plan.wireBytes;
-        stats.reads++;
-        stats.readsAtOnce++;
-        stats.readBytes += plan.length;
-        const now = performance.now();
-        recordLatency(stats.readLatency, (now - this.#clock) / 1000);
-        this.#clock = now;
-        return undefined;
-      }
+    } catch (error) {
+      return this.#refuseFailed(request, error);
     }
-    const waiting = this.#wait(request);
-    this.#readWaiting(waiting, plan);
+    this.#readWaiting(this.#waiting.start(request), plan);
     return undefined;
   }
 
   async #readWaiting(waiting: Waiting, plan: ReadPlan): Promise<void> {
-    const { pool, budget } = this.#shared;
     const { stats, source } = this.#negotiated.export;
     const { signal } = waiting.control;
     let give = () => {};
     try {
-      const release = await budget.acquire(plan.wireBytes, { signal });
-      const buffer = pool.take(plan.wireBytes);
-      give = () => {
-        pool.give(buffer);
-        release();
-      };
-      const view = new DataView(buffer.buffer);
-      const reads: Promise<void>[] = [];
-      layOutRead(plan, waiting.request, buffer, view, 0, (dst, offset) => {
-        try {
-          reads.push(source.pread(dst, offset, { signal }));
-        } catch (error) {
-          reads.push(Promise.reject(error));
-        }
-        return true;
-      });
-      // All of them, also after a failure: each owns its part of the buffer until it settles.
-      const results = await Promise.allSettled(reads);
-      for (const r of results) if (r.status === "rejected") throw r.reason;
+      const leased = await lease(this.#shared, plan.wireBytes, signal);
+      give = leased.give;
+      const { buffer } = leased;
+      await readAnswer(source, plan, waiting.request, buffer, signal);
       if (waiting.settled) return;
-      this.#settle(waiting);
+      this.#waiting.settle(waiting);
       stats.reads++;
       stats.readBytes += plan.length;
       const ms = performance.now() - waiting.started;
       recordLatency(stats.readLatency, ms / 1000);
       const wire = buffer.subarray(0, plan.wireBytes);
-      if (wire.length <= GATHER_MAX && this.#out.reserve(wire.length)) {
-        this.#out.front.set(wire, this.#out.fill);
-        this.#out.fill += wire.length;
-        this.#scheduleFlush();
-      } else {
-        const sent = give;
-        give = () => {};
-        this.#out.send(wire, sent);
+      if (wire.length <= GATHER_MAX && this.#answers.gather(wire)) {
+        this.#waiting.release(waiting);
+        return;
       }
+      give = () => {};
+      this.#out.send(wire, () => {
+        leased.give();
+        this.#waiting.release(waiting);
+      });
     } catch (error) {
       this.#fail(waiting, error);
     } finally {
@@ -351,7 +304,6 @@ export class Transmission {
   async #write(request: Request, error: number): Promise<void> {
     const { length, offset } = request;
     const rx = this.#rx;
-    const { pool, budget } = this.#shared;
     const { source, stats } = this.#negotiated.export;
     this.#payloadSince = performance.now();
     this.#out.flush();
@@ -366,12 +318,7 @@ export class Transmission {
       }
       // Without memory in time, the deadline of the payload ends the connection.
       const { signal } = this.#gone;
-      const release = await budget.acquire(length, { signal });
-      const buffer = pool.take(length);
-      const give = () => {
-        pool.give(buffer);
-        release();
-      };
+      const { buffer, give } = await lease(this.#shared, length, signal);
       const payload = buffer.subarray(0, length);
       if (!await rx.take(payload).catch(() => false)) {
         give();
@@ -393,56 +340,23 @@ export class Transmission {
   }
 
   /** Runs a request without data in its answer. */
-  #start(
+  async #start(
     request: Request,
-    work: (waiting: Waiting) => Promise<void>,
-  ): void {
-    const waiting = this.#wait(request);
-    const run = async () => {
-      try {
-        await work(waiting);
-        const fua = (request.flags & COMMAND_FLAG.fua) !== 0;
-        const { source } = this.#negotiated.export;
-        if (fua && isWriting(request.type)) await source.flush!();
-        if (waiting.settled) return;
-        this.#settle(waiting);
-        this.#small(SIMPLE_REPLY.SIZE, (view, at) => {
-          writeSimpleReply(view, at, request, 0);
-        });
-      } catch (error) {
-        this.#fail(waiting, error);
-      }
-    };
-    run();
-  }
-
-  /** Reads a range and drops it, so that caches below keep it. */
-  async #cache(waiting: Waiting): Promise<void> {
-    const { source } = this.#negotiated.export;
-    const { pool, budget } = this.#shared;
-    const { signal } = waiting.control;
-    const end = waiting.request.offset + waiting.request.length;
-    let next = waiting.request.offset;
-    const lane = async () => {
-      while (next < end && !waiting.settled) {
-        const offset = next;
-        const length = Math.min(CACHE_PIECE, end - offset);
-        next += length;
-        const release = await budget.acquire(length, {
-          signal,
-          priority: "prefetch",
-        });
-        const buffer = pool.take(length);
-        try {
-          const dst = buffer.subarray(0, length);
-          await source.pread(dst, offset, { signal, priority: "prefetch" });
-        } finally {
-          pool.give(buffer);
-          release();
-        }
-      }
-    };
-    await Promise.all(Array.from({ length: CACHE_LANES }, lane));
+    work: (signal: AbortSignal) => Promise<void>,
+  ): Promise<void> {
+    const waiting = this.#waiting.start(request);
+    try {
+      await work(waiting.control.signal);
+      const fua = (request.flags & COMMAND_FLAG.fua) !== 0;
+      const { source } = this.#negotiated.export;
+      if (fua && isWriting(request.type)) await source.flush!();
+      if (waiting.settled) return;
+      this.#waiting.settle(waiting);
+      this.#waiting.release(waiting);
+      this.#answers.ok(request);
+    } catch (error) {
+      this.#fail(waiting, error);
+    }
   }
 
   #blockStatus(request: Request): Promise<void> | undefined {
@@ -468,7 +382,7 @@ export class Transmission {
   /** Answers with an error that is the client's doing, in order with the loop. */
   #refuse(request: Request, error: number): Promise<void> | undefined {
     this.#negotiated.export.stats.errors++;
-    this.#sendError(request, error);
+    this.#answers.error(request, error);
     if (!this.#out.reserve(RESERVE_MAX / 4)) return this.#whenRoom(() => {});
   }
 
@@ -476,73 +390,6 @@ export class Transmission {
   async #whenRoom(then: () => Promise<void> | undefined | void): Promise<void> {
     await this.#out.room();
     if (!this.#dead) await then();
-  }
-
-  #sendError(request: Request, error: number): void {
-    if (!this.#negotiated.structured) {
-      this.#small(SIMPLE_REPLY.SIZE, (view, at) => {
-        writeSimpleReply(view, at, request, error);
-      });
-      return;
-    }
-    const text = new TextEncoder().encode(nbdErrorName(error));
-    const length = 6 + text.length;
-    this.#small(CHUNK_HEADER.SIZE + length, (view, at, bytes) => {
-      const { error: type } = CHUNK;
-      writeChunkHeader(view, at, request, type, CHUNK_DONE, length);
-      view.setUint32(at + 20, error);
-      view.setUint16(at + 24, text.length);
-      bytes.set(text, at + 26);
-    });
-  }
-
-  /** Adds a reply of a few bytes, also when the gathering buffers are full. */
-  #small(
-    length: number,
-    write: (view: DataView, at: number, bytes: Uint8Array) => void,
-  ): void {
-    const out = this.#out;
-    if (out.reserve(length)) {
-      write(out.view, out.fill, out.front);
-      out.fill += length;
-      this.#scheduleFlush();
-      return;
-    }
-    const bytes = new Uint8Array(length);
-    write(new DataView(bytes.buffer), 0, bytes);
-    out.send(bytes, () => {});
-  }
-
-  /** Flushes once for all replies that become ready together. */
-  #scheduleFlush(): void {
-    if (this.#flushScheduled) return;
-    this.#flushScheduled = true;
-    queueMicrotask(() => {
-      this.#flushScheduled = false;
-      this.#out.flush();
-    });
-  }
-
-  #wait(request: Request): Waiting {
-    const waiting = {
-      request,
-      started: performance.now(),
-      control: new AbortController(),
-      settled: false,
-    };
-    this.#waiting.add(waiting);
-    this.#waitingBytes += heldBytes(request);
-    this.#negotiated.export.stats.inFlight++;
-    return waiting;
-  }
-
-  #settle(waiting: Waiting): void {
-    waiting.settled = true;
-    this.#waiting.delete(waiting);
-    this.#waitingBytes -= heldBytes(waiting.request);
-    this.#negotiated.export.stats.inFlight--;
-    this.#slotFree?.();
-    if (this.#waiting.size === 0) this.#wakeIdle();
   }
 
   #fail(waiting: Waiting, error: unknown): void {
@@ -554,8 +401,10 @@ export class Transmission {
     if (request.type === COMMAND.read) {
       recordLatency(stats.readLatency, ms / 1000);
     }
-    this.#settle(waiting);
-    this.#sendError(request, nbdErrorOf(error, isWriting(request.type)));
+    this.#waiting.settle(waiting);
+    this.#waiting.release(waiting);
+    const { type } = request;
+    this.#answers.error(request, nbdErrorOf(error, isWriting(type)));
   }
 
   #logFailure(request: Request, started: number, error: unknown): number {
@@ -571,26 +420,15 @@ export class Transmission {
     return ms;
   }
 
-  #wakeIdle(): void {
-    for (const waiter of this.#idleWaiters.splice(0)) waiter();
-  }
-
   /** Resolves when every request was answered and every answer written, or the connection is dead. */
   async #untilIdle(): Promise<void> {
     this.#out.flush();
     while (!this.#dead) {
-      if (this.#waiting.size > 0) {
-        await new Promise<void>((resolve) => this.#idleWaiters.push(resolve));
-      } else if (!this.#out.idle) await this.#out.room();
+      if (!this.#waiting.empty) await this.#waiting.changed();
+      else if (!this.#out.idle) await this.#out.room();
       else return;
     }
   }
-}
-
-/** Bytes that a waiting request keeps in memory. */
-function heldBytes(request: Request): number {
-  const { type, length } = request;
-  return type === COMMAND.read || type === COMMAND.write ? length : 0;
 }
 
 function endOfPayload(): FormatError {

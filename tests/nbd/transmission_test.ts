@@ -516,6 +516,23 @@ test("waiting requests are bounded in number and bytes", async () => {
   }
 });
 
+test("replies that the client does not take count as waiting", () =>
+  withServer({ maxInFlight: 4 }, async (server, socket) => {
+    const source = new SparseSource(seededBytes(2 * MiB, 6));
+    source.now = false;
+    server.addExport({ name: "", source });
+    using peer = await RawPeer.inTransmission(socket);
+    const total = 20;
+    for (let i = 0; i < total; i++) {
+      await peer.send(request({ type: READ, length: MiB }));
+    }
+    await until(() => source.reads === 4);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.equal(source.reads, 4);
+    for (let i = 0; i < total; i++) await peer.reply(MiB);
+    assert.equal(source.reads, total);
+  }));
+
 test("a request past its deadline is EIO, and is cancelled", async () => {
   const logger = new RecordingLogger();
   const options = { requestDeadlineMs: 50, logger };
