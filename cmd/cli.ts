@@ -71,7 +71,9 @@ export function createProgram(setExit: (code: number) => void): Command {
     command.action(async (...input: unknown[]) => {
       const options = command.opts() as CommonOptions & Record<string, unknown>;
       const args = input.slice(0, -2).flat().filter((a) => a !== undefined);
-      const code = await runWithContext(options, async (context) => {
+      // A daemon tells what it does; elsewhere stderr is for what went wrong.
+      const level = command.name() === "serve" ? "info" : "warn";
+      const code = await runWithContext(options, level, async (context) => {
         const module = await load();
         return module.run(context, args as string[], options);
       });

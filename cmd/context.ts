@@ -6,7 +6,7 @@ import {
   type Progress,
   UsageError,
 } from "../lib/io/mod.ts";
-import { StderrLogger } from "./log.ts";
+import { type LogLevel, StderrLogger } from "./log.ts";
 import { createProgress } from "./progress.ts";
 
 /** Options that every command takes. */
@@ -50,15 +50,17 @@ const SIGNALS: Deno.Signal[] = ["SIGINT", "SIGTERM", "SIGHUP"];
 /**
  * Runs a command with a context made from its options.
  *
+ * @param level Least severe lines that are shown without `--debug` and `--quiet`.
  * @returns The exit code: 0, 1 failure, 2 usage, 130 after SIGINT.
  */
 export async function runWithContext(
   options: CommonOptions,
+  level: LogLevel,
   work: (context: Context) => Promise<number | void>,
 ): Promise<number> {
   const debug = options.debug ?? false;
   const log = new StderrLogger({
-    level: debug ? "debug" : options.quiet ? "error" : "info",
+    level: debug ? "debug" : options.quiet ? "error" : level,
     format: options.logFormat ?? "text",
   });
   const progress = createProgress(

@@ -13,6 +13,7 @@ export * from "./spans.ts";
 export * from "./bodies.ts";
 export * from "./build_layer.ts";
 export * from "./image_space.ts";
+export * from "./inspect/mod.ts";
 export * from "./layer_stack.ts";
 export * from "./pass/mod.ts";
 export * from "./turbo_layer.ts";
