@@ -11,7 +11,13 @@ import {
   readBytes,
   UnsupportedError,
 } from "../io/mod.ts";
-import { META_MEMBER, openLayer, openTurboLayer } from "../layers/mod.ts";
+import {
+  type LayerServices,
+  META_MEMBER,
+  openLayer,
+  openTurboLayer,
+  SpanCache,
+} from "../layers/mod.ts";
 import { isDigest, parseReference, type Repository } from "../registry/mod.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import {
@@ -19,6 +25,7 @@ import {
   makeImage,
   type OpenedImage,
   type OpenedStackLayer,
+  openNativeBlob,
   servicesOf,
 } from "./open.ts";
 
@@ -82,10 +89,11 @@ export async function openConfigImage(
   const repository = config.repoBlobUrl === "" ? undefined : stack.use(
     await environment.openRepository(referenceOf(config.repoBlobUrl, file)),
   );
+  const places = { environment, repository, local: localServices(environment) };
   const layers: OpenedStackLayer[] = [];
   try {
     for (const [i, lower] of lowers.entries()) {
-      layers.push(await openLower(environment, repository, lower, i, file));
+      layers.push(await openLower(places, lower, i, file));
     }
   } catch (error) {
     for (const layer of layers) await disposeLayer(layer);
@@ -134,15 +142,37 @@ function referenceOf(url: string, file: string) {
   return parseReference(`${match[1]}/${match[2]}`);
 }
 
+/** Where an image's parts come from. */
+interface Places {
+  environment: ImageEnvironment;
+  repository: Repository | undefined;
+  /** What layers use whose content is a file here. */
+  local: LayerServices;
+}
+
+/**
+ * A file's name does not say what is in it: what was read of one is kept no
+ * longer than the image is open, and never on disk.
+ */
+function localServices(environment: ImageEnvironment): LayerServices {
+  return {
+    ...servicesOf(environment),
+    blobStore: undefined,
+    spanCache: new SpanCache({
+      memoryBytes: environment.spanCache.memory.limit,
+      inFlightBytes: environment.spanCache.budget.limit,
+    }),
+  };
+}
+
 async function openLower(
-  environment: ImageEnvironment,
-  repository: Repository | undefined,
+  places: Places,
   lower: Lower,
   index: number,
   config: string,
 ): Promise<OpenedStackLayer> {
   try {
-    const blob = await openPart(repository, {
+    const part = await openPart(places.repository, {
       what: "layer",
       files: lower.file !== ""
         ? [lower.file]
@@ -152,8 +182,10 @@ async function openLower(
     });
     const isTurbo = lower.targetFile !== "" || lower.targetDigest !== "";
     return isTurbo
-      ? await openTurboLower(environment, repository, lower, blob)
-      : await openNativeLower(blob, lower);
+      ? await openTurboLower(places, lower, part.source)
+      : part.isLocal
+      ? await openNativeFile(part.source, lower)
+      : await openNativeBlob(places.environment, part.source, lower.digest);
   } catch (error) {
     if (!(error instanceof ObdError) || error.code === "cancelled") throw error;
     throw new ObdError(
@@ -164,7 +196,7 @@ async function openLower(
   }
 }
 
-async function openNativeLower(
+async function openNativeFile(
   blob: ByteSource,
   lower: Lower,
 ): Promise<OpenedStackLayer> {
@@ -182,8 +214,7 @@ async function openNativeLower(
 }
 
 async function openTurboLower(
-  environment: ImageEnvironment,
-  repository: Repository | undefined,
+  { environment, repository, local }: Places,
   lower: Lower,
   blob: ByteSource,
 ): Promise<OpenedStackLayer> {
@@ -196,18 +227,23 @@ async function openTurboLower(
     await using index = await FileSource.open(lower.gzipIndex);
     members.set(META_MEMBER.gzipMeta, await readAll(index));
   }
+  const target = await openPart(repository, {
+    what: "target",
+    files: lower.targetFile === "" ? [] : [lower.targetFile],
+    digest: lower.targetDigest,
+    size: 0,
+  });
+  await using unused = new AsyncDisposableStack();
+  unused.use(target.source);
   const layer = await openTurboLayer(members, {
     digest: lower.targetDigest || `file:${lower.targetFile}`,
     // Without an index the target is the tar itself: that is all a config can say.
     mediaType: lower.gzipIndex === "" ? "" : "+gzip",
-    open: () =>
-      openPart(repository, {
-        what: "target",
-        files: lower.targetFile === "" ? [] : [lower.targetFile],
-        digest: lower.targetDigest,
-        size: 0,
-      }),
-  }, servicesOf(environment));
+    open: () => {
+      unused.move();
+      return Promise.resolve(target.source);
+    },
+  }, target.isLocal ? local : servicesOf(environment));
   return {
     ...layer,
     info: {
@@ -224,10 +260,10 @@ async function openTurboLower(
 async function openPart(
   repository: Repository | undefined,
   part: { what: string; files: string[]; digest: string; size: number },
-): Promise<ByteSource> {
+): Promise<{ source: ByteSource; isLocal: boolean }> {
   for (const file of part.files) {
     try {
-      return await FileSource.open(file);
+      return { source: await FileSource.open(file), isLocal: true };
     } catch (error) {
       if (!(error instanceof Deno.errors.NotFound) && !isMissing(error)) {
         throw error;
@@ -235,11 +271,12 @@ async function openPart(
     }
   }
   if (repository && part.digest !== "") {
-    return await repository.openBlob({
+    const source = await repository.openBlob({
       mediaType: "application/octet-stream",
       digest: part.digest,
       size: part.size || await repository.blobSize(part.digest),
     });
+    return { source, isLocal: false };
   }
   throw new NotFoundError(
     `The ${part.what} is not there (${
