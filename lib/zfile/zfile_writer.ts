@@ -1,16 +1,10 @@
 /** Writes ZFiles that overlaybd reads. */
 
-import {
-  crc32c,
-  lz4Compress,
-  lz4CompressBound,
-  ZFILE_BLOCK_SEED,
-  zstdCompress,
-} from "../compress/mod.ts";
+import { crc32c } from "../compress/mod.ts";
 import { type ByteSink, invariant, LimitError, viewOf } from "../io/mod.ts";
+import type { BlockPacker, PackedBatch } from "./block_packer.ts";
 import {
   ALGORITHM,
-  CHECKSUM_SIZE,
   HEADER_SEED,
   writeZFileFields,
   ZF,
@@ -19,6 +13,7 @@ import {
   ZFLAG,
 } from "./format.ts";
 import { MAX_BLOCKS } from "./open.ts";
+import { packBlock, packedBound } from "./pack_blocks.ts";
 
 /**
  * Block sizes that overlaybd reads back whatever the content: 64 KiB of
@@ -27,8 +22,8 @@ import { MAX_BLOCKS } from "./open.ts";
 const BLOCK_SIZES = [4096, 8192, 16384, 32768];
 /** Output is handed to the sink in pieces of about this many bytes. */
 const FLUSH_AT = 256 * 1024;
-/** As overlaybd's writer (compressor.cpp). */
-const ZSTD_LEVEL = 3;
+/** Content that is handed to a packer at once; a multiple of every block size. */
+const BATCH_SIZE = 1024 * 1024;
 
 /** How to write a ZFile. */
 export interface ZFileOptions {
@@ -41,6 +36,8 @@ export interface ZFileOptions {
    * must have `rewrite`. Readers of either kind of file exist.
    */
   headerOverwrite?: boolean | undefined;
+  /** Compresses on other threads; borrowed. Default: on the calling one. */
+  packer?: BlockPacker | undefined;
 }
 
 /** What was written. All in bytes but `blockCount`. */
@@ -53,8 +50,9 @@ export interface ZFileSummary {
 /**
  * Compresses what is written to it, block by block, into another sink. The
  * output depends on the content and the options only, not on how the content
- * was cut into writes. Memory: one block, the table (4 bytes per block), and
- * the output buffer.
+ * was cut into writes, nor on where it was compressed. Memory: one block, the
+ * table (4 bytes per block), and the output buffer; with a packer some batches
+ * of 1 MiB.
  */
 export class ZFileWriter implements ByteSink {
   readonly #sink: ByteSink;
@@ -70,6 +68,12 @@ export class ZFileWriter implements ByteSink {
   #lengths = new Uint32Array(1024);
   #blockCount = 0;
   #finished = false;
+  readonly #packer: BlockPacker | undefined;
+  #batch = new ArrayBuffer(0);
+  #batchFill = 0;
+  /** Batches being packed, in order. */
+  readonly #packing: Promise<PackedBatch>[] = [];
+  readonly #spare: ArrayBuffer[] = [];
 
   /**
    * @param sink Borrowed; it must be at its start.
@@ -92,9 +96,8 @@ export class ZFileWriter implements ByteSink {
     this.#sink = sink;
     this.#codec = options.codec ?? "lz4";
     this.#block = new Uint8Array(blockSize);
-    this.#out = new Uint8Array(
-      FLUSH_AT + lz4CompressBound(blockSize) + blockSize + ZF.SIZE,
-    );
+    this.#packer = options.packer;
+    this.#out = new Uint8Array(FLUSH_AT + packedBound(blockSize) + ZF.SIZE);
     this.#outView = viewOf(this.#out);
     this.#out.set(writeZFileFields(this.#fields(ZFLAG.header)));
     this.#outFill = ZF.SIZE;
@@ -104,6 +107,7 @@ export class ZFileWriter implements ByteSink {
   async write(bytes: Uint8Array): Promise<void> {
     invariant(!this.#finished, "write after finish");
     this.#originalSize += bytes.length;
+    if (this.#packer) return await this.#writeBatches(bytes, this.#packer);
     const size = this.#block.length;
     let at = 0;
     while (at < bytes.length) {
@@ -128,6 +132,7 @@ export class ZFileWriter implements ByteSink {
   async finish(): Promise<ZFileSummary> {
     invariant(!this.#finished, "finish twice");
     this.#finished = true;
+    if (this.#packer) await this.#finishBatches(this.#packer);
     if (this.#blockFill > 0) {
       this.#pack(this.#block.subarray(0, this.#blockFill));
     }
@@ -178,29 +183,69 @@ export class ZFileWriter implements ByteSink {
 
   /** Compresses one block behind the output buffer's content. */
   #pack(block: Uint8Array): void {
+    this.#addLength(
+      packBlock(block, this.#codec, this.#out, this.#outView, this.#outFill),
+    );
+    this.#outFill += this.#lengths[this.#blockCount - 1]!;
+  }
+
+  #addLength(length: number): void {
     if (this.#blockCount === MAX_BLOCKS) {
       throw new LimitError(
         `Cannot write ZFile: over ${MAX_BLOCKS} blocks of ${this.#block.length} bytes`,
       );
     }
-    const free = this.#out.subarray(this.#outFill);
-    let size: number;
-    if (this.#codec === "lz4") {
-      size = lz4Compress(block, free);
-    } else {
-      const frame = zstdCompress(block, ZSTD_LEVEL);
-      free.set(frame);
-      size = frame.length;
-    }
-    const crc = crc32c(free.subarray(0, size), ZFILE_BLOCK_SEED);
-    this.#outView.setUint32(this.#outFill + size, crc, true);
-    this.#outFill += size + CHECKSUM_SIZE;
     if (this.#blockCount === this.#lengths.length) {
       const grown = new Uint32Array(this.#lengths.length * 2);
       grown.set(this.#lengths);
       this.#lengths = grown;
     }
-    this.#lengths[this.#blockCount++] = size + CHECKSUM_SIZE;
+    this.#lengths[this.#blockCount++] = length;
+  }
+
+  async #writeBatches(bytes: Uint8Array, packer: BlockPacker): Promise<void> {
+    for (let at = 0; at < bytes.length;) {
+      if (this.#batch.byteLength === 0) {
+        this.#batch = this.#spare.pop() ?? new ArrayBuffer(BATCH_SIZE);
+      }
+      const piece = bytes.subarray(at, at + BATCH_SIZE - this.#batchFill);
+      new Uint8Array(this.#batch).set(piece, this.#batchFill);
+      this.#batchFill += piece.length;
+      at += piece.length;
+      if (this.#batchFill === BATCH_SIZE) {
+        this.#submit(packer);
+        if (this.#packing.length > packer.depth) await this.#takeBatch();
+      }
+    }
+  }
+
+  async #finishBatches(packer: BlockPacker): Promise<void> {
+    if (this.#batchFill > 0) this.#submit(packer);
+    while (this.#packing.length > 0) await this.#takeBatch();
+  }
+
+  #submit(packer: BlockPacker): void {
+    const batch = packer.pack(
+      this.#batch,
+      this.#batchFill,
+      this.#block.length,
+      this.#codec,
+    );
+    // It is awaited when its turn comes; until then a failure must not end the process.
+    batch.catch(() => {});
+    this.#packing.push(batch);
+    this.#batch = new ArrayBuffer(0);
+    this.#batchFill = 0;
+  }
+
+  /** Writes the oldest batch down. */
+  async #takeBatch(): Promise<void> {
+    const { bytes, lengths, content } = await this.#packing.shift()!;
+    this.#spare.push(content);
+    for (const length of lengths) this.#addLength(length);
+    await this.#flush();
+    this.#size += bytes.length;
+    await this.#sink.write(bytes);
   }
 
   async #flush(): Promise<void> {

@@ -1,0 +1,74 @@
+/** Content to stored ZFile blocks, each with its checksum; no I/O, any thread. */
+
+import {
+  crc32c,
+  lz4Compress,
+  lz4CompressBound,
+  ZFILE_BLOCK_SEED,
+  zstdCompress,
+} from "../compress/mod.ts";
+import { viewOf } from "../io/mod.ts";
+import { CHECKSUM_SIZE, type ZFileCodec } from "./format.ts";
+
+/** As overlaybd's writer (compressor.cpp). */
+const ZSTD_LEVEL = 3;
+
+/** Stored blocks, back to back. */
+export interface PackedBlocks {
+  /** All blocks, each followed by its checksum. */
+  bytes: Uint8Array<ArrayBuffer>;
+  /** Bytes of each, checksum included: the jump table's entries. */
+  lengths: Uint32Array<ArrayBuffer>;
+}
+
+/** Most bytes that one block of `size` bytes is stored in, checksum included. */
+export function packedBound(size: number): number {
+  // zstd's own bound is lower (ZSTD_COMPRESSBOUND: size/256 + 64 for small ones).
+  return lz4CompressBound(size) + Math.ceil(size / 128) + 64 + CHECKSUM_SIZE;
+}
+
+/**
+ * Packs one block.
+ *
+ * @param out Room for {@linkcode packedBound} bytes from `at` on.
+ * @param view Of all of `out`.
+ * @returns Bytes written, checksum included.
+ */
+export function packBlock(
+  block: Uint8Array,
+  codec: ZFileCodec,
+  out: Uint8Array,
+  view: DataView,
+  at: number,
+): number {
+  let size: number;
+  if (codec === "lz4") {
+    size = lz4Compress(block, out.subarray(at));
+  } else {
+    const frame = zstdCompress(block, ZSTD_LEVEL);
+    out.set(frame, at);
+    size = frame.length;
+  }
+  const crc = crc32c(out.subarray(at, at + size), ZFILE_BLOCK_SEED);
+  view.setUint32(at + size, crc, true);
+  return size + CHECKSUM_SIZE;
+}
+
+/** Packs content of any length; only its last block may be short. */
+export function packBlocks(
+  content: Uint8Array,
+  blockSize: number,
+  codec: ZFileCodec,
+): PackedBlocks {
+  const count = Math.ceil(content.length / blockSize);
+  const out = new Uint8Array(count * packedBound(blockSize));
+  const view = viewOf(out);
+  const lengths = new Uint32Array(count);
+  let fill = 0;
+  for (let i = 0; i < count; i++) {
+    const block = content.subarray(i * blockSize, (i + 1) * blockSize);
+    lengths[i] = packBlock(block, codec, out, view, fill);
+    fill += lengths[i]!;
+  }
+  return { bytes: out.subarray(0, fill), lengths };
+}
