@@ -15,5 +15,8 @@ export * from "./build_layer.ts";
 export * from "./image_space.ts";
 export * from "./inspect/mod.ts";
 export * from "./layer_stack.ts";
+export * from "./materialize.ts";
+export * from "./native_layer.ts";
 export * from "./pass/mod.ts";
+export * from "./tar_spool.ts";
 export * from "./turbo_layer.ts";
