@@ -5,7 +5,7 @@ import { equalBytes, FileSource, MemorySource } from "../../lib/io/mod.ts";
 import { formatNbdUri, NbdClient, NbdServer } from "../../lib/nbd/mod.ts";
 import { requires } from "../testutil/requires.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
-import { until } from "./peer.ts";
+import { soon, until } from "./peer.ts";
 import { MemoryBlockSource, SparseSource } from "./sources.ts";
 
 const MiB = 1024 * 1024;
@@ -290,6 +290,22 @@ test("one process serves a file to many clients", ["nbdcopy"], async (
   }
 });
 
+/** A socket has its name a moment before anybody listens on it. */
+async function untilListening(path: string, command: string): Promise<void> {
+  let listening = false;
+  const attempt = async () => {
+    while (!listening) {
+      try {
+        (await Deno.connect({ transport: "unix", path })).close();
+        listening = true;
+      } catch {
+        await new Promise((resolve) => setTimeout(resolve, 5));
+      }
+    }
+  };
+  await soon(attempt(), command).finally(() => listening = true);
+}
+
 /** Starts a server of somebody else, and ends it. */
 async function withForeign(
   command: string,
@@ -307,14 +323,7 @@ async function withForeign(
     stderr: "null",
   }).spawn();
   try {
-    const there = () => {
-      try {
-        return Deno.lstatSync(socket).isSocket === true;
-      } catch {
-        return false;
-      }
-    };
-    await until(there, command);
+    await untilListening(socket, command);
     await run(`nbd+unix:///?socket=${socket}`, file);
   } finally {
     try {
