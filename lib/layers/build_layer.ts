@@ -14,7 +14,7 @@ import type { ImageSpace } from "./image_space.ts";
 import type { LayerStack } from "./layer_stack.ts";
 import { type LayerBlock, WarpMap, writeWarpLayer } from "./lsmt/mod.ts";
 import { META_MEMBER, writeMetaBlob } from "./meta_blob.ts";
-import { openLayer } from "./open_layer.ts";
+import { type OpenedLayer, openLayer } from "./open_layer.ts";
 import { type LayerScan, scanLayer } from "./pass/mod.ts";
 import { encodeSpans, spanIndexOf } from "./spans.ts";
 
@@ -38,6 +38,8 @@ export interface LayerInput {
   signal?: AbortSignal | undefined;
   /** Gets a line for what is left out. */
   warn: (message: string) => void;
+  /** Gets the tar too, before its digest is known; borrows `bytes` during the call. */
+  tee?: ((bytes: Uint8Array) => void) | undefined;
 }
 
 /** What was learned from a source layer. */
@@ -58,19 +60,21 @@ export interface LayerBreakdown {
   spans: number;
 }
 
-/** A written meta layer. */
+/** A written layer. */
 export interface BuiltLayer {
   reused: false;
-  /** Of the meta blob. */
+  /** Native layers store their content; others point into the source layer. */
+  kind: "turbo" | "native";
+  /** Of the blob to push: the meta blob, or the native layer's. */
   digest: string;
   size: number;
-  /** Digest of the uncompressed meta tar. */
+  /** Digest of the uncompressed meta tar; of a native layer the blob's own. */
   diffId: string;
   compression: LayerScan["compression"];
   entryCount: number;
   spanCount: number;
   breakdown: LayerBreakdown;
-  /** File with the meta blob. */
+  /** File with the blob. */
   path: string;
 }
 
@@ -90,11 +94,20 @@ export async function scanInto(
 ): Promise<ScannedLayer> {
   const applier = new LayerApplier(model, bodies, layer, space, input.warn);
   const walker = new TarWalker({ onEntry: (entry) => applier.add(entry) });
+  const { tee } = input;
   const scan = await scanLayer(input.blob, {
     blobSize: input.size,
     expectedDigest: input.digest,
     expectedDiffId: input.diffId,
-    walker,
+    walker: tee
+      ? {
+        push(bytes) {
+          tee(bytes);
+          walker.push(bytes);
+        },
+        finish: () => walker.finish(),
+      }
+      : walker,
     spanSize: input.spanSize,
     signal: input.signal,
     threads: input.threads,
@@ -161,9 +174,7 @@ export async function writeMetaLayer(
   stack: LayerStack,
   path: string,
 ): Promise<BuiltLayer> {
-  const fsPath = `${path}.fs`;
-  await writeFsMeta(fsPath, content, virtualSize);
-  const fsMeta = await FileSource.open(fsPath);
+  const fsMeta = await writeFsMeta(`${path}.fs`, content, virtualSize);
   const { scan, mediaType, spanSize } = scanned;
   const spans = encodeSpans(spanIndexOf(scan, { mediaType, spanSize }));
   const isTurboReadable = scan.compression === "gzip" && scan.members === 1;
@@ -186,6 +197,7 @@ export async function writeMetaLayer(
     stack.add(await openLayer(fsMeta, "warp"));
     return {
       reused: false,
+      kind: "turbo",
       digest: blob.digest,
       size: blob.size,
       diffId: blob.diffId,
@@ -204,11 +216,29 @@ export async function writeMetaLayer(
   }
 }
 
+/**
+ * Puts a layer on the stack without a meta blob: what native layers are made
+ * from.
+ *
+ * @param path File to write; stays for the stack.
+ */
+export async function stackLayer(
+  content: LayerContent,
+  virtualSize: number,
+  stack: LayerStack,
+  path: string,
+): Promise<OpenedLayer> {
+  const fsMeta = await writeFsMeta(path, content, virtualSize);
+  const layer = await openLayer(fsMeta, "warp");
+  stack.add(layer);
+  return layer;
+}
+
 async function writeFsMeta(
   path: string,
   content: LayerContent,
   virtualSize: number,
-): Promise<void> {
+): Promise<FileSource> {
   const file = await Deno.open(path, { write: true, createNew: true });
   try {
     const zfile = new ZFileWriter(new FileSink(file), {
@@ -220,4 +250,5 @@ async function writeFsMeta(
   } finally {
     file.close();
   }
+  return await FileSource.open(path);
 }
