@@ -43,6 +43,8 @@ export interface Context {
   say(line: string): void;
   /** Prints the command's one JSON object; nothing without `--json`. */
   result(value: unknown): void;
+  /** Prints the one line on stderr that goes with exit code 1, for a failure that is a result. */
+  complain(line: string): void;
 }
 
 const SIGNALS: Deno.Signal[] = ["SIGINT", "SIGTERM", "SIGHUP"];
@@ -93,12 +95,16 @@ export async function runWithContext(
     },
     signal: stop.signal,
     say: (line) => {
-      if (options.json) return;
+      if (options.json || options.quiet) return;
       progress.clear?.();
       console.log(line);
     },
     result: (value) => {
       if (options.json) console.log(JSON.stringify(value));
+    },
+    complain: (line) => {
+      progress.clear?.();
+      console.error(errorLine(line));
     },
   };
   try {
@@ -120,9 +126,17 @@ export function reportFailure(
   debug: boolean,
   stoppedBy?: Deno.Signal,
 ): number {
-  const text = errorText(error).replaceAll(/\s*\n\s*/g, " ");
-  console.error(`obd: ${text}`);
+  console.error(errorLine(errorText(error)));
   if (debug && error instanceof Error) console.error(error.stack);
   if (stoppedBy === "SIGINT") return 130;
   return error instanceof UsageError ? 2 : 1;
+}
+
+/** One line whatever the text is: names of others may have control characters, which could move the cursor. */
+function errorLine(text: string): string {
+  const line = text.replaceAll(/\s*\n\s*/g, " ").replaceAll(
+    /\p{Cc}/gu,
+    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
+  );
+  return `obd: ${line}`;
 }

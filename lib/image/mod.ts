@@ -6,6 +6,19 @@ export {
   openEnvironment,
   type RegistrySettings,
 } from "./environment.ts";
+export {
+  type FileInspection,
+  inspect,
+  type Inspection,
+  type InspectTargetOptions,
+} from "./inspect.ts";
+export type {
+  ImageInspection,
+  LayerInspection,
+  StackInspection,
+} from "./inspect_image.ts";
+export type { LayoutEntry, LayoutInspection } from "./inspect_layout.ts";
+export type { MetaSearch } from "./inspect_meta.ts";
 export { META_WAYS, type MetaWay } from "./find_meta.ts";
 export {
   type LayerInfo,
@@ -20,4 +33,11 @@ export {
   type PublishReport,
 } from "./publish.ts";
 export { Ext4Reader, type InodeStat } from "../ext4/mod.ts";
-export type { CacheStats, Integrity } from "../layers/mod.ts";
+export type {
+  CacheStats,
+  Fact,
+  FilePart,
+  FileReport,
+  Integrity,
+  Problem,
+} from "../layers/mod.ts";
