@@ -184,7 +184,7 @@ function addMountCommands(add: Add): void {
       "mount an image's merged layers read-only",
       () => import("./mount.ts"),
     ),
-  );
+  ).option("--platform <os/arch[/variant]>", "platform of an index");
   api(
     add("umount <dir>", "undo a mount", () => import("./umount.ts")),
   );
@@ -194,7 +194,8 @@ function addMountCommands(add: Add): void {
       "attach an image as a block device",
       () => import("./attach.ts"),
     ),
-  ).option("--device <path>", "the device to use, e.g. /dev/nbd0");
+  ).option("--device <path>", "the device to use, e.g. /dev/nbd0")
+    .option("--platform <os/arch[/variant]>", "platform of an index");
   api(
     add(
       "detach <target>",
