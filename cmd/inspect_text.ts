@@ -89,7 +89,10 @@ export function imageLines(image: ImageInspection): string[] {
       : []),
     ...(image.stack ? stackLines(image.stack) : []),
     ...image.notes.map((note) => row("note", printable(note))),
-    ...problemLines(image.problem, ""),
+    ...problemLines(
+      image.layers.some((l) => l.problem) ? undefined : image.problem,
+      "",
+    ),
   ];
 }
 
@@ -263,7 +266,11 @@ function stage({ kind, detail = {} }: SourceDescription): string {
     // Counters and what the lines above say already.
     if (/^(requests|bytesRead|layer|repository|verify)$/.test(key)) continue;
     if (key === "digest") parts.push(String(value).slice(0, SHORT_DIGEST));
-    else if (key === "size") parts.push(formatSize(Number(value)));
+    else if (key === "path") parts.push(shortPath(String(value)));
+    else if (key === "spans") parts.push(count(Number(value), "span"));
+    else if (key === "integrity") {
+      parts.push(value === "spans" ? "each checked" : "unchecked");
+    } else if (key === "size") parts.push(formatSize(Number(value)));
     else if (key === "blockSize") {
       parts.push(`${formatSize(Number(value))} blocks`);
     } else if (typeof value === "number") {
@@ -273,8 +280,15 @@ function stage({ kind, detail = {} }: SourceDescription): string {
   return parts.length > 0 ? `${kind}(${parts.join(", ")})` : kind;
 }
 
+/** A blob of a layout by its digest, another file by its path. */
+function shortPath(path: string): string {
+  const hex = /\/blobs\/sha256\/([0-9a-f]{12})[0-9a-f]{52}$/.exec(path)?.[1];
+  return hex === undefined ? printable(path) : `sha256:${hex}`;
+}
+
 /** A layout: its images, and what is missing. */
 export function layoutLines(layout: LayoutInspection): string[] {
+  const width = Math.max(...layout.entries.map((e) => tagOf(e).length), 0);
   return [
     row("layout", printable(layout.path)),
     row(
@@ -283,7 +297,7 @@ export function layoutLines(layout: LayoutInspection): string[] {
         layout.unreferenced > 0 ? `, ${layout.unreferenced} unreferenced` : ""
       }`,
     ),
-    ...layout.entries.flatMap((entry) => entryLines(entry, "")),
+    ...layout.entries.flatMap((entry) => entryLines(entry, "", width)),
     ...problemLines(
       layout.entries.some((e) => e.problem) ? undefined : layout.problem,
       "",
@@ -291,7 +305,15 @@ export function layoutLines(layout: LayoutInspection): string[] {
   ];
 }
 
-function entryLines(entry: LayoutEntry, indent: string): string[] {
+function tagOf(entry: LayoutEntry): string {
+  return printable(entry.tag ?? "(no tag)");
+}
+
+function entryLines(
+  entry: LayoutEntry,
+  indent: string,
+  width: number,
+): string[] {
   const parts = [
     entry.kind === "index"
       ? `index of ${entry.entries?.length ?? 0}`
@@ -303,11 +325,13 @@ function entryLines(entry: LayoutEntry, indent: string): string[] {
     ...(entry.subject ? [`of ${entry.subject.slice(0, SHORT_DIGEST)}`] : []),
   ];
   return [
-    `${indent}${
-      printable(entry.tag ?? "(no tag)").padEnd(NAME_WIDTH)
-    } ${entry.digest}  ${parts.join(", ")}`,
+    `${indent}${tagOf(entry).padEnd(width)}  ${entry.digest}  ${
+      parts.join(", ")
+    }`,
     ...problemLines(entry.problem, `${indent}  `),
-    ...(entry.entries ?? []).flatMap((e) => entryLines(e, `${indent}  `)),
+    ...(entry.entries ?? []).flatMap((e) =>
+      entryLines(e, `${indent}  `, width)
+    ),
   ];
 }
 

@@ -68,7 +68,7 @@ export async function inspectGzipMeta(
 ): Promise<FileReport & { meta?: GzipMeta }> {
   const report: FileReport & { meta?: GzipMeta } = newReport(
     "gzip.meta",
-    "gzip.meta: overlaybd's random-access index of a gzip blob",
+    "overlaybd's random-access index of a gzip blob",
     source,
   );
   await guard(report, async () => {
@@ -96,7 +96,7 @@ export async function inspectSpans(
 ): Promise<FileReport & { index?: SpanIndex }> {
   const report: FileReport & { index?: SpanIndex } = newReport(
     "obd.spans",
-    "obd.spans: digests of every span of a layer",
+    "digests of every span of a layer",
     source,
   );
   await guard(report, async () => {

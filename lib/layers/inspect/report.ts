@@ -76,7 +76,7 @@ const PIECE = 1024 * 1024;
 export function newReport(
   kind: FileKind,
   title: string,
-  source: ByteSource,
+  source: { readonly size: number },
 ): FileReport {
   return { kind, title, size: source.size, facts: {}, parts: [], notes: [] };
 }
