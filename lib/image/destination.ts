@@ -1,6 +1,6 @@
 /** Where a meta image goes, and how its targets get there. */
 
-import { errorText, NotFoundError, UsageError } from "../io/mod.ts";
+import { errorText, NotFoundError, ObdError, UsageError } from "../io/mod.ts";
 import {
   blobFromRepository,
   type Descriptor,
@@ -128,7 +128,11 @@ export async function checkTargets(
     try {
       found = await repository.hasBlob(target.digest, { signal });
     } catch (error) {
-      throw new NotFoundError(
+      if (!(error instanceof ObdError) || error.code === "cancelled") {
+        throw error;
+      }
+      throw new ObdError(
+        error.code,
         `Cannot check layer ${
           i + 1
         } (${target.digest}) in ${repository.name}: ${errorText(error)}`,

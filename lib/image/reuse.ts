@@ -21,6 +21,7 @@ import {
   type ImageManifest,
   parseManifest,
   type Repository,
+  type ResolvedManifest,
 } from "../registry/mod.ts";
 import { Annotation, META_FORMAT_VERSION } from "./annotations.ts";
 import { chainKey, type ChainParameters, chainTag } from "./chain_key.ts";
@@ -32,6 +33,7 @@ import type { SourceImage } from "./source.ts";
 /** A meta layer that is in the repository already. */
 export interface ReusedLayer {
   reused: true;
+  kind: "turbo" | "native";
   digest: string;
   size: number;
   diffId: string;
@@ -59,16 +61,17 @@ export async function findReusable(
   for (let n = count; n >= shortest; n--) {
     const tag = chainTag(chainKey(parameters, n));
     try {
-      const { signal } = environment;
-      const resolved = await repository.resolve(tag, { signal });
-      const manifest = parseManifest(
-        resolved.bytes,
-        resolved.descriptor.mediaType,
+      const manifest = await resolveChain(environment, repository, tag);
+      if (manifest === undefined) continue;
+      const layers = await loadLayers(
+        environment,
+        repository,
+        source,
+        manifest,
+        n,
       );
-      if (manifest.kind !== "image") continue;
-      return await loadLayers(environment, repository, source, manifest, n);
+      return await checkedDevice(layers, parameters.virtualSize);
     } catch (error) {
-      if (error instanceof NotFoundError) continue;
       if (!(error instanceof ObdError) || error.code === "cancelled") {
         throw error;
       }
@@ -77,9 +80,35 @@ export async function findReusable(
         tag,
         reason: errorText(error),
       });
+      // A registry in trouble was asked often enough for one chain.
+      if (error.code === "registry" || error.code === "deadline") return [];
     }
   }
   return [];
+}
+
+/** The image under a chain's tag; undefined if there is no such tag. */
+async function resolveChain(
+  environment: ImageEnvironment,
+  repository: Repository,
+  tag: string,
+): Promise<ImageManifest | undefined> {
+  const { signal } = environment;
+  let resolved: ResolvedManifest;
+  try {
+    resolved = await repository.resolve(tag, { signal });
+  } catch (error) {
+    if (error instanceof NotFoundError) return undefined;
+    throw error;
+  }
+  const manifest = parseManifest(
+    resolved.bytes,
+    resolved.descriptor.mediaType,
+  );
+  if (manifest.kind !== "image") {
+    throw new FormatError("meta image", "manifest", "is an index");
+  }
+  return manifest;
 }
 
 async function loadLayers(
@@ -130,6 +159,24 @@ async function loadLayers(
   }
 }
 
+/**
+ * A tag may have been moved to layers of a device of another size, which those
+ * of this build must not be put on.
+ */
+async function checkedDevice(
+  layers: ReusedLayer[],
+  virtualSize: number,
+): Promise<ReusedLayer[]> {
+  const wrong = layers.find((l) => l.opened.virtualSize !== virtualSize);
+  if (wrong === undefined) return layers;
+  for (const layer of layers) await layer.opened.data[Symbol.asyncDispose]();
+  throw new FormatError(
+    "meta layer",
+    "virtual size",
+    `is ${wrong.opened.virtualSize}, expected ${virtualSize}`,
+  );
+}
+
 async function checkLayer(
   blob: MetaBlob,
   descriptor: Descriptor,
@@ -149,6 +196,7 @@ async function checkLayer(
   const entries = descriptor.annotations?.[Annotation.obdEntries] ?? "";
   return {
     reused: true,
+    kind: "turbo",
     digest: descriptor.digest,
     size: descriptor.size,
     diffId: blob.diffId,
