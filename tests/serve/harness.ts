@@ -300,7 +300,6 @@ export function layerOf(
 ): LayerDescription {
   return {
     entries: Object.entries(files).map(([path, bytes]) => file(path, bytes)),
-    level: 1,
     ...more,
   };
 }
