@@ -1,6 +1,10 @@
 /** Unix sockets that only their owner may use, and that take over a name only when nobody answers there. */
 
+import { utf8 } from "./bytes.ts";
 import { ObdError } from "./errors.ts";
+
+/** Longest path of a Unix socket in bytes (unix(7): 108 with the final NUL). */
+const MAX_SOCKET_PATH = 107;
 
 /** A bound socket. */
 export interface BoundSocket<T> {
@@ -18,18 +22,17 @@ export interface BoundSocket<T> {
  *
  * @param bind Listens at the path that it is given.
  * @param close Undoes `bind`, when the name cannot be taken.
- * @throws {ObdError} Code `conflict` if another process listens there, or the path is no socket.
+ * @throws {ObdError} Code `conflict` if another process listens there, or the path cannot be a socket's.
  */
 export async function bindUnixSocket<T>(
   path: string,
   bind: (path: string) => T | Promise<T>,
   close: (listener: T) => void | Promise<void>,
 ): Promise<BoundSocket<T>> {
+  checkPath(path);
   await removeStale(path);
   const parent = path.includes("/") ? path.replace(/[^/]*$/, "") : "./";
-  // Short: socket paths end at 107 bytes.
-  const temp = `${parent}.${crypto.randomUUID().slice(0, 6)}`;
-  await Deno.mkdir(temp, { mode: 0o700 });
+  const temp = await makePrivateDir(parent, path);
   let listener: T;
   try {
     listener = await bind(`${temp}/s`);
@@ -56,6 +59,24 @@ export async function bindUnixSocket<T>(
   };
 }
 
+/** A directory of mode 0700 with a short name, for its socket's path is bounded too. */
+async function makePrivateDir(parent: string, path: string): Promise<string> {
+  const dir = `${parent}.${crypto.randomUUID().slice(0, 6)}`;
+  checkPath(`${dir}/s`);
+  try {
+    await Deno.mkdir(dir, { mode: 0o700 });
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    throw conflict(path, "its directory does not exist");
+  }
+  return dir;
+}
+
+function checkPath(path: string): void {
+  if (utf8(path).length <= MAX_SOCKET_PATH) return;
+  throw conflict(path, `longer than ${MAX_SOCKET_PATH} bytes`);
+}
+
 /** Removes a socket that nobody listens on any more. */
 async function removeStale(path: string): Promise<void> {
   let info: Deno.FileInfo;
@@ -66,10 +87,7 @@ async function removeStale(path: string): Promise<void> {
     throw error;
   }
   if (!info.isSocket) {
-    throw new ObdError(
-      "conflict",
-      `Cannot listen at "${path}": it is there and is no socket`,
-    );
+    throw conflict(path, "it is not a socket");
   }
   try {
     (await Deno.connect({ transport: "unix", path })).close();
@@ -84,8 +102,9 @@ async function removeStale(path: string): Promise<void> {
 }
 
 function inUse(path: string): ObdError {
-  return new ObdError(
-    "conflict",
-    `Cannot listen at "${path}": another process listens there`,
-  );
+  return conflict(path, "another process listens there");
+}
+
+function conflict(path: string, problem: string): ObdError {
+  return new ObdError("conflict", `Cannot listen at "${path}": ${problem}`);
 }

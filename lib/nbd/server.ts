@@ -124,7 +124,8 @@ export class NbdServer implements AsyncDisposable {
    * A Unix socket gets mode 0600 and replaces a stale one.
    *
    * @returns The address, with the real port.
-   * @throws {UsageError} If the address is bad or taken by another process.
+   * @throws {UsageError} If the address is bad.
+   * @throws {ObdError} Code `conflict` if it is taken by another process.
    */
   async listen(address: NbdAddress | string): Promise<NbdAddress> {
     const parsed = typeof address === "string"

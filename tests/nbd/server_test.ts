@@ -45,7 +45,7 @@ Deno.test("NbdServer: a socket in use is left alone, a stale one replaced", () =
     await first.listen(`unix:${path}`);
     first.addExport({ name: "", source: readable() });
     await using second = new NbdServer();
-    await assert.rejects(second.listen(`unix:${path}`), UsageError);
+    await assert.rejects(second.listen(`unix:${path}`), isConflict);
     (await RawPeer.inTransmission(path))[Symbol.dispose]();
     // A dead process's socket: nobody listens, the name is there.
     const stale = `${dir}/stale.sock`;
@@ -59,10 +59,10 @@ Deno.test("NbdServer: a socket in use is left alone, a stale one replaced", () =
     (await RawPeer.inTransmission(stale))[Symbol.dispose]();
     const file = `${dir}/file`;
     await Deno.writeTextFile(file, "precious");
-    await assert.rejects(second.listen(`unix:${file}`), UsageError);
+    await assert.rejects(second.listen(`unix:${file}`), isConflict);
     assert.equal(await Deno.readTextFile(file), "precious");
     for (const bad of ["none/x", "x".repeat(100)]) {
-      await assert.rejects(second.listen(`unix:${dir}/${bad}`), UsageError);
+      await assert.rejects(second.listen(`unix:${dir}/${bad}`), isConflict);
     }
   }));
 
