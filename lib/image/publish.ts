@@ -301,10 +301,17 @@ class Publisher {
       schemaVersion: 2,
       mediaType: MediaType.ociIndex,
       artifactType: TURBO_ARTIFACT_TYPE,
-      manifests: images.map((image) => ({
-        ...image.documents.manifest.descriptor,
-        platform: image.source.config.platform,
-      })),
+      // No artifactType: clients leave entries that have one out when they look for a platform.
+      manifests: images.map((image) => {
+        const { mediaType, digest, size } =
+          image.documents.manifest.descriptor;
+        return {
+          mediaType,
+          digest,
+          size,
+          platform: image.source.config.platform,
+        };
+      }),
       subject: { mediaType, digest, size },
       annotations: { [Annotation.obdFormat]: String(META_FORMAT_VERSION) },
     }));
