@@ -1,6 +1,7 @@
 /** `obd build SOURCE [DEST]`: writes and pushes meta images, and says what they cost. */
 
 import {
+  type BuildFormat,
   openEnvironment,
   type PlatformReport,
   publishImage,
@@ -22,6 +23,13 @@ interface BuildFlags {
   referrer?: boolean;
   jobs: number;
   dryRun?: boolean;
+  format: BuildFormat[];
+  compat?: string;
+  algorithm: "lz4" | "zstd";
+  /** KiB. */
+  blockSize: string;
+  /** False for `--no-oci`. */
+  oci?: boolean;
 }
 
 export async function run(
@@ -47,6 +55,13 @@ export async function run(
     referrer: flags.referrer,
     jobs: flags.jobs,
     dryRun: flags.dryRun,
+    formats: flags.format,
+    compat: flags.compat === "overlaybd",
+    native: {
+      codec: flags.algorithm,
+      blockSize: Number(flags.blockSize) * 1024,
+    },
+    nativeTypes: flags.oci === false ? "docker" : "oci",
   });
   for (const platform of report.platforms) {
     for (const warning of platform.warnings) {
@@ -54,10 +69,11 @@ export async function run(
     }
     if (!context.quiet) say(context, platform, flags.dryRun ?? false);
   }
-  if (report.index && !context.quiet) {
-    context.say(`index    ${report.index.reference} (${report.index.digest})`);
+  for (const index of report.indexes ?? []) {
+    if (context.quiet) break;
+    context.say(`index    ${index.reference} (${index.digest})`);
   }
-  context.result(jsonReport(report, flags.allPlatforms ?? false));
+  context.result(jsonReport(report, flags));
 }
 
 function say(
@@ -83,13 +99,19 @@ function say(
       }`,
     );
   }
-  context.say(
-    `meta     ${formatSize(meta.size)}${percent(meta.size, total)}: metadata ${
-      formatSize(breakdown.fsMeta)
-    }, gzip index ${formatSize(breakdown.gzipIndex)}, span digests ${
-      formatSize(breakdown.spans)
-    }`,
-  );
+  if (report.format === "turbo") {
+    context.say(
+      `meta     ${formatSize(meta.size)}${
+        percent(meta.size, total)
+      }: metadata ${formatSize(breakdown.fsMeta)}, gzip index ${
+        formatSize(breakdown.gzipIndex)
+      }, span digests ${formatSize(breakdown.spans)}`,
+    );
+  } else {
+    context.say(
+      `native   ${formatSize(meta.size)}${percent(meta.size, total)}`,
+    );
+  }
   context.say(
     `${dryRun ? "would be" : "pushed  "} ${meta.reference} in ${
       report.seconds.toFixed(1)
@@ -98,8 +120,10 @@ function say(
   context.say(`         ${meta.digest}`);
 }
 
-function jsonReport(report: PublishReport, all: boolean): unknown {
-  return all
-    ? { platforms: report.platforms, index: report.index }
-    : report.platforms[0];
+/** One image is the object itself; several, of platforms or formats, stand in a list. */
+function jsonReport(report: PublishReport, flags: BuildFlags): unknown {
+  const { platforms, index, indexes } = report;
+  return flags.allPlatforms || platforms.length > 1
+    ? { platforms, index, indexes }
+    : platforms[0];
 }

@@ -155,6 +155,28 @@ function addBuild(add: Add): void {
       new Option("--jobs <n>", "threads to use").argParser(positiveInteger)
         .default(navigator.hardwareConcurrency, "number of cores"),
     )
+    .addOption(
+      new Option(
+        "--format <format>",
+        "turbo (a small meta image), overlaybd (native layers), or both: repeat it, or separate by a comma",
+      ).argParser(buildFormats).default(["turbo"], "turbo"),
+    )
+    .addOption(
+      new Option(
+        "--compat <reader>",
+        "make layers native that this reader cannot read as TurboOCI",
+      ).choices(["overlaybd"]),
+    )
+    .addOption(
+      new Option("--algorithm <name>", "compression of native layers")
+        .choices(["lz4", "zstd"]).default("lz4"),
+    )
+    .addOption(
+      new Option("--block-size <KiB>", "compressed blocks of native layers")
+        .choices(["4", "8", "16", "32"]).default("4"),
+    )
+    .option("--oci", "OCI media types for native images (default)")
+    .option("--no-oci", "Docker media types for native images")
     .option("--dry-run", "build, print what would be pushed, push nothing");
 }
 
@@ -259,6 +281,23 @@ function addReadCommands(add: Add): void {
 function collect(value: string, earlier: string[] = []): string[] {
   return [...earlier, value];
 }
+
+/** Names of formats, given at once or one by one; commander's default is no earlier value. */
+function buildFormats(value: string, earlier: string[]): string[] {
+  const names = value.split(",");
+  for (const name of names) {
+    if (name !== "turbo" && name !== "overlaybd") {
+      throw new InvalidArgumentError("Expected turbo, overlaybd or both.");
+    }
+  }
+  const given = givenFormats.has(earlier) ? earlier : [];
+  const all = [...given, ...names];
+  givenFormats.add(all);
+  return all;
+}
+
+/** Lists that came from the command line, not from the default. */
+const givenFormats = new WeakSet<string[]>();
 
 function positiveInteger(text: string): number {
   const value = Number(text);

@@ -1,4 +1,4 @@
-/** The build pipeline of one image: its layers in, meta layers and documents out. Pushes nothing. */
+/** The build pipeline of one image: its layers in, meta or native layers and documents out. Pushes nothing. */
 
 import {
   DEFAULT_INODE_RATIO,
@@ -21,11 +21,14 @@ import {
   ImageSpace,
   type LayerBlock,
   type LayerBreakdown,
+  type LayerContent,
   layerContent,
   LayerStack,
   mergeTables,
+  type OpenedLayer,
   scanInto,
   type ScannedLayer,
+  stackLayer,
   writeMetaLayer,
 } from "../layers/mod.ts";
 import { formatPlatform, type Repository } from "../registry/mod.ts";
@@ -33,10 +36,19 @@ import { chainKey, type ChainParameters, chainTag } from "./chain_key.ts";
 import { shortDigest } from "./destination.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import { type MetaDocuments, writeMetaDocuments } from "./meta_image.ts";
+import {
+  DEFAULT_NATIVE,
+  logDiskNeed,
+  NativeConverter,
+  type NativeParameters,
+} from "./native_convert.ts";
 import { findReusable, type ReusedLayer } from "./reuse.ts";
 import { checkLayers, type SourceImage } from "./source.ts";
 
 const GIB = 2 ** 30;
+
+/** What `obd build` writes: TurboOCI meta images, or overlaybd-native images. */
+export type BuildFormat = "turbo" | "overlaybd";
 
 /** Options of {@linkcode buildImage}. */
 export interface BuildOptions {
@@ -46,6 +58,14 @@ export interface BuildOptions {
   flatten?: boolean | undefined;
   /** Threads; default one per core. */
   jobs?: number | undefined;
+  /** Default TurboOCI only. Several are built from one read of the source. */
+  formats?: readonly BuildFormat[] | undefined;
+  /** Make layers native that TurboOCI cannot read, so that every reader reads the image. */
+  compat?: boolean | undefined;
+  /** How native layers are stored. */
+  native?: NativeParameters | undefined;
+  /** Media types of a native image. */
+  nativeTypes?: "oci" | "docker" | undefined;
   /** Directory for the meta blobs; made by this, removed by the caller. */
   scratch: string;
   /** Where layers that were built before may be found. */
@@ -63,8 +83,9 @@ export interface LayerReport {
   reused: boolean;
 }
 
-/** A complete meta image. */
+/** A complete meta image, or native image. */
 export interface BuiltImage {
+  format: BuildFormat;
   source: SourceImage;
   documents: MetaDocuments;
   /** In the order of the source's layers. */
@@ -78,51 +99,104 @@ export interface BuiltImage {
   seconds: number;
 }
 
-/** Builds one image. */
+/** Builds one image in one format. */
 export async function buildImage(
   environment: ImageEnvironment,
   source: SourceImage,
-  options: BuildOptions,
+  options: Omit<BuildOptions, "formats">,
 ): Promise<BuiltImage> {
+  const [image] = await buildFormats(environment, source, options);
+  return image!;
+}
+
+/** Builds one image in every format that is asked for, in that order. */
+export async function buildFormats(
+  environment: ImageEnvironment,
+  source: SourceImage,
+  options: BuildOptions,
+): Promise<BuiltImage[]> {
   const started = performance.now();
+  const formats: BuildFormat[] = [
+    ...new Set(options.formats ?? ["turbo" as const]),
+  ];
   checkLayers(source, environment.log);
   await Deno.mkdir(options.scratch, { recursive: true });
   const parameters = chainParameters(source, options);
-  const count = source.manifest.layers.length;
-  const reused = options.reuseFrom
+  const hasNative = formats.includes("overlaybd") || options.compat;
+  using converter = hasNative
+    ? new NativeConverter(environment, source, {
+      parameters: options.native ?? DEFAULT_NATIVE,
+      virtualSize: parameters.virtualSize,
+      scratch: options.scratch,
+      threads: options.jobs ?? navigator.hardwareConcurrency,
+    })
+    : undefined;
+  if (converter) logDiskNeed(environment, source, options.scratch);
+  const reused = options.reuseFrom && !converter
     ? await findReusable(environment, options.reuseFrom, source, parameters)
     : [];
   await using stack = new LayerStack();
   for (const layer of reused) stack.add(layer.opened);
-  const builder = new Builder(environment, source, options, parameters, stack);
-  const layers = [
-    ...reused,
-    ...(parameters.flatten && reused.length === 0
-      ? await builder.buildFlat()
-      : await builder.buildFrom(reused.length)),
-  ];
-  const key = chainKey(parameters, count);
+  const builder = new Builder(
+    environment,
+    source,
+    { ...options, formats },
+    parameters,
+    stack,
+    converter,
+  );
+  const built = parameters.flatten && reused.length === 0
+    ? await builder.buildFlat()
+    : await builder.buildFrom(reused.length);
+  const seconds = (performance.now() - started) / 1000;
+  return formats.map((format) =>
+    describeImage(source, format, [...reused, ...built[format]], {
+      ...options,
+      parameters,
+      warnings: builder.warnings,
+      seconds,
+    })
+  );
+}
+
+function describeImage(
+  source: SourceImage,
+  format: BuildFormat,
+  layers: readonly (BuiltLayer | ReusedLayer)[],
+  facts: BuildOptions & {
+    parameters: ChainParameters;
+    warnings: readonly string[];
+    seconds: number;
+  },
+): BuiltImage {
+  const { warnings, seconds } = facts;
+  const parameters = formatParameters(format, facts.parameters, facts);
+  const count = source.manifest.layers.length;
   const documents = writeMetaDocuments(
     source,
     layers.map((layer, i) => ({
       ...layer,
       target: source.manifest.layers[i]!,
     })),
-    key,
+    chainKey(parameters, count),
+    format === "overlaybd" ? facts.nativeTypes : "oci",
   );
   const prefixes = parameters.flatten
     ? [count]
     : Array.from({ length: count }, (_, i) => i + 1);
   return {
+    format,
     source,
     documents,
     layers,
     chainTags: prefixes.map((n) => chainTag(chainKey(parameters, n))),
     platform: formatPlatform(source.config.platform),
-    layerReports: layers.map((layer, i) => layerReport(source, layer, i)),
+    layerReports: layers.length === count
+      ? layers.map((layer, i) => layerReport(source, layer, i))
+      : [flatReport(source, layers[0]!)],
     breakdown: sumBreakdown(layers),
-    warnings: builder.warnings,
-    seconds: (performance.now() - started) / 1000,
+    warnings,
+    seconds,
   };
 }
 
@@ -142,59 +216,82 @@ function chainParameters(
   };
 }
 
+/** The same with what one format adds. */
+function formatParameters(
+  format: BuildFormat,
+  parameters: ChainParameters,
+  options: BuildOptions,
+): ChainParameters {
+  const native = options.native ?? DEFAULT_NATIVE;
+  if (format === "overlaybd") return { ...parameters, native };
+  return options.compat ? { ...parameters, native, compat: true } : parameters;
+}
+
+/** Layers of each format, bottom first. */
+type BuiltLayers = Record<BuildFormat, BuiltLayer[]>;
+
+type BuilderOptions = BuildOptions & { formats: readonly BuildFormat[] };
+
 class Builder {
   readonly warnings: string[] = [];
   readonly #environment: ImageEnvironment;
   readonly #source: SourceImage;
-  readonly #options: BuildOptions;
+  readonly #options: BuilderOptions;
   readonly #parameters: ChainParameters;
   readonly #stack: LayerStack;
+  readonly #converter: NativeConverter | undefined;
 
   constructor(
     environment: ImageEnvironment,
     source: SourceImage,
-    options: BuildOptions,
+    options: BuilderOptions,
     parameters: ChainParameters,
     stack: LayerStack,
+    converter: NativeConverter | undefined,
   ) {
     this.#environment = environment;
     this.#source = source;
     this.#options = options;
     this.#parameters = parameters;
     this.#stack = stack;
+    this.#converter = converter;
   }
 
   /** Builds the layers from `first` on, each a delta on those below. */
-  async buildFrom(first: number): Promise<BuiltLayer[]> {
+  async buildFrom(first: number): Promise<BuiltLayers> {
     const { virtualSize } = this.#parameters;
     const count = this.#source.manifest.layers.length;
-    if (first === count) return [];
+    const built: BuiltLayers = { turbo: [], overlaybd: [] };
+    if (first === count) return built;
     const model = first === 0
       ? Ext4Model.create({ virtualSize })
       : await Ext4Model.load(this.#stack.device(), this.#stack.table());
     const space = new ImageSpace(model);
-    const built: BuiltLayer[] = [];
     for (let i = first; i < count; i++) {
       const bodies: Bodies = new Map();
       const scanned = await this.#scan(model, bodies, i, space);
       const emission = emit(model, i, space);
-      if (emission === undefined) continue;
+      if (emission === undefined) {
+        this.#converter?.drop(i);
+        continue;
+      }
       const below = this.#stack.table();
       const content = layerContent(model, emission, bodies, i, below);
       // Readers take the lowest tag for the layer's own, so it must have one (formats.md §1.10).
       const blocks = emission.blockCount === 0 && content.stored.length === 0
         ? [await this.#firstBlock()]
         : content.blocks;
-      built.push(
-        await this.#write(i, scanned, { map: content.map, blocks }),
-      );
+      await this.#build(i, scanned, { map: content.map, blocks }, built);
     }
     this.#checkRoom(space);
     return built;
   }
 
-  /** Builds all layers so that the top one has all metadata and the others only what survives of their bodies. */
-  async buildFlat(): Promise<BuiltLayer[]> {
+  /**
+   * Builds all layers so that the top one has all metadata and the others only
+   * what survives of their bodies; natively they are one layer.
+   */
+  async buildFlat(): Promise<BuiltLayers> {
     const { virtualSize } = this.#parameters;
     const count = this.#source.manifest.layers.length;
     const model = Ext4Model.create({ virtualSize });
@@ -208,7 +305,8 @@ class Builder {
     this.#checkRoom(space);
     const [superblock] = emission!.blocks;
     const nothing = mergeTables([]);
-    const built: BuiltLayer[] = [];
+    const built: BuiltLayers = { turbo: [], overlaybd: [] };
+    const maps: OpenedLayer[] = [];
     for (let i = 0; i < count; i++) {
       const isTop = i === count - 1;
       const { map, blocks, stored } = layerContent(
@@ -222,7 +320,11 @@ class Builder {
         { offset: superblock!.block * 4096, bytes: superblock!.bytes },
         ...stored,
       ];
-      built.push(await this.#write(i, scans[i]!, { map, blocks: own }));
+      await this.#build(i, scans[i]!, { map, blocks: own }, built, true);
+      maps.push(this.#stack.top!);
+    }
+    if (this.#wants("overlaybd")) {
+      built.overlaybd.push(await this.#converter!.convertFlat(scans, maps));
     }
     return built;
   }
@@ -257,18 +359,37 @@ class Builder {
     };
   }
 
-  #write(
+  #wants(format: BuildFormat): boolean {
+    return this.#options.formats.includes(format);
+  }
+
+  /**
+   * Writes one layer in every format, and puts its map on the stack.
+   *
+   * @param isFlat Whether native layers come at the end, as one.
+   */
+  async #build(
     index: number,
     scanned: ScannedLayer,
-    content: Parameters<typeof writeMetaLayer>[1],
-  ): Promise<BuiltLayer> {
-    return writeMetaLayer(
-      scanned,
-      content,
-      this.#parameters.virtualSize,
-      this.#stack,
-      `${this.#options.scratch}/${index}.meta`,
-    );
+    content: LayerContent,
+    built: BuiltLayers,
+    isFlat = false,
+  ): Promise<void> {
+    const { virtualSize } = this.#parameters;
+    const stack = this.#stack;
+    const path = `${this.#options.scratch}/${index}.meta`;
+    const { compression, members } = scanned.scan;
+    const isTurbo = compression === "none" || members === 1;
+    const turbo = this.#wants("turbo") && (isTurbo || !this.#options.compat)
+      ? await writeMetaLayer(scanned, content, virtualSize, stack, path)
+      : undefined;
+    if (!turbo) await stackLayer(content, virtualSize, stack, `${path}.fs`);
+    const wantsNative = this.#wants("overlaybd") && !isFlat;
+    const native = wantsNative || (this.#wants("turbo") && !turbo)
+      ? await this.#converter!.convert(index, scanned, stack.top!, !isFlat)
+      : undefined;
+    if (this.#wants("turbo")) built.turbo.push((turbo ?? native)!);
+    if (wantsNative) built.overlaybd.push(native!);
   }
 
   async #scan(
@@ -284,6 +405,7 @@ class Builder {
     const name = `layer ${index + 1}/${count} ${shortDigest(layer)}`;
     const task = progress.start(name, layer.size);
     let received = 0;
+    const spool = this.#converter?.spool(index);
     try {
       return await scanInto(model, bodies, index, space, {
         blob: repository.fetchBlob(layer, {
@@ -301,6 +423,7 @@ class Builder {
         threads: this.#options.jobs ?? navigator.hardwareConcurrency,
         signal,
         warn: (message) => this.warnings.push(`${name}: ${message}`),
+        tee: spool && ((bytes) => spool.push(bytes)),
       });
     } catch (error) {
       throw inLayer(error, this.#layerName(index));
@@ -348,6 +471,18 @@ function layerReport(
     entries: layer.entryCount,
     spans: layer.spanCount,
     reused: layer.reused,
+  };
+}
+
+/** One layer for all of the source's. */
+function flatReport(
+  source: SourceImage,
+  layer: BuiltLayer | ReusedLayer,
+): LayerReport {
+  const { layers } = source.manifest;
+  return {
+    ...layerReport(source, layer, layers.length - 1),
+    size: layers.reduce((sum, { size }) => sum + size, 0),
   };
 }
 

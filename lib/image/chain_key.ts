@@ -16,6 +16,10 @@ export interface ChainParameters {
   inodeRatio: number;
   spanSize: number;
   flatten: boolean;
+  /** How native layers are stored, where some or all layers are native. */
+  native?: { codec: string; blockSize: number } | undefined;
+  /** Only layers that TurboOCI cannot read are native. */
+  compat?: boolean | undefined;
 }
 
 /** OCI ChainID of diffIDs: names a stack by its uncompressed content (image-spec `config.md`). */
@@ -39,6 +43,9 @@ export function chainKey(parameters: ChainParameters, count: number): string {
     spanSize: p.spanSize,
     // A flattened chain is no prefix of anything.
     ...(p.flatten ? { flatten: p.diffIds.length } : {}),
+    ...(p.native
+      ? { native: [p.native.codec, p.native.blockSize, p.compat ?? false] }
+      : {}),
     version: META_FORMAT_VERSION,
   });
   return sha256Digest(utf8(document)).slice("sha256:".length);

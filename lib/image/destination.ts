@@ -27,6 +27,9 @@ export interface Destination {
  * repository; tag `TAG-obd`, or `sha256-HEX-obd` for a source by digest.
  *
  * @param tag `--tag NAME`, or false for `--no-tag`.
+ * @param ending Of the tag: what kind of image it names.
+ * @param isFurther Whether a name that was asked for belongs to another image,
+ * so that this one gets it with its ending.
  * @throws {UsageError} For an archive without DEST, or two different tags.
  */
 export function chooseDestination(
@@ -34,6 +37,8 @@ export function chooseDestination(
   sourceDigest: string,
   dest: string | undefined,
   tag: string | false | undefined,
+  ending = "-obd",
+  isFurther = false,
 ): Destination {
   const given = dest === undefined ? undefined : parseReference(dest);
   if (given === undefined && source.kind === "archive") {
@@ -54,12 +59,16 @@ export function chooseDestination(
   if (named !== undefined && typeof tag === "string" && tag !== named) {
     throw new UsageError(`DEST has the tag "${named}", --tag says "${tag}"`);
   }
-  const fallback = source.tag === undefined || source.digest !== undefined
-    ? `${sourceDigest.replace(":", "-")}-obd`
-    : `${source.tag}-obd`;
+  const base = source.tag === undefined || source.digest !== undefined
+    ? sourceDigest.replace(":", "-")
+    : source.tag;
+  const wanted = tag === false ? undefined : tag ?? named;
+  const own = wanted === undefined || isFurther
+    ? `${wanted ?? base}${ending}`
+    : wanted;
   return {
     reference,
-    tag: tag === false ? undefined : tag ?? named ?? fallback,
+    tag: tag === false ? undefined : own,
     isSource: formatRepository(reference) === formatRepository(source),
   };
 }

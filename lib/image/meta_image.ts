@@ -15,6 +15,8 @@ import {
   Annotation,
   LEGACY_TURBO_VERSION,
   META_FORMAT_VERSION,
+  NATIVE_ARTIFACT_TYPE,
+  NATIVE_VERSION,
   TURBO_ARTIFACT_TYPE,
   TURBO_VERSION,
 } from "./annotations.ts";
@@ -144,11 +146,13 @@ export function misfit(
 
 /** One layer as the builder made it. */
 export interface BuiltLayerDescriptor {
-  /** Digest and size of the meta blob. */
+  kind: "turbo" | "native";
+  /** Digest and size of the meta blob, or of the native layer's. */
   digest: string;
   size: number;
-  /** Digest of the uncompressed meta tar. */
+  /** Digest of the uncompressed meta tar; of a native layer the blob's own. */
   diffId: string;
+  /** The source layer; unused for native ones. */
   target: Descriptor;
   /** Entries of the source layer's tar. */
   entryCount: number;
@@ -165,23 +169,37 @@ export interface MetaDocuments {
 }
 
 /**
- * Writes config and manifest of a meta image. The same input gives the same
- * bytes: nothing of the time, the place or the machine is in them.
+ * Writes config and manifest of a meta image, or of a native one. The same
+ * input gives the same bytes: nothing of the time, the place or the machine is
+ * in them.
+ *
+ * @param types Docker's manifests know neither subject nor artifact type: those
+ * are left out there.
  */
 export function writeMetaDocuments(
   source: SourceImage,
   layers: readonly BuiltLayerDescriptor[],
   chainKey: string,
+  types: "oci" | "docker" = "oci",
 ): MetaDocuments {
-  const config = writeConfig(source.config, layers);
-  const descriptors = layers.map(layerDescriptor);
+  const isOci = types === "oci";
+  const config = writeConfig(source.config, layers, isOci);
+  const descriptors = layers.map((layer) =>
+    layer.kind === "native"
+      ? nativeDescriptor(layer, isOci)
+      : layerDescriptor(layer)
+  );
+  const artifactType = layers.every((layer) => layer.kind === "native")
+    ? NATIVE_ARTIFACT_TYPE
+    : TURBO_ARTIFACT_TYPE;
+  const mediaType = isOci ? MediaType.ociManifest : MediaType.dockerManifest;
   const manifest = utf8(JSON.stringify({
     schemaVersion: 2,
-    mediaType: MediaType.ociManifest,
-    artifactType: TURBO_ARTIFACT_TYPE,
+    mediaType,
+    ...(isOci ? { artifactType } : {}),
     config: config.descriptor,
     layers: descriptors,
-    subject: plainDescriptor(source.resolved),
+    ...(isOci ? { subject: plainDescriptor(source.resolved) } : {}),
     annotations: {
       ...source.manifest.annotations,
       [Annotation.obdChainKey]: chainKey,
@@ -192,10 +210,10 @@ export function writeMetaDocuments(
     config,
     manifest: {
       descriptor: {
-        mediaType: MediaType.ociManifest,
+        mediaType,
         digest: sha256Digest(manifest),
         size: manifest.length,
-        artifactType: TURBO_ARTIFACT_TYPE,
+        ...(isOci ? { artifactType } : {}),
       },
       bytes: manifest,
     },
@@ -206,18 +224,50 @@ export function writeMetaDocuments(
 function writeConfig(
   source: ImageConfig,
   layers: readonly BuiltLayerDescriptor[],
+  isOci: boolean,
 ): MetaDocuments["config"] {
   const bytes = utf8(JSON.stringify({
     ...source.raw,
+    ...flatHistory(source, layers.length),
     rootfs: { type: "layers", diff_ids: layers.map((l) => l.diffId) },
   }));
   return {
     descriptor: {
-      mediaType: MediaType.ociConfig,
+      mediaType: isOci ? MediaType.ociConfig : MediaType.dockerConfig,
       digest: sha256Digest(bytes),
       size: bytes.length,
     },
     bytes,
+  };
+}
+
+/** One layer for all: the history's steps stay, but only the last has a layer of its own. */
+function flatHistory(source: ImageConfig, count: number): object {
+  const { history } = source.raw as { history?: unknown };
+  if (count === source.diffIds.length || !Array.isArray(history)) return {};
+  return {
+    history: history.map((step: object, i) => {
+      const { empty_layer: _, ...rest } = step as { empty_layer?: boolean };
+      return i === history.length - 1 ? rest : { ...rest, empty_layer: true };
+    }),
+  };
+}
+
+/** A native layer's blob is its own uncompressed form, so its type names no compression. */
+function nativeDescriptor(
+  layer: BuiltLayerDescriptor,
+  isOci: boolean,
+): Descriptor {
+  return {
+    mediaType: isOci ? MediaType.ociLayer : MediaType.dockerLayer,
+    digest: layer.digest,
+    size: layer.size,
+    annotations: {
+      [Annotation.version]: NATIVE_VERSION,
+      [Annotation.blobDigest]: layer.digest,
+      [Annotation.blobSize]: String(layer.size),
+      [Annotation.obdEntries]: String(layer.entryCount),
+    },
   };
 }
 

@@ -1,5 +1,6 @@
 /** From a reference to an opened image, and from a source image to a pushed meta image. */
 export * from "./annotations.ts";
+export type { BuildFormat } from "./build.ts";
 export {
   type EnvironmentOptions,
   type ImageEnvironment,

@@ -26,9 +26,15 @@ import {
 import {
   Annotation,
   META_FORMAT_VERSION,
+  NATIVE_ARTIFACT_TYPE,
   TURBO_ARTIFACT_TYPE,
 } from "./annotations.ts";
-import { buildImage, type BuiltImage, type LayerReport } from "./build.ts";
+import {
+  type BuildFormat,
+  buildFormats,
+  type BuiltImage,
+  type LayerReport,
+} from "./build.ts";
 import {
   checkTargets,
   chooseDestination,
@@ -37,11 +43,18 @@ import {
   shortDigest,
 } from "./destination.ts";
 import type { ImageEnvironment } from "./environment.ts";
+import type { NativeParameters } from "./native_convert.ts";
 import {
   resolveIndexEntry,
   resolveSource,
   type SourceImage,
 } from "./source.ts";
+
+/** What the tags of images end with, where nobody names them. */
+export const TAG_ENDING: Record<BuildFormat, string> = {
+  turbo: "-obd",
+  overlaybd: "-overlaybd",
+};
 
 /** Options of {@linkcode publishImage}. */
 export interface PublishOptions {
@@ -58,10 +71,19 @@ export interface PublishOptions {
   referrer?: boolean | undefined;
   jobs?: number | undefined;
   dryRun?: boolean | undefined;
+  /** Default TurboOCI only; the first one gets the name that was asked for. */
+  formats?: readonly BuildFormat[] | undefined;
+  /** Make layers native that TurboOCI cannot read. */
+  compat?: boolean | undefined;
+  /** How native layers are stored. */
+  native?: NativeParameters | undefined;
+  /** Media types of native images; Docker's have no subject. */
+  nativeTypes?: "oci" | "docker" | undefined;
 }
 
-/** What was built for one platform. */
+/** What was built for one platform in one format. */
 export interface PlatformReport {
+  format: BuildFormat;
   source: { reference: string; digest: string };
   meta: { reference: string; digest: string; size: number };
   platform: string;
@@ -73,9 +95,19 @@ export interface PlatformReport {
 
 /** What `obd build` did. */
 export interface PublishReport {
+  /** By platform, then by format. */
   platforms: PlatformReport[];
-  /** The meta index, where all platforms of an index were built. */
-  index?: { reference: string; digest: string };
+  /** The meta index, where all platforms of an index were built; of the first format. */
+  index?: IndexReport;
+  /** Of every format. */
+  indexes?: IndexReport[];
+}
+
+/** A pushed index. */
+export interface IndexReport {
+  format: BuildFormat;
+  reference: string;
+  digest: string;
 }
 
 /** Builds meta images and pushes them, unless it is a dry run. */
@@ -88,38 +120,60 @@ export async function publishImage(
   const sources = await resolveAll(environment, repository, reference, options);
   const index = options.allPlatforms ? sources[0]!.index : undefined;
   const root = index?.resolved ?? sources[0]!.resolved;
-  const destination = chooseDestination(
-    reference,
-    root.descriptor.digest,
-    options.dest,
-    options.tag,
+  const formats = [...new Set(options.formats ?? ["turbo" as const])];
+  const destinations = formats.map((format, i) =>
+    chooseDestination(
+      reference,
+      root.descriptor.digest,
+      options.dest,
+      options.tag,
+      TAG_ENDING[format],
+      i > 0,
+    )
   );
+  const destination = destinations[0]!;
   await using target = await openTarget(environment, destination, options);
   const scratch = await Deno.makeTempDir({ prefix: "obd-build-" });
   try {
     const images: BuiltImage[] = [];
     for (const [i, source] of sources.entries()) {
       images.push(
-        await buildImage(environment, source, {
+        ...await buildFormats(environment, source, {
           virtualSize: options.virtualSize,
           flatten: options.flatten,
           jobs: options.jobs,
+          formats,
+          compat: options.compat,
+          native: options.native,
+          nativeTypes: options.nativeTypes,
           scratch: `${scratch}/${i}`,
           reuseFrom: target.repository,
         }),
       );
     }
-    const tag = index ? undefined : destination.tag;
+    const place = (image: BuiltImage) => {
+      const at = destinations[formats.indexOf(image.format)]!;
+      return index ? { ...at, tag: undefined } : at;
+    };
     const report: PublishReport = {
-      platforms: images.map((image) => platformReport(image, destination, tag)),
+      platforms: images.map((image) => platformReport(image, place(image))),
     };
     if (options.dryRun) return report;
     // Nothing is pushed before everything is built.
     const publisher = new Publisher(environment, target.repository!, options);
     for (const image of images) await publisher.pushBlobs(image, destination);
-    for (const image of images) await publisher.pushManifests(image, tag);
+    for (const image of images) {
+      await publisher.pushManifests(image, place(image).tag);
+    }
     if (index) {
-      report.index = await publisher.pushIndex(images, destination, index);
+      report.indexes = [];
+      for (const [i, format] of formats.entries()) {
+        const own = images.filter((image) => image.format === format);
+        report.indexes.push(
+          await publisher.pushIndex(own, destinations[i]!, index),
+        );
+      }
+      report.index = report.indexes[0]!;
     }
     return report;
   } finally {
@@ -193,10 +247,11 @@ async function openTarget(
 function platformReport(
   image: BuiltImage,
   destination: Destination,
-  tag: string | undefined,
 ): PlatformReport {
+  const { tag } = destination;
   const { digest } = image.documents.manifest.descriptor;
   return {
+    format: image.format,
     source: {
       reference: formatReference(image.source.reference),
       digest: image.source.resolved.descriptor.digest,
@@ -223,6 +278,7 @@ class Publisher {
   readonly #environment: ImageEnvironment;
   readonly #target: Repository;
   readonly #referrer: boolean;
+  readonly #nativeTypes: "oci" | "docker" | undefined;
 
   constructor(
     environment: ImageEnvironment,
@@ -232,16 +288,20 @@ class Publisher {
     this.#environment = environment;
     this.#target = target;
     this.#referrer = options.referrer ?? true;
+    this.#nativeTypes = options.nativeTypes;
   }
 
   /** Everything that nobody sees before the manifest is there. */
   async pushBlobs(image: BuiltImage, destination: Destination): Promise<void> {
     const { signal } = this.#environment;
-    if (!destination.isSource) {
+    // Native layers point to nothing.
+    const targets = image.source.manifest.layers.filter((_, i) =>
+      image.layers[i]?.kind === "turbo"
+    );
+    if (!destination.isSource && targets.length > 0) {
       await copySource(this.#environment, image.source, this.#target);
     }
-    const { layers } = image.source.manifest;
-    await checkTargets(this.#target, layers, signal);
+    await checkTargets(this.#target, targets, signal);
     for (const [i, layer] of image.layers.entries()) {
       if (layer.reused) continue;
       await this.#pushLayer(
@@ -294,17 +354,22 @@ class Publisher {
     images: readonly BuiltImage[],
     destination: Destination,
     source: NonNullable<SourceImage["index"]>,
-  ): Promise<{ reference: string; digest: string }> {
+  ): Promise<IndexReport> {
+    const { format } = images[0]!;
+    const isNative = format === "overlaybd";
+    const isDocker = isNative && this.#nativeTypes === "docker";
+    const type = isDocker ? MediaType.dockerList : MediaType.ociIndex;
     const { signal } = this.#environment;
     const { mediaType, digest, size } = source.resolved.descriptor;
     const bytes = utf8(JSON.stringify({
       schemaVersion: 2,
-      mediaType: MediaType.ociIndex,
-      artifactType: TURBO_ARTIFACT_TYPE,
+      mediaType: type,
+      ...(isDocker ? {} : {
+        artifactType: isNative ? NATIVE_ARTIFACT_TYPE : TURBO_ARTIFACT_TYPE,
+      }),
       // No artifactType: clients leave entries that have one out when they look for a platform.
       manifests: images.map((image) => {
-        const { mediaType, digest, size } =
-          image.documents.manifest.descriptor;
+        const { mediaType, digest, size } = image.documents.manifest.descriptor;
         return {
           mediaType,
           digest,
@@ -312,10 +377,11 @@ class Publisher {
           platform: image.source.config.platform,
         };
       }),
-      subject: { mediaType, digest, size },
+      ...(isDocker ? {} : { subject: { mediaType, digest, size } }),
       annotations: { [Annotation.obdFormat]: String(META_FORMAT_VERSION) },
     }));
-    if (!destination.isSource) {
+    // Of a native image the source's own manifests need not be there.
+    if (!destination.isSource && !isNative) {
       await this.#target.pushManifest(
         source.resolved.bytes,
         mediaType,
@@ -325,11 +391,12 @@ class Publisher {
     }
     const pushed = await this.#target.pushManifest(
       bytes,
-      MediaType.ociIndex,
+      type,
       destination.tag,
       { signal, referrer: this.#referrer },
     );
     return {
+      format,
       reference: formatReference(
         withTarget(
           destination.reference,
