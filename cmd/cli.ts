@@ -259,8 +259,8 @@ function addReadCommands(add: Add): void {
   );
   platform(
     add(
-      "inspect <image>",
-      "show what an image or layer file is",
+      "inspect <image|file>",
+      "show what an image, a layout or a layer file is, and what is wrong with it",
       () => import("./inspect.ts"),
     ),
   );

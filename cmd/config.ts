@@ -68,7 +68,7 @@ export const DEFAULT_API_LISTEN = "unix:/run/obd/api.sock";
  * @throws {UsageError} Naming file and key, if a file cannot be read or a value is of the wrong type.
  */
 export async function loadConfig(paths: string[]): Promise<ServeConfig> {
-  const files = (await Promise.all(paths.map(expandPath))).flat();
+  const files = await configFiles(paths);
   if (files.length === 0) {
     throw new UsageError(
       `No *.json or *.jsonc file in "${paths.join('", "')}"`,
@@ -78,6 +78,15 @@ export async function loadConfig(paths: string[]): Promise<ServeConfig> {
   const parts: RawConfig[] = [];
   for (const file of files) parts.push(await readOne(file, warnings));
   return complete(merge(parts), files, warnings);
+}
+
+/**
+ * The files that paths stand for, in the order in which they are merged.
+ *
+ * @throws {UsageError} If a path is not there.
+ */
+export async function configFiles(paths: string[]): Promise<string[]> {
+  return (await Promise.all(paths.map(expandPath))).flat();
 }
 
 async function expandPath(path: string): Promise<string[]> {
