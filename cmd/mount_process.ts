@@ -46,10 +46,9 @@ export function hasProgram(name: string): boolean {
 function lookUp(name: string): string | undefined {
   const dirs = [
     ...(Deno.env.get("PATH") ?? "").split(":"),
+    // Not in everybody's PATH.
     "/usr/sbin",
     "/sbin",
-    "/usr/bin",
-    "/bin",
   ];
   for (const dir of dirs) {
     if (!dir.startsWith("/")) continue;

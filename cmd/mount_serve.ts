@@ -107,8 +107,8 @@ async function areSharedCachesFree(): Promise<boolean> {
         write: true,
       });
       if (!await lock.tryLock(true)) return false;
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    } catch {
+      // Not there yet; or not usable, which serve will say.
     }
   }
   return true;
