@@ -5,6 +5,7 @@
  */
 
 import {
+  Argument,
   Command,
   CommanderError,
   InvalidArgumentError,
@@ -87,21 +88,19 @@ export function createProgram(setExit: (code: number) => void): Command {
   addMountCommands(add);
   addReadCommands(add);
 
-  const completion = program.command("completion <shell>")
+  program.command("completion")
     .summary("print a completion script for bash, zsh or fish")
     .description(
       'Print a completion script, e.g. for bash: eval "$(obd completion bash)"',
     )
-    .allowExcessArguments(false);
-  completion.action(async (shell: string) => {
-    const { completionScript } = await import("./completion.ts");
-    const script = completionScript(program, shell);
-    if (script === undefined) {
-      completion.error(
-        `error: unknown shell '${shell}': use bash, zsh or fish`,
-      );
-    } else console.log(script);
-  });
+    .addArgument(
+      new Argument("<shell>", "the shell").choices(["bash", "zsh", "fish"]),
+    )
+    .allowExcessArguments(false)
+    .action(async (shell: string) => {
+      const { completionScript } = await import("./completion.ts");
+      console.log(completionScript(program, shell)!);
+    });
   return program;
 }
 

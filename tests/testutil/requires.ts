@@ -47,6 +47,18 @@ export function requires(...tools: string[]): boolean {
     missing(`not installed: ${lacking.join(", ")}`);
 }
 
+/** Whether a program is installed that not even CI must have: a browser, a third shell. */
+export function installed(tool: string): boolean {
+  if (onPath(tool)) return true;
+  const file = Deno.env.get("OBD_SKIP_FILE");
+  if (file) {
+    Deno.writeTextFileSync(file, `not installed (optional): ${tool}\n`, {
+      append: true,
+    });
+  }
+  return false;
+}
+
 /** Whether this process is root with loop devices and FUSE, as mount tests need. */
 export function requiresMount(): boolean {
   if (Deno.uid() !== 0) return missing("mounting needs root");
