@@ -39,6 +39,8 @@ import {
 /** Reading a superblock from a registry that is slow, or not there. */
 const MOUNT_DEADLINE_MS = 200_000;
 const RELEASE_DEADLINE_MS = 5_000;
+/** A file system that nobody holds is gone when umount(8) returns; this is for a slow machine. */
+const GONE_DEADLINE_MS = 1_000;
 
 /** What to make. */
 export interface MountRequest {
@@ -319,7 +321,7 @@ async function unmount(state: MountState): Promise<void> {
   }
   const gone = await waitUntil(
     async () => !await hasFileSystem(device),
-    RELEASE_DEADLINE_MS,
+    GONE_DEADLINE_MS,
   );
   if (gone) return;
   // Held by what the mount table does not show, e.g. an overlay elsewhere:
