@@ -31,6 +31,9 @@ import type { ImageConfig, ServeConfig } from "./config.ts";
 import type { RegistrySettings } from "./context.ts";
 import { VERSION } from "./version.ts";
 
+/** Without a read for this long, memory is given back. */
+const IDLE_INTERVAL_MS = 10_000;
+
 /** One image that is served. */
 interface Served {
   config: ImageConfig;
@@ -57,6 +60,8 @@ export class ServeSession implements ServeControl {
   readonly #opening = new Set<string>();
   #address: NbdAddress | undefined;
   #ready = false;
+  readonly #idleTimer: ReturnType<typeof setInterval>;
+  #readsSeen = 0;
 
   private constructor(environment: ImageEnvironment, options: SessionOptions) {
     this.#environment = environment;
@@ -67,6 +72,7 @@ export class ServeSession implements ServeControl {
       requestDeadlineMs: nbd.requestTimeoutMs,
       maxConnections: nbd.maxConnections,
     });
+    this.#idleTimer = setInterval(() => this.#trim(), IDLE_INTERVAL_MS);
   }
 
   /** Opens caches and workers; images come with {@linkcode openImages}. */
@@ -149,12 +155,22 @@ export class ServeSession implements ServeControl {
    */
   async close(deadlineMs: number): Promise<void> {
     this.#ready = false;
+    clearInterval(this.#idleTimer);
     await this.#server.stop(deadlineMs);
     for (const { image } of this.#served.values()) {
       await image[Symbol.asyncDispose]();
     }
     this.#served.clear();
     await this.#environment[Symbol.asyncDispose]();
+  }
+
+  /** Spans that are on disk too leave memory when nobody reads. */
+  #trim(): void {
+    const { memory, store } = this.#environment.spanCache;
+    let reads = 0;
+    for (const { nbd } of this.#served.values()) reads += nbd.stats.reads;
+    if (store && reads === this.#readsSeen) memory.clear();
+    this.#readsSeen = reads;
   }
 
   async #open(config: ImageConfig): Promise<Served> {
