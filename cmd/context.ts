@@ -126,7 +126,9 @@ export function reportFailure(
   debug: boolean,
   stoppedBy?: Deno.Signal,
 ): number {
-  console.error(errorLine(errorText(error)));
+  const isStopped = stoppedBy !== undefined && error instanceof CancelledError;
+  const text = isStopped ? `Stopped by ${stoppedBy}` : errorText(error);
+  console.error(errorLine(text));
   if (debug && error instanceof Error) console.error(error.stack);
   if (stoppedBy === "SIGINT") return 130;
   return error instanceof UsageError ? 2 : 1;

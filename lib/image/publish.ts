@@ -1,18 +1,13 @@
 /** `obd build`: from a reference to a pushed meta image, all platforms or one. */
 
-import {
-  FileSource,
-  ObdError,
-  UnsupportedError,
-  UsageError,
-  utf8,
-} from "../io/mod.ts";
+import { FileSource, ObdError, UnsupportedError, utf8 } from "../io/mod.ts";
 import type { LayerBreakdown } from "../layers/mod.ts";
 import {
   blobFromBytes,
   blobFromSource,
   type Descriptor,
   formatReference,
+  formatRepository,
   indexImages,
   MediaType,
   parseManifest,
@@ -49,6 +44,7 @@ import {
   resolveSource,
   type SourceImage,
 } from "./source.ts";
+import { openTarget } from "./target.ts";
 
 /** What the tags of images end with, where nobody names them. */
 export const TAG_ENDING: Record<BuildFormat, string> = {
@@ -132,25 +128,31 @@ export async function publishImage(
     )
   );
   const destination = destinations[0]!;
-  await using target = await openTarget(environment, destination, options);
-  const scratch = await Deno.makeTempDir({ prefix: "obd-build-" });
+  await using target = await openTarget(
+    environment,
+    destination.reference,
+    options.dryRun ?? false,
+  );
+  const scratch = await makeScratch();
   try {
     const images: BuiltImage[] = [];
-    for (const [i, source] of sources.entries()) {
-      images.push(
-        ...await buildFormats(environment, source, {
-          virtualSize: options.virtualSize,
-          flatten: options.flatten,
-          jobs: options.jobs,
-          formats,
-          compat: options.compat,
-          native: options.native,
-          nativeTypes: options.nativeTypes,
-          scratch: `${scratch}/${i}`,
-          reuseFrom: target.repository,
-        }),
-      );
-    }
+    await locate(`Building in "${scratch}" (TMPDIR)`, async () => {
+      for (const [i, source] of sources.entries()) {
+        images.push(
+          ...await buildFormats(environment, source, {
+            virtualSize: options.virtualSize,
+            flatten: options.flatten,
+            jobs: options.jobs,
+            formats,
+            compat: options.compat,
+            native: options.native,
+            nativeTypes: options.nativeTypes,
+            scratch: `${scratch}/${i}`,
+            reuseFrom: target.existing,
+          }),
+        );
+      }
+    });
     const place = (image: BuiltImage) => {
       const at = destinations[formats.indexOf(image.format)]!;
       return index ? { ...at, tag: undefined } : at;
@@ -159,13 +161,16 @@ export async function publishImage(
       platforms: images.map((image) => platformReport(image, place(image))),
     };
     if (options.dryRun) return report;
-    // Nothing is pushed before everything is built.
-    const publisher = new Publisher(environment, target.repository!, options);
-    for (const image of images) await publisher.pushBlobs(image, destination);
-    for (const image of images) {
-      await publisher.pushManifests(image, place(image).tag);
-    }
-    if (index) {
+    // Nothing is pushed, and no layout made, before everything is built.
+    const name = formatRepository(destination.reference);
+    await locate(`Writing to ${name}`, async () => {
+      const repository = await target.make();
+      const publisher = new Publisher(environment, repository, options);
+      for (const image of images) await publisher.pushBlobs(image, destination);
+      for (const image of images) {
+        await publisher.pushManifests(image, place(image).tag);
+      }
+      if (!index) return;
       report.indexes = [];
       for (const [i, format] of formats.entries()) {
         const own = images.filter((image) => image.format === format);
@@ -174,11 +179,18 @@ export async function publishImage(
         );
       }
       report.index = report.indexes[0]!;
-    }
+    });
     return report;
   } finally {
     await Deno.remove(scratch, { recursive: true });
   }
+}
+
+async function makeScratch(): Promise<string> {
+  return await locate(
+    "Making a temporary directory (TMPDIR)",
+    () => Deno.makeTempDir({ prefix: "obd-build-" }),
+  );
 }
 
 async function resolveAll(
@@ -217,31 +229,16 @@ async function resolveAll(
   return images;
 }
 
-/** The destination's repository; none for a dry run into a layout that is not there yet. */
-async function openTarget(
-  environment: ImageEnvironment,
-  destination: Destination,
-  options: PublishOptions,
-): Promise<{ repository: Repository | undefined } & AsyncDisposable> {
-  let repository: Repository | undefined;
+/** Says where it was when the system refuses something, such as that the disk is full. */
+async function locate<T>(doing: string, work: () => Promise<T>): Promise<T> {
   try {
-    repository = await environment.openRepository(destination.reference, {
-      create: !options.dryRun,
-    });
+    return await work();
   } catch (error) {
-    const isAbsent = error instanceof ObdError && error.code === "not-found";
-    if (!options.dryRun || !isAbsent) throw error;
+    const isSystem = error instanceof Error && "code" in error &&
+      !(error instanceof ObdError);
+    if (!isSystem) throw error;
+    throw new ObdError("state", `${doing} failed`, { cause: error });
   }
-  if (repository && !repository.writable && !options.dryRun) {
-    await repository[Symbol.asyncDispose]();
-    throw new UsageError(`"${repository.name}" cannot be written to`);
-  }
-  return {
-    repository,
-    async [Symbol.asyncDispose]() {
-      await repository?.[Symbol.asyncDispose]();
-    },
-  };
 }
 
 function platformReport(

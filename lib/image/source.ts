@@ -141,6 +141,12 @@ export async function readSmallBlob(
  * @param log Gets a line for a base that its annotation misnames.
  */
 export function checkLayers(source: SourceImage, log: Logger): void {
+  if (source.manifest.layers.length === 0) {
+    throw new UnsupportedError(
+      "image without layers",
+      `Image ${source.repository.name}@${source.resolved.descriptor.digest} has no layers: there is nothing to build`,
+    );
+  }
   source.manifest.layers.forEach((layer, index) => {
     try {
       layerCompression(layer.mediaType);

@@ -384,6 +384,7 @@ Deno.test("obd build --json: what scripts rely on", async () => {
     Object.keys(report).sort(),
     [
       "breakdown",
+      "format",
       "layers",
       "meta",
       "platform",
