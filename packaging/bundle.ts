@@ -2,21 +2,27 @@
  * Makes the one-file executable: a shell header, the stock `deno` binary and
  * the bundled program. Needs no download but the npm packages.
  *
- * `deno task bundle [OUT_DIR]` writes `obd-VERSION-linux-ARCH` and `SHA256SUMS`.
+ * `deno task bundle [OUT_DIR] [--level N]` writes `obd-VERSION-linux-ARCH` and
+ * `SHA256SUMS`. The same sources and runtime give the same bytes; `--level` is
+ * gzip's (default 9).
  */
 
 import { createHash } from "node:crypto";
+import { parseArgs } from "node:util";
 import { gzipSync } from "node:zlib";
 import config from "../deno.json" with { type: "json" };
 
 const ROOT = new URL("..", import.meta.url).pathname;
 const ARCH: Record<string, string> = { x86_64: "x64", aarch64: "arm64" };
+/** Characters of an offset in the header. */
+const OFFSET_WIDTH = 12;
 
-function sha256(bytes: Uint8Array): string {
+function sha256(bytes: Uint8Array | string): string {
   return createHash("sha256").update(bytes).digest("hex");
 }
 
-async function bundleProgram(): Promise<Uint8Array> {
+/** The program and all it imports as one module, WebAssembly included. */
+export async function bundleProgram(): Promise<Uint8Array> {
   const dir = await Deno.makeTempDir();
   try {
     const out = `${dir}/obd.js`;
@@ -37,28 +43,28 @@ async function bundleProgram(): Promise<Uint8Array> {
 export async function assemble(
   program: Uint8Array,
   runtime: Uint8Array,
+  level = 9,
 ): Promise<Uint8Array> {
-  const packedRuntime = gzipSync(runtime, { level: 9 });
-  const packedProgram = gzipSync(program, { level: 9 });
+  const packedRuntime = gzipSync(runtime, { level });
+  const packedProgram = gzipSync(program, { level });
   const template = await Deno.readTextFile(`${ROOT}packaging/header.sh`);
   const values: Record<string, string> = {
     VERSION: config.version,
-    HASH: sha256(new TextEncoder().encode(sha256(runtime) + sha256(program))),
+    HASH: sha256(sha256(runtime) + sha256(program)),
     RUNTIME_SHA256: sha256(runtime),
     PROGRAM_SHA256: sha256(program),
     RUNTIME_SIZE: String(packedRuntime.length),
     PROGRAM_SIZE: String(packedProgram.length),
   };
-  // The offsets stand in the header whose length they depend on: pad them to a fixed width.
-  const WIDTH = 12;
+  // The offsets stand in the header whose length they depend on: they have a fixed width.
   const filled = template.replaceAll(
     /@([A-Z0-9_]+)@/g,
     (all, name: string) => values[name] ?? all,
   );
   const length = new TextEncoder().encode(
-    filled.replaceAll(/@[A-Z_]+_AT@/g, " ".repeat(WIDTH)),
+    filled.replaceAll(/@[A-Z_]+_AT@/g, " ".repeat(OFFSET_WIDTH)),
   ).length;
-  const offset = (n: number) => String(n + 1).padStart(WIDTH);
+  const offset = (at: number) => String(at + 1).padStart(OFFSET_WIDTH);
   const header = new TextEncoder().encode(
     filled.replaceAll("@RUNTIME_AT@", offset(length))
       .replaceAll("@PROGRAM_AT@", offset(length + packedRuntime.length)),
@@ -73,20 +79,29 @@ export async function assemble(
   return out;
 }
 
-if (import.meta.main) {
-  const outDir = Deno.args[0] ?? `${ROOT}dist`;
+async function main(args: string[]): Promise<number> {
+  const { values, positionals } = parseArgs({
+    args,
+    options: { level: { type: "string", default: "9" } },
+    allowPositionals: true,
+  });
+  const outDir = positionals[0] ?? `${ROOT}dist`;
+  const level = Number(values.level);
+  if (positionals.length > 1 || !(level >= 1 && level <= 9)) {
+    console.error("usage: deno task bundle [OUT_DIR] [--level 1…9]");
+    return 2;
+  }
   const arch = ARCH[Deno.build.arch];
   if (Deno.build.os !== "linux" || arch === undefined) {
     console.error(
       `bundle: linux x64 or arm64 only, this is ${Deno.build.target}`,
     );
-    Deno.exit(1);
+    return 1;
   }
   await Deno.mkdir(outDir, { recursive: true });
-  const file = await assemble(
-    await bundleProgram(),
-    await Deno.readFile(Deno.execPath()),
-  );
+  const program = await bundleProgram();
+  const runtime = await Deno.readFile(Deno.execPath());
+  const file = await assemble(program, runtime, level);
   const name = `obd-${config.version}-linux-${arch}`;
   const temp = `${outDir}/.${name}.tmp`;
   await Deno.writeFile(temp, file, { mode: 0o755 });
@@ -96,4 +111,7 @@ if (import.meta.main) {
     `${sha256(file)}  ${name}\n`,
   );
   console.log(`${outDir}/${name} (${(file.length / 1e6).toFixed(1)} MB)`);
+  return 0;
 }
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

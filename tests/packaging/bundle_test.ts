@@ -1,0 +1,286 @@
+/** The one-file executable: made once, then started in every way that it may be. */
+
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { Ext4Reader } from "../../lib/ext4/mod.ts";
+import { equalBytes, fromUtf8, readBytes } from "../../lib/io/mod.ts";
+import { NbdClient } from "../../lib/nbd/mod.ts";
+import { assemble, bundleProgram } from "../../packaging/bundle.ts";
+import {
+  dir,
+  file,
+  makeImage,
+  whiteout,
+  writeLayout,
+} from "../testutil/oci_image.ts";
+
+const ROOT = new URL("../../", import.meta.url).pathname;
+const SUPPORTED = Deno.build.os === "linux";
+const NUMBERS = Uint8Array.from({ length: 3_000_000 }, (_, i) => i * i >> 7);
+
+interface Result {
+  code: number;
+  stdout: string;
+  stderr: string;
+}
+
+async function run(
+  program: string,
+  args: string[],
+  env: Record<string, string> = {},
+): Promise<Result> {
+  const output = await new Deno.Command(program, {
+    args,
+    cwd: ROOT,
+    env: { NO_COLOR: "1", ...env },
+    stdin: "null",
+    signal: AbortSignal.timeout(120_000),
+  }).output();
+  return {
+    code: output.code,
+    stdout: fromUtf8(output.stdout),
+    stderr: fromUtf8(output.stderr),
+  };
+}
+
+function names(directory: string): string[] {
+  return [...Deno.readDirSync(directory)].map((e) => e.name);
+}
+
+/** Only one line on stderr, exit 1, and nothing left behind. */
+function assertRefused(result: Result, runtimeDir: string, says: RegExp): void {
+  assert.equal(result.code, 1, result.stderr);
+  assert.match(result.stderr, says);
+  assert.equal(result.stderr.trimEnd().split("\n").length, 1, result.stderr);
+  assert.equal(result.stdout, "");
+  assert.deepEqual(names(runtimeDir), []);
+}
+
+async function makeLayoutImage(path: string): Promise<void> {
+  const image = makeImage({
+    layers: [
+      {
+        entries: [dir("etc"), file("etc/gone", "x"), file("numbers", NUMBERS)],
+      },
+      { entries: [whiteout("etc/gone"), file("etc/motd", "hello\n")] },
+    ],
+  });
+  await writeLayout(path, [{ tag: "v1", image }]);
+}
+
+Deno.test({
+  name: "every worker role is loaded by the bundle's worker entry",
+  async fn() {
+    const roles: string[] = [];
+    const walk = (at: string) => {
+      for (const entry of Deno.readDirSync(ROOT + at)) {
+        const path = `${at}/${entry.name}`;
+        if (entry.isDirectory) walk(path);
+        else if (
+          path.endsWith(".ts") &&
+          /^(if|\} else if) \(workerRole\(\) ===/m.test(
+            Deno.readTextFileSync(ROOT + path),
+          )
+        ) roles.push(path);
+      }
+    };
+    walk("lib");
+    assert.ok(roles.length >= 3, `found only ${roles}`);
+    const { stdout, stderr, code } = await run(Deno.execPath(), [
+      "info",
+      "--json",
+      "lib/image/workers.ts",
+    ]);
+    assert.equal(code, 0, stderr);
+    const loaded = new Set(
+      (JSON.parse(stdout).modules as { local?: string }[]).map((m) => m.local),
+    );
+    for (const path of roles) assert.ok(loaded.has(ROOT + path), path);
+  },
+});
+
+Deno.test({
+  name: "assemble() gives the same bytes for the same input",
+  ignore: !SUPPORTED,
+  async fn() {
+    const runtime = new TextEncoder().encode("runtime".repeat(1000));
+    const [one, two] = [await bundleProgram(), await bundleProgram()];
+    assert.ok(equalBytes(one, two), "deno bundle is not deterministic");
+    const first = await assemble(one, runtime);
+    assert.ok(equalBytes(first, await assemble(two, runtime)));
+    assert.ok(!equalBytes(first, await assemble(one, runtime.subarray(1))));
+  },
+});
+
+Deno.test({
+  name: "the one-file executable",
+  ignore: !SUPPORTED,
+  async fn(t) {
+    const temp = await Deno.makeTempDir({ prefix: "obd-bundle-" });
+    const runtimeDir = `${temp}/runtime`;
+    const env = { OBD_RUNTIME_DIR: runtimeDir };
+    let program = "";
+    try {
+      await t.step("is written with its checksum", async () => {
+        const made = await run(Deno.execPath(), [
+          ...["run", "-A", "packaging/bundle.ts", `${temp}/dist`],
+          ...["--level", "1"],
+        ]);
+        assert.equal(made.code, 0, made.stderr);
+        const [name] = names(`${temp}/dist`).filter((n) => n !== "SHA256SUMS");
+        program = `${temp}/dist/${name}`;
+        const hash = createHash("sha256").update(await Deno.readFile(program));
+        assert.equal(
+          await Deno.readTextFile(`${temp}/dist/SHA256SUMS`),
+          `${hash.digest("hex")}  ${name}\n`,
+        );
+      });
+
+      await t.step("starts for the first time twice at once", async () => {
+        const both = await Promise.all([
+          run(program, ["--version"], env),
+          run(program, ["--version"], env),
+        ]);
+        for (const { code, stdout, stderr } of both) {
+          assert.equal(code, 0, stderr);
+          assert.match(stdout, /^obd [0-9.]+ \(deno /);
+          assert.equal(stderr, "");
+        }
+        const [hash, ...rest] = names(runtimeDir);
+        assert.match(hash!, /^[0-9a-f]{64}$/);
+        assert.deepEqual(rest, []);
+        const info = await Deno.stat(`${runtimeDir}/${hash}`);
+        assert.equal(info.mode! & 0o777, 0o700);
+      });
+
+      await t.step("passes arguments and exit codes on", async () => {
+        const wrong = await run(program, ["ls", "oci:a b", "--no-such"], env);
+        assert.equal(wrong.code, 2);
+        assert.match(wrong.stderr, /--no-such/);
+      });
+
+      await t.step("builds what the source builds", async () => {
+        await makeLayoutImage(`${temp}/one`);
+        await makeLayoutImage(`${temp}/two`);
+        const source = ["run", "-A", "main.ts"];
+        const one = await run(program, [
+          ...["build", `oci:${temp}/one:v1`, "--json"],
+        ], env);
+        const two = await run(Deno.execPath(), [
+          ...[...source, "build", `oci:${temp}/two:v1`, "--json"],
+        ]);
+        assert.equal(one.code, 0, one.stderr);
+        assert.equal(two.code, 0, two.stderr);
+        assert.equal(
+          JSON.parse(one.stdout).meta.digest,
+          JSON.parse(two.stdout).meta.digest,
+        );
+      });
+
+      await t.step("serves", async () => {
+        await serveAndRead(program, env, temp);
+      });
+
+      await t.step("refuses to run when damaged", async () => {
+        const bytes = await Deno.readFile(program);
+        const damages: [string, (bytes: Uint8Array) => Uint8Array][] = [
+          ["runtime", (b) => flip(b, b.length >> 1)],
+          ["program", (b) => flip(b, b.length - 1000)],
+          ["end", (b) => b.subarray(0, b.length - 100_000)],
+        ];
+        for (const [what, damage] of damages) {
+          const path = `${temp}/damaged-${what}`;
+          const empty = `${temp}/runtime-${what}`;
+          await Deno.writeFile(path, damage(bytes), { mode: 0o755 });
+          const result = await run(path, ["--version"], {
+            OBD_RUNTIME_DIR: empty,
+          });
+          assertRefused(result, empty, /^obd: .*damaged/);
+          await Deno.remove(path);
+        }
+      });
+
+      await t.step("says where it could not write", async () => {
+        await Deno.writeTextFile(`${temp}/a-file`, "");
+        await Deno.mkdir(`${temp}/empty`);
+        const result = await run(program, ["--version"], {
+          OBD_RUNTIME_DIR: `${temp}/a-file/runtime`,
+        });
+        assertRefused(
+          result,
+          `${temp}/empty`,
+          /^obd: cannot make .*a-file\/runtime: set OBD_RUNTIME_DIR/,
+        );
+      });
+
+      await t.step("refuses a runtime of somebody else", async () => {
+        if (Deno.uid() !== 0) return;
+        const [hash] = names(runtimeDir);
+        await Deno.chown(`${runtimeDir}/${hash}`, 65534, 65534);
+        const result = await run(program, ["--version"], env);
+        assert.equal(result.code, 1);
+        assert.match(result.stderr, /belongs to somebody else/);
+      });
+    } finally {
+      await Deno.remove(temp, { recursive: true });
+    }
+  },
+});
+
+function flip(bytes: Uint8Array, at: number): Uint8Array {
+  const damaged = bytes.slice();
+  damaged[at]! ^= 0xff;
+  return damaged;
+}
+
+/** Threads do the decompression here: they too come out of the one file. */
+async function serveAndRead(
+  program: string,
+  env: Record<string, string>,
+  temp: string,
+): Promise<void> {
+  await Deno.writeTextFile(
+    `${temp}/obd.json`,
+    JSON.stringify({
+      nbd: { listen: `unix:${temp}/nbd.sock` },
+      api: { listen: `unix:${temp}/api.sock` },
+      cacheConfig: { cacheDir: `${temp}/blobs`, cacheSizeGB: 1 },
+      gzipCacheConfig: { enable: true, cacheDir: `${temp}/gzip` },
+      integrity: "require-spans",
+      images: [{ export: "app", image: `oci:${temp}/one:v1` }],
+    }),
+  );
+  const child = new Deno.Command(program, {
+    args: ["serve", "--quiet", "--config", `${temp}/obd.json`],
+    env,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "inherit",
+  }).spawn();
+  const timer = setTimeout(() => child.kill("SIGKILL"), 60_000);
+  try {
+    const reader = child.stdout.getReader();
+    const { value } = await reader.read();
+    const ready = JSON.parse(fromUtf8(value!));
+    assert.equal(ready.pid, child.pid, "the header must exec, not fork");
+    {
+      await using client = await NbdClient.connect(ready.exports[0].uri);
+      const ext4 = await Ext4Reader.open(client);
+      await using body = await ext4.openFile(await ext4.lookup("numbers"));
+      const got = await readBytes(body, 0, body.size);
+      assert.ok(equalBytes(got, NUMBERS));
+      await assert.rejects(ext4.lookup("etc/gone"));
+    }
+    child.kill("SIGTERM");
+    while (!(await reader.read()).done);
+    assert.equal((await child.status).code, 0);
+  } finally {
+    clearTimeout(timer);
+    try {
+      child.kill("SIGKILL");
+    } catch {
+      // It has ended.
+    }
+    await child.status;
+  }
+}
