@@ -9,7 +9,9 @@ import {
   KNOWN_KEYS,
   META_FROM,
   type RawConfig,
+  SECTIONS,
 } from "./config_schema.ts";
+import { isSecretKey } from "./redact.ts";
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
 const GIB = 1024 ** 3;
@@ -146,12 +148,18 @@ export function parseConfig(
       }`,
     );
   }
+  const array = arrayForObject(value);
+  if (array !== undefined) {
+    throw new UsageError(
+      `Configuration "${file}": key "${array}": expected Object, found Array`,
+    );
+  }
   const result = v.safeParse(configSchema, value);
   if (!result.success) {
     const issue = result.issues[0];
     const key = v.getDotPath(issue) ?? "(top level)";
     throw new UsageError(
-      `Configuration "${file}": key "${key}": ${describe(issue)}`,
+      `Configuration "${file}": key "${key}": ${describe(issue, key)}`,
     );
   }
   const unknown = unknownKeys(value as Record<string, unknown>);
@@ -169,8 +177,20 @@ export function parseConfig(
   return result.output;
 }
 
-function describe(issue: v.BaseIssue<unknown>): string {
+/** The first key that has an array where an object belongs. */
+function arrayForObject(value: unknown): string | undefined {
+  if (Array.isArray(value)) return "(top level)";
+  if (!isRecord(value)) return undefined;
+  const section = SECTIONS.find((key) => Array.isArray(value[key]));
+  if (section !== undefined) return section;
+  const images = Array.isArray(value.images) ? value.images : [];
+  const image = images.findIndex((item) => Array.isArray(item));
+  return image < 0 ? undefined : `images.${image}`;
+}
+
+function describe(issue: v.BaseIssue<unknown>, key: string): string {
   const { expected, received, message } = issue;
+  if (isSecretKey(key)) return `expected ${expected ?? "another value"}`;
   return expected && received && issue.kind === "schema"
     ? `expected ${expected}, found ${received}`
     : message;

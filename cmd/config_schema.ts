@@ -94,6 +94,11 @@ export type RawConfig = v.InferOutput<typeof configSchema>;
 /** Every key that has a meaning here, as dotted paths. */
 export const KNOWN_KEYS: ReadonlySet<string> = new Set(knownKeys());
 
+/** Keys whose values are objects; the schema would take an array for an empty one. */
+export const SECTIONS: readonly string[] = Object.entries(configSchema.entries)
+  .filter(([, entry]) => entry.wrapped.type === "loose_object")
+  .map(([key]) => key);
+
 /** overlaybd's keys that obd accepts and does not use, so that its file loads without noise about typos. */
 export const IGNORED_OVERLAYBD_KEYS: ReadonlySet<string> = new Set([
   "cacheType",

@@ -28,9 +28,10 @@ export function redactValue(value: unknown, depth = 0): unknown {
   );
 }
 
-/** Whether a key's value is a secret. */
+/** Whether the value of a key, or of a dotted path of keys, is a secret. */
 export function isSecretKey(key: string): boolean {
-  return SECRET_KEY.test(key) && !PLACE_KEY.test(key);
+  const name = key.slice(key.lastIndexOf(".") + 1);
+  return SECRET_KEY.test(name) && !PLACE_KEY.test(name);
 }
 
 /** An empty value stays: that nothing is set is no secret. */
