@@ -5,6 +5,7 @@ import {
   type BoundSocket,
   errorText,
   ObdError,
+  UsageError,
 } from "../lib/io/mod.ts";
 import { createApi, createMetricsApi } from "./api.ts";
 import {
@@ -31,8 +32,7 @@ export async function run(
   _args: string[],
   options: Record<string, unknown>,
 ): Promise<void> {
-  const config = await loadConfig(options.config as string[]);
-  const addresses = checkAddresses(config);
+  const { config, addresses } = await readConfig(options.config as string[]);
   for (const warning of config.warnings) context.log.warn(warning);
   if (config.logLevel && !context.debug) context.log.setLevel(config.logLevel);
   if (options.check) {
@@ -48,6 +48,19 @@ export async function run(
     return;
   }
   await serve(context, config, addresses);
+}
+
+/** A mistake in a file is a failure (exit 1), not one of the command line's use. */
+async function readConfig(
+  paths: string[],
+): Promise<{ config: ServeConfig; addresses: Addresses }> {
+  try {
+    const config = await loadConfig(paths);
+    return { config, addresses: checkAddresses(config) };
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    throw new ObdError("format", error.message, { cause: error });
+  }
 }
 
 interface Addresses {
@@ -107,12 +120,23 @@ async function serve(
     }
     announce(session, apis[0]!.address, context);
     await untilAborted(signal);
-    log.info("stopping", { reason: errorText(signal.reason) });
-    notifyServiceManager("STOPPING=1", Deno.env.get("NOTIFY_SOCKET"), log);
+  } catch (error) {
+    // Told to stop while it was starting: that is no failure either.
+    if (!signal.aborted || !isCancelled(error)) throw error;
   } finally {
+    if (signal.aborted) sayStopping(context);
     for (const api of apis) await api.close();
     await session.close(STOP_DEADLINE_MS);
   }
+}
+
+function isCancelled(error: unknown): boolean {
+  return error instanceof ObdError && error.code === "cancelled";
+}
+
+function sayStopping({ log, signal }: Context): void {
+  log.info("stopping", { reason: errorText(signal.reason) });
+  notifyServiceManager("STOPPING=1", Deno.env.get("NOTIFY_SOCKET"), log);
 }
 
 /** The one machine-readable line that says that everything is there. */
