@@ -188,6 +188,7 @@ export class ServeSession implements ServeControl {
           platform: config.platform,
           metaFrom: settings.metaFrom as readonly MetaWay[],
           requireSpans: settings.requireSpans,
+          isConfigFile: config.config !== undefined,
         },
       );
       const nbd = this.#server.addExport({

@@ -51,6 +51,8 @@ export interface OpenImageOptions {
   metaFrom?: readonly MetaWay[] | undefined;
   /** Refuse images with layers that cannot be checked span by span. */
   requireSpans?: boolean | undefined;
+  /** The image is the path of a `config.v1.json`, whatever it looks like. */
+  isConfigFile?: boolean | undefined;
 }
 
 /** One layer of an opened image. */
@@ -97,7 +99,7 @@ export async function openImage(
   text: string,
   options: OpenImageOptions = {},
 ): Promise<OpenedImage> {
-  const image = await isFile(text)
+  const image = options.isConfigFile || await isFile(text)
     ? await openConfigImage(environment, text)
     : await openReference(environment, text, options);
   if (options.requireSpans && image.integrity !== "spans") {

@@ -106,7 +106,7 @@ async function readConfig(
   file: string,
 ): Promise<v.InferOutput<typeof configSchema>> {
   const what = `config "${file}"`;
-  await using source = await FileSource.open(file);
+  await using source = await openFile("config", file);
   if (source.size > CONFIG_SIZE_MAX) {
     throw new FormatError(what, "size", `is ${source.size} bytes`);
   }
@@ -224,7 +224,7 @@ async function openTurboLower(
     await readAll(fsMeta),
   ]]);
   if (lower.gzipIndex !== "") {
-    await using index = await FileSource.open(lower.gzipIndex);
+    await using index = await openFile("gzip index", lower.gzipIndex);
     members.set(META_MEMBER.gzipMeta, await readAll(index));
   }
   const target = await openPart(repository, {
@@ -285,6 +285,19 @@ async function openPart(
       repository ? "it has no digest" : "there is no repoBlobUrl"
     } to fetch it by`,
   );
+}
+
+async function openFile(what: string, path: string): Promise<FileSource> {
+  try {
+    return await FileSource.open(path);
+  } catch (error) {
+    if (isMissing(error)) throw new NotFoundError(`No ${what} at "${path}"`);
+    throw new ObdError(
+      "state",
+      `Cannot open ${what} "${path}": ${errorText(error)}`,
+      { cause: error },
+    );
+  }
 }
 
 function isMissing(error: unknown): boolean {
