@@ -4,12 +4,13 @@
  */
 
 import { type Context as HonoContext, Hono } from "hono";
-import { bodyLimit } from "hono/body-limit";
 import { timingSafeEqual } from "node:crypto";
 import * as v from "valibot";
 import {
+  concatBytes,
   type ErrorCode,
   errorText,
+  fromUtf8,
   NotFoundError,
   ObdError,
   utf8,
@@ -137,12 +138,6 @@ export function createApi(control: ServeControl, options: ApiOptions): Hono {
     }
     await next();
   });
-  app.use(
-    bodyLimit({
-      maxSize: BODY_SIZE_MAX,
-      onError: (c) => c.json(failure("limit", "Body is too large"), 413),
-    }),
-  );
   addReadRoutes(app, control);
   addMutations(app, control, options);
   app.notFound((c) => c.json(failure("not-found", "No such route"), 404));
@@ -178,7 +173,7 @@ function addReadRoutes(app: Hono, control: ServeControl): void {
   app.get("/v1/status", (c) => c.json(control.status()));
   app.get("/v1/log", (c) => c.json({ lines: control.recentLog() }));
   app.get("/v1/exports", (c) => c.json({ exports: control.status().exports }));
-  app.get("/v1/exports/:name{.+}", (c) => {
+  app.get("/v1/exports/:name{[^]+}", (c) => {
     const name = c.req.param("name");
     const found = control.status().exports.find((e) => e.name === name);
     if (!found) throw new NotFoundError(`No export "${name}"`);
@@ -201,9 +196,11 @@ function addMutations(
     );
   app.post("/v1/exports", async (c) => {
     if (!allowed(c)) return refuse(c);
+    const bytes = await readBody(c.req.raw);
+    if (!bytes) return c.json(failure("limit", "Body is too large"), 413);
     let body: unknown;
     try {
-      body = await c.req.json();
+      body = JSON.parse(fromUtf8(bytes));
     } catch {
       return c.json(failure("usage", "Body is not JSON"), 400);
     }
@@ -225,11 +222,33 @@ function addMutations(
     );
     return c.json(await control.add({ export: name, ...given }), 201);
   });
-  app.delete("/v1/exports/:name{.+}", async (c) => {
+  app.delete("/v1/exports/:name{[^]+}", async (c) => {
     if (!allowed(c)) return refuse(c);
     await control.remove(c.req.param("name"));
     return c.body(null, 204);
   });
+}
+
+/**
+ * A request's body.
+ *
+ * Not hono's bodyLimit: that makes a new Request of every chunked body, which
+ * makes Deno print a notice about signals.
+ *
+ * @returns Undefined if it has more than {@linkcode BODY_SIZE_MAX} bytes.
+ */
+async function readBody(request: Request): Promise<Uint8Array | undefined> {
+  if (Number(request.headers.get("content-length")) > BODY_SIZE_MAX) {
+    return undefined;
+  }
+  const parts: Uint8Array[] = [];
+  let size = 0;
+  for await (const part of request.body ?? []) {
+    size += part.length;
+    if (size > BODY_SIZE_MAX) return undefined;
+    parts.push(part);
+  }
+  return concatBytes(parts);
 }
 
 function failure(code: ErrorCode, message: string) {

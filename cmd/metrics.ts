@@ -1,4 +1,4 @@
-/** Prometheus text of a status (exposition format 0.0.4). Labels: `export`, `host`, and the fixed names of caches. */
+/** Prometheus text of a status (exposition format 0.0.4). Labels: `export` and `host` only; which cache it is stands in the name. */
 
 import type { ServeStatus } from "./api.ts";
 
@@ -39,35 +39,24 @@ export function renderMetrics(status: ServeStatus): string {
     })),
   });
   const perCache = (
-    name: string,
+    suffix: string,
     type: Metric["type"],
     help: string,
     value: (c: ServeStatus["caches"][number]) => number,
-  ): Metric => ({
-    name,
-    type,
-    help,
-    samples: status.caches.map((c) => ({
-      labels: { cache: c.name },
-      value: value(c),
-    })),
-  });
+  ): Metric[] =>
+    status.caches.map((c) => ({
+      name: `obd_${c.name}_cache_${suffix}`,
+      type,
+      help,
+      samples: [{ value: value(c) }],
+    }));
   const one = (
     name: string,
     type: Metric["type"],
     help: string,
     value: number,
-    labels?: Record<string, string>,
-  ): Metric => ({
-    name,
-    type,
-    help,
-    samples: [labels ? { labels, value } : { value }],
-  });
+  ): Metric => ({ name, type, help, samples: [{ value }] });
   return [
-    one("obd_build_info", "gauge", "Version of obd.", 1, {
-      version: status.version,
-    }),
     one(
       "obd_ready",
       "gauge",
@@ -128,32 +117,32 @@ export function renderMetrics(status: ServeStatus): string {
       "Time spent on read requests.",
       (e) => e.counters.readSeconds,
     ),
-    perCache(
-      "obd_cache_hits_total",
+    ...perCache(
+      "hits_total",
       "counter",
       "Lookups answered from the cache.",
       (c) => c.hits,
     ),
-    perCache(
-      "obd_cache_misses_total",
+    ...perCache(
+      "misses_total",
       "counter",
       "Lookups that went to the source.",
       (c) => c.misses,
     ),
-    perCache(
-      "obd_cache_evictions_total",
+    ...perCache(
+      "evictions_total",
       "counter",
       "Entries evicted.",
       (c) => c.evictions,
     ),
-    perCache(
-      "obd_cache_stored_bytes",
+    ...perCache(
+      "stored_bytes",
       "gauge",
       "Bytes in the cache.",
       (c) => c.storedBytes,
     ),
-    perCache(
-      "obd_cache_limit_bytes",
+    ...perCache(
+      "limit_bytes",
       "gauge",
       "Bound of the cache.",
       (c) => c.limitBytes,
