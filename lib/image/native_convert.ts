@@ -46,7 +46,6 @@ export class NativeConverter implements Disposable {
   readonly #environment: ImageEnvironment;
   readonly #source: SourceImage;
   readonly #options: ConverterOptions;
-  readonly #packer: BlockPacker;
   readonly #spools = new Map<number, TarSpool>();
 
   constructor(
@@ -57,7 +56,6 @@ export class NativeConverter implements Disposable {
     this.#environment = environment;
     this.#source = source;
     this.#options = options;
-    this.#packer = new BlockPacker(options.threads);
   }
 
   /** A place for a layer's tar; it replaces what the layer had. */
@@ -126,7 +124,7 @@ export class NativeConverter implements Disposable {
     device: LsmtSource,
     hasParent: boolean,
   ): Promise<BuiltLayer> {
-    const { parameters, virtualSize, scratch } = this.#options;
+    const { parameters, virtualSize, scratch, threads } = this.#options;
     const { signal, progress } = this.#environment;
     const { diffIds } = this.#source.config;
     const uuid = (count: number) => chainUuid(chainId(diffIds.slice(0, count)));
@@ -135,6 +133,8 @@ export class NativeConverter implements Disposable {
       `convert ${shortDigest(this.#source.manifest.layers[index]!)}`,
       device.table.mappedBytes,
     );
+    // Its threads end before the next layer is read, which has its own.
+    using packer = new BlockPacker(threads);
     try {
       const blob = await writeNativeBlob(
         path,
@@ -145,7 +145,7 @@ export class NativeConverter implements Disposable {
           uuid: uuid(index + 1),
           parentUuid: hasParent ? uuid(index) : undefined,
         },
-        { ...parameters, packer: this.#packer },
+        { ...parameters, packer },
         {
           signal,
           onProgress: (bytes) => task.add(bytes),
@@ -170,7 +170,6 @@ export class NativeConverter implements Disposable {
 
   [Symbol.dispose](): void {
     for (const layer of [...this.#spools.keys()]) this.drop(layer);
-    this.#packer[Symbol.dispose]();
   }
 }
 

@@ -16,7 +16,7 @@ const SECTOR = 512;
 /** Unit in which zeros are told from data, and data is stored: the file system's block. */
 const BLOCK = 4096;
 /** Bytes read at once. */
-const PIECE = 1024 * 1024;
+const PIECE = 512 * 1024;
 /**
  * Entries from which on zero blocks are stored like data: leaving them out
  * splits runs, and readers take 1,000,000 entries.

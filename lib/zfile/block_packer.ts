@@ -45,11 +45,14 @@ export class BlockPacker implements Disposable {
   }
 
   /**
-   * Packs the first `length` bytes of `content`, which is handed over: it comes
-   * back with the result.
+   * Packs the first `length` bytes of `content` into `room`. Both are handed
+   * over and come back with the result, to be used again.
+   *
+   * @param room Of at least `packedRoom` bytes.
    */
   pack(
     content: ArrayBuffer,
+    room: ArrayBuffer,
     length: number,
     blockSize: number,
     codec: ZFileCodec,
@@ -58,8 +61,8 @@ export class BlockPacker implements Disposable {
     const member = this.#pick();
     return new Promise((resolve, reject) => {
       member.jobs.push({ resolve, reject });
-      const job: PackJob = { content, length, blockSize, codec };
-      member.worker.postMessage(job, [content]);
+      const job: PackJob = { content, room, length, blockSize, codec };
+      member.worker.postMessage(job, [content, room]);
     });
   }
 

@@ -54,14 +54,24 @@ export function packBlock(
   return size + CHECKSUM_SIZE;
 }
 
-/** Packs content of any length; only its last block may be short. */
+/** Room that {@linkcode packBlocks} needs for `length` bytes of content. */
+export function packedRoom(length: number, blockSize: number): number {
+  return Math.ceil(length / blockSize) * packedBound(blockSize);
+}
+
+/**
+ * Packs content of any length; only its last block may be short.
+ *
+ * @param room At least {@linkcode packedRoom} bytes, where the result lies.
+ */
 export function packBlocks(
   content: Uint8Array,
   blockSize: number,
   codec: ZFileCodec,
+  room: ArrayBuffer,
 ): PackedBlocks {
   const count = Math.ceil(content.length / blockSize);
-  const out = new Uint8Array(count * packedBound(blockSize));
+  const out = new Uint8Array(room);
   const view = viewOf(out);
   const lengths = new Uint32Array(count);
   let fill = 0;

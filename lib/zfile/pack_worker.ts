@@ -11,9 +11,11 @@ export const PACK_ROLE = "obd:zfile-pack";
 /** This module; in a one-file bundle, the bundle. */
 export const PACK_WORKER_URL = import.meta.url;
 
-/** A batch as it is posted; `content` is transferred. */
+/** A batch as it is posted; `content` and `room` are transferred. */
 export interface PackJob {
   content: ArrayBuffer;
+  /** For the result. */
+  room: ArrayBuffer;
   /** Bytes of `content` to pack. */
   length: number;
   blockSize: number;
@@ -28,11 +30,16 @@ function serve(): void {
     onmessage: (event: MessageEvent<PackJob>) => void;
     postMessage(reply: PackReply, transfer: Transferable[]): void;
   };
-  scope.onmessage = ({ data: { content, length, blockSize, codec } }) => {
+  scope.onmessage = ({ data: { content, room, length, blockSize, codec } }) => {
     try {
       const batch = {
         content,
-        ...packBlocks(new Uint8Array(content, 0, length), blockSize, codec),
+        ...packBlocks(
+          new Uint8Array(content, 0, length),
+          blockSize,
+          codec,
+          room,
+        ),
       };
       scope.postMessage({ batch }, [
         content,

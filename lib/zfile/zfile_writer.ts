@@ -13,7 +13,7 @@ import {
   ZFLAG,
 } from "./format.ts";
 import { MAX_BLOCKS } from "./open.ts";
-import { packBlock, packedBound } from "./pack_blocks.ts";
+import { packBlock, packedBound, packedRoom } from "./pack_blocks.ts";
 
 /**
  * Block sizes that overlaybd reads back whatever the content: 64 KiB of
@@ -23,7 +23,7 @@ const BLOCK_SIZES = [4096, 8192, 16384, 32768];
 /** Output is handed to the sink in pieces of about this many bytes. */
 const FLUSH_AT = 256 * 1024;
 /** Content that is handed to a packer at once; a multiple of every block size. */
-const BATCH_SIZE = 1024 * 1024;
+const BATCH_SIZE = 512 * 1024;
 
 /** How to write a ZFile. */
 export interface ZFileOptions {
@@ -52,7 +52,7 @@ export interface ZFileSummary {
  * output depends on the content and the options only, not on how the content
  * was cut into writes, nor on where it was compressed. Memory: one block, the
  * table (4 bytes per block), and the output buffer; with a packer some batches
- * of 1 MiB.
+ * of 512 KiB.
  */
 export class ZFileWriter implements ByteSink {
   readonly #sink: ByteSink;
@@ -73,7 +73,9 @@ export class ZFileWriter implements ByteSink {
   #batchFill = 0;
   /** Batches being packed, in order. */
   readonly #packing: Promise<PackedBatch>[] = [];
+  /** Memory to use again: of content, and of packed blocks. */
   readonly #spare: ArrayBuffer[] = [];
+  readonly #spareRoom: ArrayBuffer[] = [];
 
   /**
    * @param sink Borrowed; it must be at its start.
@@ -225,8 +227,11 @@ export class ZFileWriter implements ByteSink {
   }
 
   #submit(packer: BlockPacker): void {
+    const room = this.#spareRoom.pop() ??
+      new ArrayBuffer(packedRoom(BATCH_SIZE, this.#block.length));
     const batch = packer.pack(
       this.#batch,
+      room,
       this.#batchFill,
       this.#block.length,
       this.#codec,
@@ -246,6 +251,7 @@ export class ZFileWriter implements ByteSink {
     await this.#flush();
     this.#size += bytes.length;
     await this.#sink.write(bytes);
+    this.#spareRoom.push(bytes.buffer);
   }
 
   async #flush(): Promise<void> {
