@@ -18,8 +18,9 @@ import {
   type Ext4Model,
 } from "../ext4/mod.ts";
 import { parseWhiteout, type TarEntry } from "../tar/mod.ts";
-import { type Bodies, bodyRanges } from "./bodies.ts";
+import { type Bodies, bodyRanges, FileBody } from "./bodies.ts";
 import type { ImageSpace } from "./image_space.ts";
+import { NodeSet } from "./node_set.ts";
 
 /** Most symlinks that are followed in one path, as Linux has it (MAXSYMLINKS). */
 const SYMLINKS_MAX = 40;
@@ -44,10 +45,12 @@ const XATTR_NAMESPACES = [
 export class LayerApplier {
   readonly #model: Ext4Model;
   readonly #warn: (message: string) => void;
-  /** Names that this layer made, by directory: an opaque marker spares them. */
-  readonly #made = new Map<number, Set<ByteString>>();
+  /** What this layer made or merged: its whiteouts and opaque markers spare it. */
+  readonly #made = new NodeSet();
+  /** Names that this layer gave to what lower layers made, by directory. */
+  readonly #madeLinks = new Map<number, Set<ByteString>>();
   /** Directories with something below that this layer made. */
-  readonly #madeBelow = new Set<number>();
+  readonly #madeBelow = new NodeSet();
   readonly #bodies: Bodies;
   readonly #layer: number;
   #lastParent: { path: ByteString; node: number } | undefined;
@@ -126,7 +129,7 @@ export class LayerApplier {
       model.type(existing) === "directory";
     if (isMerge) {
       model.setAttributes(existing, this.#attributes(entry));
-      this.#mark(parent, name);
+      this.#mark(parent, existing);
       return;
     }
     // The target is looked up first: what is replaced may be its other name.
@@ -137,11 +140,11 @@ export class LayerApplier {
     if (target !== undefined) {
       model.link(parent, name, target);
       this.#touch(target, entry);
-    } else this.#create(parent, name, entry);
-    this.#mark(parent, name);
+      this.#markLink(parent, name, target);
+    } else this.#mark(parent, this.#create(parent, name, entry));
   }
 
-  #create(parent: number, name: ByteString, entry: TarEntry): void {
+  #create(parent: number, name: ByteString, entry: TarEntry): number {
     const attributes = this.#attributes(entry);
     switch (entry.type) {
       case "file": {
@@ -150,29 +153,27 @@ export class LayerApplier {
           ranges: bodyRanges(entry),
         });
         if (entry.runs.length > 0 || entry.patches.length > 0) {
-          this.#bodies.set(node, {
-            layer: this.#layer,
-            runs: entry.runs,
-            patches: entry.patches,
-          });
+          this.#bodies.set(node, new FileBody(this.#layer, entry));
         }
-        return;
+        return node;
       }
       case "directory":
-        this.#model.mkdir(parent, name, attributes);
-        return;
+        return this.#model.mkdir(parent, name, attributes);
       case "symlink":
-        this.#model.symlink(parent, name, attributes, entry.linkTarget);
-        return;
+        return this.#model.symlink(
+          parent,
+          name,
+          attributes,
+          entry.linkTarget,
+        );
       case "char":
       case "block":
       case "fifo":
-        this.#model.mknod(parent, name, attributes, {
+        return this.#model.mknod(parent, name, attributes, {
           type: entry.type,
           major: entry.devMajor,
           minor: entry.devMinor,
         });
-        return;
       case "hardlink":
         throw new TypeError("Internal error: hard links are placed by #place");
     }
@@ -296,7 +297,7 @@ export class LayerApplier {
       if (next === undefined) {
         if (!make) return undefined;
         next = model.mkdir(node, part, IMPLIED_PARENT);
-        this.#mark(node, part);
+        this.#mark(node, next);
       }
       stack.push(node);
       node = next;
@@ -304,12 +305,22 @@ export class LayerApplier {
     return node;
   }
 
-  #mark(parent: number, name: ByteString): void {
-    let names = this.#made.get(parent);
-    if (!names) this.#made.set(parent, names = new Set());
+  #mark(parent: number, node: number): void {
+    this.#made.add(node);
+    this.#markBelow(parent);
+  }
+
+  #markLink(parent: number, name: ByteString, target: number): void {
+    this.#markBelow(parent);
+    if (this.#made.has(target)) return;
+    let names = this.#madeLinks.get(parent);
+    if (!names) this.#madeLinks.set(parent, names = new Set());
     names.add(name);
+  }
+
+  #markBelow(directory: number): void {
     const model = this.#model;
-    for (let at = parent; !this.#madeBelow.has(at); at = model.parent(at)) {
+    for (let at = directory; !this.#madeBelow.has(at); at = model.parent(at)) {
       this.#madeBelow.add(at);
     }
   }
@@ -329,7 +340,7 @@ export class LayerApplier {
       if (model.stat(node).links === 1) this.#bodies.delete(node);
       model.unlink(parent, name);
     }
-    this.#made.get(parent)?.delete(name);
+    this.#madeLinks.get(parent)?.delete(name);
   }
 
   /**
@@ -345,15 +356,15 @@ export class LayerApplier {
 
   /** Whether this layer made a name, or something below it. */
   #isMade(parent: number, name: ByteString, node: number): boolean {
-    return this.#madeBelow.has(node) ||
-      (this.#made.get(parent)?.has(name) ?? false);
+    return this.#made.has(node) || this.#madeBelow.has(node) ||
+      (this.#madeLinks.get(parent)?.has(name) ?? false);
   }
 
   #empty(directory: number): void {
     for (const [name] of this.#model.children(directory)) {
       this.#remove(directory, name);
     }
-    this.#made.delete(directory);
+    this.#madeLinks.delete(directory);
     this.#madeBelow.delete(directory);
   }
 

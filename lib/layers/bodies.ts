@@ -12,12 +12,46 @@ import type { LayerBlock, WarpMap } from "./lsmt/mod.ts";
 const BLOCK_SIZE = 4096;
 const BLOCK_SECTORS = BLOCK_SIZE / SECTOR_SIZE;
 
-/** Where one file's content lies in the uncompressed tar of its layer. */
-export interface FileBody {
+/** What a body is made of, as the tar's walker tells it. */
+type Content = Pick<TarEntry, "runs" | "patches">;
+
+/**
+ * Where one file's content lies in the uncompressed tar of its layer. There is
+ * one for each file of a layer, so the common body, one run from the file's
+ * start, takes two numbers and no lists.
+ */
+export class FileBody {
   /** Source layer, 0 = bottom. */
-  layer: number;
-  runs: readonly TarRun[];
-  patches: readonly TarPatch[];
+  readonly layer: number;
+  readonly #tarSector: number;
+  readonly #sectors: number;
+  readonly #scattered: Content | undefined;
+
+  constructor(layer: number, content: Content) {
+    this.layer = layer;
+    const [run] = content.runs;
+    const isPlain = run?.fileSector === 0 && content.runs.length === 1 &&
+      content.patches.length === 0;
+    this.#tarSector = isPlain ? run.tarSector : 0;
+    this.#sectors = isPlain ? run.sectors : 0;
+    this.#scattered = isPlain
+      ? undefined
+      : { runs: content.runs, patches: content.patches };
+  }
+
+  /** Pieces of the file that the tar holds. */
+  get runs(): readonly TarRun[] {
+    return this.#scattered?.runs ?? [{
+      fileSector: 0,
+      tarSector: this.#tarSector,
+      sectors: this.#sectors,
+    }];
+  }
+
+  /** Pieces that it does not. */
+  get patches(): readonly TarPatch[] {
+    return this.#scattered?.patches ?? [];
+  }
 }
 
 /** Bodies by inode number. */
