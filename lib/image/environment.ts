@@ -25,6 +25,11 @@ export interface RegistrySettings {
   /** overlaybd's credential file. */
   overlaybdCredentialFile?: string;
   userAgent?: string;
+  /**
+   * When whoever waits for a read gives up, in milliseconds. A registry that
+   * answers with silence is asked again before that.
+   */
+  readDeadlineMs?: number;
 }
 
 /** A cache on disk. */
@@ -120,11 +125,28 @@ export async function openEnvironment(
   };
 }
 
+/** A silent registry costs a read this part of its time. */
+const SILENCE_SHARE = 3;
+const SILENCE_MIN_MS = 1000;
+const SILENCE_MAX_MS = 30_000;
+
+function silenceMs(readDeadlineMs: number): number {
+  const share = readDeadlineMs / SILENCE_SHARE;
+  return Math.min(SILENCE_MAX_MS, Math.max(SILENCE_MIN_MS, share));
+}
+
 function createClient(
   settings: RegistrySettings,
   logger: Logger,
 ): RegistryClient {
+  const { readDeadlineMs } = settings;
+  const silence = readDeadlineMs === undefined
+    ? undefined
+    : silenceMs(readDeadlineMs);
   return new RegistryClient({
+    ...(silence === undefined
+      ? {}
+      : { limits: { answerMs: silence, stallMs: silence } }),
     plainHttp: settings.plainHttp,
     caFile: settings.caFile,
     tlsSkipVerify: settings.tlsSkipVerify,
