@@ -83,6 +83,7 @@ export class ServeSession implements ServeControl {
       signal: options.signal,
       registry: {
         ...registry,
+        readDeadlineMs: config.nbd.requestTimeoutMs,
         ...(config.credentialFile
           ? { overlaybdCredentialFile: config.credentialFile }
           : {}),
