@@ -57,12 +57,10 @@ async function freeDirectory(image: string): Promise<MountDirectory> {
       throw error;
     }
     const state = await directory.read();
-    if (!state) return directory;
-    if (!await isAlive(directory, state)) {
-      await tearDown(directory, state);
-      directory[Symbol.dispose]();
-      n--;
-      continue;
+    if (!state || !await isAlive(directory, state)) {
+      // What a command that was killed left.
+      if (state) await tearDown(directory, state);
+      return directory;
     }
     directory[Symbol.dispose]();
   }

@@ -75,12 +75,15 @@ export function selfCommand(): string[] {
 /**
  * Starts a serve of the mount's own and waits until it is ready.
  *
+ * @param onStarted Gets each process as soon as there is one: should this
+ * process be killed while it waits, somebody must be able to end that one.
  * @throws {ObdError} With the last lines of its log, if it does not get ready.
  */
 export async function startServe(
   context: Context,
   directory: MountDirectory,
-): Promise<OwnServe> {
+  onStarted: (serve: OwnServe) => Promise<void>,
+): Promise<void> {
   if (pathBytes(directory.path) > SOCKET_DIRECTORY_MAX) {
     throw new UsageError(
       `Path "${directory.path}" is too long for sockets: set OBD_RUN_DIR to a shorter one`,
@@ -89,12 +92,12 @@ export async function startServe(
   const own = `${cacheDirectory()}/mounts/${directory.id}`;
   const shared = await areSharedCachesFree();
   try {
-    return await launch(context, directory, shared ? undefined : own);
+    await launch(context, directory, shared ? undefined : own, onStarted);
   } catch (error) {
     // Another mount may have taken the shared caches a moment before.
     if (!shared || await areSharedCachesFree()) throw error;
     context.signal.throwIfAborted();
-    return await launch(context, directory, own);
+    await launch(context, directory, own, onStarted);
   }
 }
 
@@ -118,7 +121,8 @@ async function launch(
   context: Context,
   directory: MountDirectory,
   privateCache: string | undefined,
-): Promise<OwnServe> {
+  onStarted: (serve: OwnServe) => Promise<void>,
+): Promise<void> {
   const { path } = directory;
   const cache = privateCache ?? cacheDirectory();
   const api = `unix:${path}/api.sock`;
@@ -149,6 +153,7 @@ async function launch(
     out,
   );
   try {
+    await onStarted({ process, api, privateCache });
     const ready = await waitUntil(
       async () =>
         exitCode() !== undefined ||
@@ -167,7 +172,6 @@ async function launch(
         )}`,
       );
     }
-    return { process, api, privateCache };
   } catch (error) {
     await endProcess(process, STOP_DEADLINE_MS);
     await removeCache(privateCache);

@@ -144,8 +144,8 @@ export class MountDirectory implements Disposable {
     await Deno.rename(temp, `${this.path}/state.json`);
   }
 
-  /** Removes the directory with everything in it. Nothing may be mounted below it. */
-  async remove(): Promise<void> {
+  /** Removes everything but the lock. Nothing may be mounted below. */
+  async clear(): Promise<void> {
     // First the state: a directory without one means nothing.
     await Deno.remove(`${this.path}/state.json`).catch(ignoreMissing);
     for await (const entry of Deno.readDir(this.path)) {
@@ -156,8 +156,6 @@ export class MountDirectory implements Disposable {
     }
     // Not recursive: what might still be mounted there is not ours to delete.
     await Deno.remove(`${this.path}/fuse`).catch(ignoreMissing);
-    await Deno.remove(`${this.path}/lock`).catch(ignoreMissing);
-    await Deno.remove(this.path).catch(ignoreMissing);
   }
 
   /** Gives the lock back; a directory without a state is removed. */

@@ -169,12 +169,12 @@ async function openExport(
   const { signal, log } = context;
   const running = await findServe(request.api, signal);
   if (running === undefined) {
-    const own = await startServe(context, directory);
-    await save({
-      api: own.api,
-      serve: own.process,
-      ...(own.privateCache ? { privateCache: own.privateCache } : {}),
-    });
+    await startServe(context, directory, (own) =>
+      save({
+        api: own.api,
+        serve: own.process,
+        privateCache: own.privateCache,
+      }));
   } else {
     if (Object.keys(context.registry).length > 0) {
       log.warn("registry options are those of the running serve", {
@@ -186,11 +186,19 @@ async function openExport(
   using client = createApiClient(state().api);
   const { image, export: name } = state();
   log.info("opening image", { image });
-  const exported = await addExport(client, {
-    name,
-    ...(isConfigFile(image) ? { config: image } : { image }),
-    ...(request.platform ? { platform: request.platform } : {}),
-  }, signal);
+  let exported: ExportStatus;
+  try {
+    exported = await addExport(client, {
+      name,
+      ...(isConfigFile(image) ? { config: image } : { image }),
+      ...(request.platform ? { platform: request.platform } : {}),
+    }, signal);
+  } catch (error) {
+    if (!(error instanceof ObdError)) throw error;
+    // Our own name of the export tells nobody anything.
+    const text = error.message.replace(`Cannot open export "${name}": `, "");
+    throw new ObdError(error.code, `Cannot open "${image}": ${text}`);
+  }
   await save({
     uri: exported.uri,
     size: exported.size,
@@ -283,7 +291,7 @@ export async function tearDown(
   }
   await releaseDevice(directory, state);
   await releaseExport(state);
-  await directory.remove();
+  await directory.clear();
 }
 
 /** For a device that is not mounted by us. */

@@ -250,3 +250,77 @@ Deno.test({
       );
     }),
 });
+
+/** A registry that takes connections and never says a word. */
+function silentRegistry(): Disposable & { host: string } {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const held: Deno.Conn[] = [];
+  (async () => {
+    for await (const connection of listener) held.push(connection);
+  })().catch(() => {});
+  return {
+    host: `127.0.0.1:${listener.addr.port}`,
+    [Symbol.dispose]() {
+      listener.close();
+      for (const connection of held) connection.close();
+    },
+  };
+}
+
+for (const signal of ["SIGINT", "SIGKILL"] as const) {
+  Deno.test({
+    name: `a mount that ${signal} ends in the middle leaves nothing for long`,
+    ignore,
+    fn: () =>
+      withImage(async (box, image, dir) => {
+        using registry = silentRegistry();
+        const child = box.spawn(["mount", `${registry.host}/app:v1`, dir]);
+        // Until its serve waits for the registry.
+        for (let i = 0; i < 200; i++) {
+          const { mounts } = await box.json("mounts");
+          if (mounts[0]?.servePid && (await box.leftovers()).length > 2) break;
+          await new Promise((resolve) => setTimeout(resolve, 50));
+        }
+        await new Promise((resolve) => setTimeout(resolve, 500));
+        const other = await box.run(["umount", dir]);
+        equal(other.code, 1);
+        match(other.stderr, /Another obd command works on/);
+        child.kill(signal);
+        const { code } = await child.output();
+        if (signal === "SIGINT") {
+          equal(code, 130);
+          deepEqual(await box.leftovers(), []);
+          return;
+        }
+        equal((await box.json("mounts")).mounts[0].health, "no-device");
+        await box.json("mount", image, dir);
+        equal(await Deno.readTextFile(`${dir}/usr/numbers`), NUMBERS);
+        await box.json("umount", dir);
+        deepEqual(await box.leftovers(), []);
+      }),
+  });
+}
+
+Deno.test({
+  name: "mounts at once, each with caches of its own",
+  ignore,
+  fn: () =>
+    withImage(async (box, image) => {
+      const dirs = ["a", "b", "c"].map((name) => `${box.dir}/${name}`);
+      for (const dir of dirs) await Deno.mkdir(dir);
+      await Promise.all(dirs.map((dir) => box.json("mount", image, dir)));
+      for (const dir of dirs) {
+        equal(await Deno.readTextFile(`${dir}/usr/numbers`), NUMBERS);
+      }
+      const again = await Promise.all(
+        [1, 2].map(() => box.run(["mount", image, dirs[0]!])),
+      );
+      deepEqual(again.map(({ code }) => code), [1, 1]);
+      await Promise.all(dirs.map((dir) => box.json("umount", dir)));
+      deepEqual(await box.leftovers(), []);
+      deepEqual(
+        [...Deno.readDirSync(`${box.dir}/cache`)].map((e) => e.name).sort(),
+        ["blobs", "gzip"],
+      );
+    }),
+});

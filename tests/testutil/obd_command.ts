@@ -1,5 +1,6 @@
 /** Runs this tree's `obd` as a process of its own, with directories of a test's own. */
 
+const DEADLINE_MS = 180_000;
 const MAIN = new URL("../../main.ts", import.meta.url).pathname;
 
 /** Where modules are cached, whatever HOME says. */
@@ -41,17 +42,30 @@ export class ObdSandbox implements AsyncDisposable {
     };
   }
 
+  /** Starts a command; its output is piped. */
+  spawn(
+    args: string[],
+    env: Record<string, string> = {},
+  ): Deno.ChildProcess {
+    return new Deno.Command(Deno.execPath(), {
+      args: ["run", "-A", MAIN, ...args],
+      env: { ...this.env, ...env },
+      cwd: this.dir,
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+  }
+
   /** Runs a command to its end. */
   async run(
     args: string[],
     env: Record<string, string> = {},
   ): Promise<ObdResult> {
-    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-      args: ["run", "-A", MAIN, ...args],
-      env: { ...this.env, ...env },
-      cwd: this.dir,
-      stdin: "null",
-    }).output();
+    const child = this.spawn(args, env);
+    const timer = setTimeout(() => kill(child.pid, "SIGKILL"), DEADLINE_MS);
+    const { code, stdout, stderr } = await child.output();
+    clearTimeout(timer);
     const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
     return { code, stdout: text(stdout), stderr: text(stderr) };
   }
