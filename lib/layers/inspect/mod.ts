@@ -7,7 +7,7 @@ import {
   SliceSource,
 } from "../../io/mod.ts";
 import { isZFile } from "../../zfile/mod.ts";
-import { isLsmt } from "../lsmt/mod.ts";
+import { hasLsmtMagic, isLsmt } from "../lsmt/mod.ts";
 import { findTarPayload, type TarPayload } from "../tar_wrapper.ts";
 import { inspectErofs, inspectExt4, sniffFileSystem } from "./ext4.ts";
 import {
@@ -60,6 +60,8 @@ export async function inspectFile(
   if (hasGzipMetaMagic(head)) return await inspectGzipMeta(source);
   if (hasSpansMagic(head)) return await inspectSpans(source);
   if (hasTraceMagic(head)) return await inspectTrace(source);
+  // A file that ends inside its header is none of the kinds that can be opened.
+  if (hasLsmtMagic(head)) return await inspectLsmt(source, options);
   if (await isContainer(source)) return await inspectContainer(source, options);
   const fileSystem = await sniffFileSystem(source);
   if (fileSystem === "ext4") return await inspectExt4(source, options);

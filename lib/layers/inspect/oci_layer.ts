@@ -79,6 +79,13 @@ async function checkDigest(
   return digest;
 }
 
+/** Compressions of layers that are read. */
+const LAYERS = {
+  none: ["tar-layer", "OCI layer (plain tar)"],
+  gzip: ["gzip-layer", "OCI layer (gzip)"],
+  zstd: ["zstd-layer", "OCI layer (zstd)"],
+} as const;
+
 /** A layer: read to its end, its tar walked. */
 export function inspectOciLayer(
   source: ByteSource,
@@ -87,7 +94,7 @@ export function inspectOciLayer(
 ): Promise<FileReport> {
   const report = newReport("tar-layer", "OCI layer", source);
   return guard(report, async () => {
-    let compression: string;
+    let compression: keyof typeof LAYERS;
     try {
       compression = sniffLayer(head);
     } catch (error) {
@@ -108,10 +115,9 @@ export function inspectOciLayer(
       await checkDigest(report, source, options);
       return;
     }
-    report.kind = compression === "gzip" ? "gzip-layer" : "tar-layer";
-    report.title = compression === "gzip"
-      ? "OCI layer (gzip)"
-      : "OCI layer (plain tar)";
+    const [kind, title] = LAYERS[compression];
+    report.kind = kind;
+    report.title = title;
     const expectedDigest = await checkDigest(report, source, options);
     const counter = new EntryCounter();
     const scan = await scanLayer(piecesOf(source, options), {
@@ -123,7 +129,7 @@ export function inspectOciLayer(
     Object.assign(report.facts, {
       diffId: scan.diffId,
       tarSize: scan.tarSize,
-      ...(compression === "gzip" ? { members: scan.members } : {}),
+      ...(compression === "none" ? {} : { members: scan.members }),
       spans: scan.spans.count,
       ...counter.facts(),
     });

@@ -30,7 +30,8 @@ export type FileKind =
   | "tar-wrapper"
   | "trace"
   | "unknown"
-  | "zfile";
+  | "zfile"
+  | "zstd-layer";
 
 /** Why something is broken. */
 export interface Problem {
