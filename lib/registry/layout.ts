@@ -5,6 +5,7 @@ import {
   DeadlineError,
   delay,
   FileSource,
+  IntegrityError,
   NotFoundError,
   ObdError,
   syncDirectory,
@@ -122,7 +123,7 @@ export class LayoutRepository extends LayoutReader implements Repository {
   ): Promise<PushResult> {
     const hex = digestHex(descriptor.digest);
     const path = `${this.#blobDirectory}/${hex}`;
-    if (await hasSize(path, descriptor.size)) return "exists";
+    if (await this.#holds(path, descriptor, options)) return "exists";
     await Deno.mkdir(this.#blobDirectory, { recursive: true });
     // Beside index.json, so that a crash leaves no strange name among the blobs.
     const temp = `${this.#path}/.blob-${hex}.tmp-${crypto.randomUUID()}`;
@@ -141,6 +142,23 @@ export class LayoutRepository extends LayoutReader implements Repository {
     }
     await syncDirectory(this.#blobDirectory);
     return "uploaded";
+  }
+
+  /** Whether a blob is there and sound: one that was damaged is written anew. */
+  async #holds(
+    path: string,
+    descriptor: Descriptor,
+    options: PushBlobOptions,
+  ): Promise<boolean> {
+    if (!await hasSize(path, descriptor.size)) return false;
+    const { signal } = options;
+    try {
+      for await (const _ of this.fetchBlob(descriptor, { signal }));
+      return true;
+    } catch (error) {
+      if (error instanceof IntegrityError) return false;
+      throw error;
+    }
   }
 
   async pushManifest(

@@ -2,6 +2,7 @@
 
 import { deepEqual, equal, match, notEqual, ok } from "node:assert/strict";
 import {
+  blobPath,
   file,
   type MadeImage,
   makeImage,
@@ -206,6 +207,26 @@ Deno.test("build: a meta blob that is damaged in the registry is not taken over"
   // The first layer alone is sound.
   deepEqual(reused, [true, false, false]);
   match(warnings.join("\n"), /not reusing layers/);
+});
+
+Deno.test("build: a meta blob that is damaged in a layout is built and written anew", async () => {
+  await withTempDir(async (dir) => {
+    await writeLayout(dir, [{ tag: "v1", image }]);
+    const source = `oci:${dir}:v1`;
+    await build({ source, virtualSize: GIB });
+    const want = await imageTree(source);
+    const honest = await buildHonest();
+    for (const { digest } of honest.manifest.layers) {
+      const path = blobPath(dir, digest);
+      const bytes = await Deno.readFile(path);
+      bytes[bytes.length >> 1]! ^= 1;
+      await Deno.writeFile(path, bytes);
+    }
+    const { reused, digest } = await reusedLayers(source);
+    deepEqual(reused, [false, false, false]);
+    equal(digest, honest.digest);
+    sameTree(await imageTree(source), want);
+  });
 });
 
 interface MetaManifest {

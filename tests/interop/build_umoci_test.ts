@@ -18,7 +18,7 @@ import {
   writeLayout,
 } from "../testutil/oci_image.ts";
 import { randomLayers } from "../testutil/random_layers.ts";
-import { golden, requires } from "../testutil/requires.ts";
+import { golden, requires, requiresMount } from "../testutil/requires.ts";
 
 const TREE = new URL("tree.py", import.meta.url).pathname;
 // umoci makes devices and owners, which takes root.
@@ -38,11 +38,26 @@ async function checkImage(
   const want = parseTree(await sh(["python3", TREE, rootfs]));
   const got = await imageTree(`oci:${layout}:v1`);
   sameTree(got.map(adapt), want.map(adapt));
+  await dumpImage(`oci:${layout}:v1`, `${dir}/device.raw`);
   if (requires("e2fsck")) {
-    await dumpImage(`oci:${layout}:v1`, `${dir}/device.raw`);
     await sh(["e2fsck", "-fn", `${dir}/device.raw`]);
   }
+  if (requiresMount()) {
+    const lines = await mountedTree(`${dir}/device.raw`, `${dir}/mnt`);
+    sameTree(lines.map(adapt), want.map(adapt));
+  }
   await Deno.remove(dir, { recursive: true });
+}
+
+/** The tree as the kernel shows it. */
+async function mountedTree(device: string, at: string): Promise<string[]> {
+  await Deno.mkdir(at);
+  await sh(["mount", "-o", "loop,ro,noload", "-t", "ext4", device, at]);
+  try {
+    return parseTree(await sh(["python3", TREE, at]));
+  } finally {
+    await sh(["umount", at]);
+  }
 }
 
 /** umoci makes the root itself, at the time it runs. */
