@@ -59,7 +59,7 @@ async function readConfig(
     return { config, addresses: checkAddresses(config) };
   } catch (error) {
     if (!(error instanceof UsageError)) throw error;
-    throw new ObdError("format", error.message, { cause: error });
+    throw new ObdError("format", errorText(error), { cause: error });
   }
 }
 
