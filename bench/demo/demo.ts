@@ -242,6 +242,7 @@ async function demo(dir: string): Promise<boolean> {
   });
   const reference = `${registry.host}/${REPOSITORY}:v1`;
   await push(reference, layers);
+  for (const { path } of layers) await Deno.remove(path);
   step(`pushed ${reference} to a registry in this process`);
 
   const build = await runObd<BuildReport>(["build", reference], env);
@@ -281,6 +282,13 @@ if (import.meta.main) {
   if (dir.length > TEMP_PATH_MAX) {
     await Deno.remove(dir);
     dir = await Deno.makeTempDir({ dir: "/tmp", prefix: "obd-demo-" });
+  }
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+    // obd's processes get a terminal's signal themselves, and end when their output does.
+    Deno.addSignalListener(signal, () => {
+      Deno.removeSync(dir, { recursive: true });
+      Deno.exit(130);
+    });
   }
   let equal = false;
   try {
