@@ -6,6 +6,7 @@ import { FormatError, IntegrityError, toHex, workerRole } from "../io/mod.ts";
 import { inflateAt } from "./inflate_at.ts";
 import { WINDOW_SIZE } from "./raw_inflate.ts";
 import { type ErrorMessage, packError } from "./worker_errors.ts";
+import { decodeZstdSpans, type ZstdSpans } from "./zstd_spans.ts";
 
 /** The role of this module's worker. */
 export const CODEC_ROLE = "obd:codec";
@@ -26,6 +27,7 @@ export type CodecJob =
       sha256: Uint8Array | undefined;
       output: Uint8Array | undefined;
     }
+    | { kind: "zstd"; request: ZstdSpans; length: number }
     | { kind: "sha256"; input: Uint8Array }
     | { kind: "crash" }
   );
@@ -43,6 +45,11 @@ function run(job: CodecJob): Uint8Array {
     throw new CrashRequest();
   }
   if (job.kind === "sha256") return sha256(job.input);
+  if (job.kind === "zstd") {
+    const output = new Uint8Array(job.length);
+    decodeZstdSpans(job.request, output);
+    return output;
+  }
   const { input, bits, length } = job;
   const window = job.windowIsZlib ? inflateWindow(job.window) : job.window;
   const output = job.output ?? new Uint8Array(length);

@@ -12,6 +12,15 @@ export {
   zstdDecompress,
   type ZstdFrame,
 } from "./zstd.ts";
+export { hasZstdMagic } from "./zstd_header.ts";
+export { ZstdIndexer, type ZstdIndexerOptions } from "./zstd_index.ts";
+export {
+  ZSTD_WINDOW_MAX,
+  type ZstdFrameStart,
+  type ZstdStep,
+  ZstdStream,
+} from "./zstd_stream.ts";
+export { decodeZstdSpans, type ZstdSpans } from "./zstd_spans.ts";
 export {
   type BoundarySample,
   type Checkpoint,
@@ -43,5 +52,6 @@ export {
   type CodecPoolOptions,
   type JobOptions,
   type SpanJob,
+  type ZstdJob,
 } from "./pool.ts";
 export { type ErrorMessage, packError, unpackError } from "./worker_errors.ts";

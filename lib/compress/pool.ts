@@ -20,6 +20,7 @@ import {
   type CodecReply,
 } from "./codec_worker.ts";
 import { unpackError } from "./worker_errors.ts";
+import type { ZstdSpans } from "./zstd_spans.ts";
 
 /** Where a job may wait and who may call it off. */
 export interface JobOptions {
@@ -44,6 +45,9 @@ export interface SpanJob extends JobOptions {
   /** Shared memory of `length` bytes to decode into; then nothing is copied or allocated. */
   output?: Uint8Array<SharedArrayBuffer> | undefined;
 }
+
+/** Spans that start with a zstd frame; the input is copied, unless it is shared memory. */
+export interface ZstdJob extends JobOptions, ZstdSpans {}
 
 /** Options of {@linkcode CodecPool}. */
 export interface CodecPoolOptions {
@@ -115,6 +119,22 @@ export class CodecPool implements Disposable {
       sha256: job.sha256,
       output: job.output,
     }, job);
+  }
+
+  /**
+   * Decodes consecutive spans of a zstd blob and checks them.
+   *
+   * @returns Their bytes back to back, the caller's.
+   * @throws {FormatError} If the input is malformed or too short.
+   * @throws {IntegrityError} If a span has another SHA-256.
+   */
+  decodeZstd(job: ZstdJob): Promise<Uint8Array> {
+    const { input, sizes, sha256 } = job;
+    const length = sizes.reduce((sum, size) => sum + size, 0);
+    return this.#run(
+      { kind: "zstd", request: { input, sizes, sha256 }, length },
+      job,
+    );
   }
 
   /** SHA-256 of `input`: 32 bytes. */

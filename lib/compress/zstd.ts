@@ -7,10 +7,14 @@
  */
 
 import * as zlib from "node:zlib";
-import { FormatError, invariant, UnsupportedError, viewOf } from "../io/mod.ts";
+import { FormatError, invariant, UnsupportedError } from "../io/mod.ts";
+import {
+  readZstdBlock,
+  readZstdHeader,
+  ZSTD_BLOCK_HEADER_SIZE,
+  ZSTD_HEADER_SIZE_MAX,
+} from "./zstd_header.ts";
 
-const MAGIC = 0xfd2fb528; // RFC 8878 §3.1.1
-const SKIPPABLE_MAGIC = 0x184d2a50; // low 4 bits free, §3.1.2
 /** Decoders should support at least 8 MiB (§3.1.1.1.2); more is not needed for blocks. */
 const WINDOW_SIZE_MAX = 8 * 1024 * 1024;
 
@@ -33,77 +37,27 @@ export interface ZstdFrame {
  * @throws {UnsupportedError} If it needs a dictionary.
  */
 export function readZstdFrame(bytes: Uint8Array): ZstdFrame {
-  const view = viewOf(bytes);
-  if (bytes.length < 5) throw truncated();
-  const magic = view.getUint32(0, true);
-  if ((magic & 0xfffffff0) >>> 0 === SKIPPABLE_MAGIC) {
-    if (bytes.length < 8) throw truncated();
-    const frameSize = 8 + view.getUint32(4, true);
-    if (frameSize > bytes.length) throw truncated();
-    return { frameSize, contentSize: 0, windowSize: 0, skippable: true };
-  }
-  if (magic !== MAGIC) {
-    throw new FormatError(
-      "zstd frame",
-      "magic",
-      `is 0x${magic.toString(16)}, expected 0x${MAGIC.toString(16)}`,
-    );
-  }
-  const descriptor = bytes[4]!;
-  if ((descriptor & 0x08) !== 0) {
-    throw new FormatError("zstd frame", "descriptor", "has its reserved bit");
-  }
-  const singleSegment = (descriptor & 0x20) !== 0;
-  const hasChecksum = (descriptor & 0x04) !== 0;
-  const dictionaryIdSize = [0, 1, 2, 4][descriptor & 3]!;
-  const contentSizeFlag = descriptor >>> 6;
-  const contentSizeSize = contentSizeFlag === 0
-    ? (singleSegment ? 1 : 0)
-    : 1 << contentSizeFlag;
-  let at = 5;
-  const headerEnd = at + (singleSegment ? 0 : 1) + dictionaryIdSize +
-    contentSizeSize;
-  if (headerEnd > bytes.length) throw truncated();
-  let windowSize = 0;
-  if (!singleSegment) {
-    const windowByte = bytes[at++]!; // §3.1.1.1.2
-    const base = 2 ** (10 + (windowByte >>> 3));
-    windowSize = base + (base / 8) * (windowByte & 7);
-  }
-  for (let i = 0; i < dictionaryIdSize; i++) {
-    if (bytes[at + i] !== 0) {
-      throw new UnsupportedError(
-        "zstd dictionary",
-        "zstd frame needs a dictionary, which is not supported",
-      );
-    }
-  }
-  at += dictionaryIdSize;
-  let contentSize: number | undefined;
-  if (contentSizeSize > 0) {
-    contentSize = contentSizeSize === 2 ? 256 : 0;
-    for (let i = 0; i < contentSizeSize; i++) {
-      contentSize += bytes[at + i]! * 2 ** (8 * i);
-    }
-  }
-  if (singleSegment) windowSize = contentSize!;
-  const frameSize = walkBlocks(bytes, headerEnd) + (hasChecksum ? 4 : 0);
+  const header = readZstdHeader(bytes.subarray(0, ZSTD_HEADER_SIZE_MAX));
+  if (header === undefined) throw truncated();
+  const { headerSize, skippableSize, contentSize, windowSize } = header;
+  const frameSize = skippableSize !== undefined
+    ? headerSize + skippableSize
+    : walkBlocks(bytes, headerSize) + (header.hasChecksum ? 4 : 0);
   if (frameSize > bytes.length) throw truncated();
-  return { frameSize, contentSize, windowSize, skippable: false };
+  const skippable = skippableSize !== undefined;
+  return { frameSize, contentSize, windowSize, skippable };
 }
 
 /** @returns The offset behind the last block (§3.1.1.2). */
 function walkBlocks(bytes: Uint8Array, start: number): number {
   for (let at = start;;) {
-    if (at + 3 > bytes.length) throw truncated();
-    const header = bytes[at]! | bytes[at + 1]! << 8 | bytes[at + 2]! << 16;
-    const type = (header >>> 1) & 3;
-    if (type === 3) {
-      throw new FormatError("zstd frame", "block type", "is reserved");
-    }
-    at += 3 + (type === 1 ? 1 : header >>> 3);
+    if (at + ZSTD_BLOCK_HEADER_SIZE > bytes.length) throw truncated();
+    const { storedSize, isLast } = readZstdBlock(
+      bytes[at]! | bytes[at + 1]! << 8 | bytes[at + 2]! << 16,
+    );
+    at += ZSTD_BLOCK_HEADER_SIZE + storedSize;
     if (at > bytes.length) throw truncated();
-    if ((header & 1) !== 0) return at;
+    if (isLast) return at;
   }
 }
 

@@ -379,7 +379,8 @@ class Builder {
     const stack = this.#stack;
     const path = `${this.#options.scratch}/${index}.meta`;
     const { compression, members } = scanned.scan;
-    const isTurbo = compression === "none" || members === 1;
+    const isTurbo = compression === "none" ||
+      (compression === "gzip" && members === 1);
     const turbo = this.#wants("turbo") && (isTurbo || !this.#options.compat)
       ? await writeMetaLayer(scanned, content, virtualSize, stack, path)
       : undefined;

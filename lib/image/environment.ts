@@ -7,7 +7,12 @@ import {
   silentProgress,
 } from "../io/mod.ts";
 import { CodecPool } from "../compress/mod.ts";
-import { CacheStore, SpanCache, type SpanInflater } from "../layers/mod.ts";
+import {
+  CacheStore,
+  SpanCache,
+  type SpanInflater,
+  type ZstdDecoder,
+} from "../layers/mod.ts";
 import {
   type HostStatistics,
   openRepository,
@@ -61,7 +66,7 @@ export interface ImageEnvironment extends AsyncDisposable {
   readonly progress: Progress;
   readonly signal: AbortSignal | undefined;
   /** Decodes spans in workers. */
-  readonly inflater: SpanInflater;
+  readonly inflater: SpanInflater & ZstdDecoder;
   readonly spanCache: SpanCache;
   readonly blobStore: CacheStore | undefined;
   readonly blobBlockSize: number;

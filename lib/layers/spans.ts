@@ -86,7 +86,7 @@ export interface SpanIndex {
   /** The layer's true media type. */
   mediaType: string;
   compression: typeof COMPRESSIONS[number];
-  /** gzip members or zstd frames; 0 for a plain tar. */
+  /** gzip members or zstd frames (skippable ones not counted); 0 for a plain tar. */
   members: number;
   /** `sha256:…` of the uncompressed tar. */
   diffId: string;
@@ -115,7 +115,7 @@ export function spanIndexOf(
   const { spans, checkpoints, compression, members } = scan;
   const access = compression === "none"
     ? "identity"
-    : members === 1
+    : compression === "gzip" && members === 1
     ? "gzip.meta"
     : "checkpoints";
   return {
@@ -134,7 +134,7 @@ export function spanIndexOf(
       ? {
         checkpoints: {
           count: checkpoints.count,
-          span: Uint32Array.from({ length: checkpoints.count }, (_, i) => i),
+          span: spansAt(checkpoints, spans.uncompressedOffset),
           compressedOffset: checkpoints.compressedOffset,
           bits: checkpoints.bits,
           window: checkpoints.window,
@@ -144,12 +144,24 @@ export function spanIndexOf(
   };
 }
 
+/** The span that starts at each checkpoint. */
+function spansAt(
+  checkpoints: LayerCheckpoints,
+  spanOffset: Float64Array,
+): Uint32Array {
+  let span = 0;
+  return Uint32Array.from(checkpoints.uncompressedOffset, (offset) => {
+    while (spanOffset[span]! < offset) span++;
+    return span;
+  });
+}
+
 /**
  * The checkpoints that a compressed layer is read with.
  *
  * @param gzipMeta The `gzip.meta` of the same meta blob, if it has one.
- * @returns One checkpoint for each span in the case of gzip; none for a plain
- * tar.
+ * @returns One checkpoint for each span in the case of gzip, for the spans that
+ * frames start in the case of zstd; none for a plain tar.
  * @throws {FormatError} If the `gzip.meta` is missing, or not of the same
  * layer and spans.
  */

@@ -32,6 +32,7 @@ import { VerifiedSource } from "./plain_target.ts";
 import type { SpanCache } from "./span_source.ts";
 import { SpanTable } from "./span_table.ts";
 import { checkpointsOf, decodeSpans, type SpanIndex } from "./spans.ts";
+import { isSeekable, type ZstdDecoder, ZstdSource } from "./zstd_source.ts";
 
 /** How sure served bytes are: each span's SHA-256, each block's CRC, or nothing. */
 export type Integrity = "spans" | "block-crc" | "none";
@@ -46,7 +47,7 @@ export interface Target {
 
 /** What opened layers share. */
 export interface LayerServices {
-  inflater: SpanInflater;
+  inflater: SpanInflater & ZstdDecoder;
   spanCache: SpanCache;
   blobStore?: CacheStore | undefined;
   /** Unit in which blobs are fetched and cached, in bytes. */
@@ -181,11 +182,24 @@ function openChecked(
         integrity: "spans",
         compression,
       };
-    case "zstd":
-      throw new UnsupportedError(
-        "zstd layer",
-        `Layer "${target.digest}" is zstd-compressed, which this release cannot serve`,
-      );
+    case "zstd": {
+      const checkpoints = index.checkpoints!;
+      if (!isSeekable(blob.size, options.spans, checkpoints)) {
+        throw new UnsupportedError(
+          "zstd layer",
+          `Layer "${target.digest}" is one large zstd frame, which this release cannot serve`,
+        );
+      }
+      return {
+        target: new ZstdSource(blob, {
+          ...options,
+          checkpoints,
+          decoder: services.inflater,
+        }),
+        integrity: "spans",
+        compression,
+      };
+    }
   }
 }
 

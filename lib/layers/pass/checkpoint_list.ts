@@ -36,14 +36,18 @@ export function makeTables(
   for (let i = 0; i < size.length; i++) {
     if (size[i]! > SPAN_SIZE_MAX) {
       throw new UnsupportedError(
-        "gzip span",
-        `gzip layer has no place to resume in ${size[i]} bytes from ${
+        `${compression} span`,
+        `${compression} layer has no place to resume in ${size[i]} bytes from ${
           starts[i]
         }: it cannot be read lazily`,
       );
     }
   }
-  const kept = compression === "none" ? [] : checkpoints;
+  const kept = compression === "none" ? [] : checkpoints.filter((c, i) =>
+    // Inside of a zstd frame, spans repeat where the frame starts.
+    i === 0 || compression !== "zstd" ||
+    c.compressedOffset > checkpoints[i - 1]!.compressedOffset
+  );
   return {
     spans: {
       count: starts.length,

@@ -4,6 +4,7 @@ import {
   type ByteRing,
   GzipIndexer,
   type SpanSink,
+  ZstdIndexer,
 } from "../../compress/mod.ts";
 import { FormatError } from "../../io/mod.ts";
 import {
@@ -42,13 +43,16 @@ export function openDecoder(
   if (settings.compression === "none") {
     return new PlainDecoder(input, output, sink);
   }
-  return new GzipIndexer({
+  const options = {
     input,
     output,
     sink,
     spanSize: settings.spanSize,
     outputSizeMax: TAR_SIZE_MAX,
-  });
+  };
+  return settings.compression === "gzip"
+    ? new GzipIndexer(options)
+    : new ZstdIndexer(options);
 }
 
 /** A plain tar: bytes as they are, cut into spans of {@linkcode PLAIN_SPAN_SIZE}. */

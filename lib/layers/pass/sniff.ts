@@ -1,6 +1,6 @@
 /** What a layer blob is, from its first bytes; media types are often wrong. */
 
-import { hasGzipMagic } from "../../compress/mod.ts";
+import { hasGzipMagic, hasZstdMagic } from "../../compress/mod.ts";
 import { FormatError, isZero, UnsupportedError } from "../../io/mod.ts";
 import type { LayerCompression } from "./types.ts";
 
@@ -9,7 +9,6 @@ export const SNIFF_SIZE = 512;
 
 const FOREIGN: readonly (readonly [name: string, magic: readonly number[]])[] =
   [
-    ["zstd", [0x28, 0xb5, 0x2f, 0xfd]],
     ["bzip2", [0x42, 0x5a, 0x68]],
     ["xz", [0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00]],
     ["lz4", [0x04, 0x22, 0x4d, 0x18]],
@@ -21,14 +20,11 @@ const FOREIGN: readonly (readonly [name: string, magic: readonly number[]])[] =
  */
 export function sniffLayer(head: Uint8Array): LayerCompression {
   if (hasGzipMagic(head)) return "gzip";
+  // A skippable frame may come first, as pzstd writes it.
+  if (hasZstdMagic(head)) return "zstd";
   for (const [name, magic] of FOREIGN) {
     if (magic.every((byte, i) => head[i] === byte)) throw unsupported(name);
   }
-  // A skippable zstd frame may come first (zstd:chunked writes one).
-  if (
-    head.length >= 4 && (head[0]! & 0xf0) === 0x50 && head[1] === 0x2a &&
-    head[2] === 0x4d && head[3] === 0x18
-  ) throw unsupported("zstd");
   // GNU tar and Go both read an empty file as an empty archive.
   if (head.length === 0) return "none";
   if (head.length < SNIFF_SIZE) {
@@ -41,7 +37,7 @@ export function sniffLayer(head: Uint8Array): LayerCompression {
   if (isZero(head) || hasTarChecksum(head)) return "none";
   throw new UnsupportedError(
     "layer compression",
-    "Layer is neither a tar nor gzip: its compression is unknown",
+    "Layer is neither a tar nor gzip nor zstd: its compression is unknown",
   );
 }
 

@@ -1,7 +1,7 @@
 /** What one pass over a layer blob takes and gives. */
 
 /** Formats that a layer blob may have, told by its content. */
-export type LayerCompression = "none" | "gzip";
+export type LayerCompression = "none" | "gzip" | "zstd";
 
 /** Receives the uncompressed tar in order, synchronously; `lib/tar`'s walker is one. */
 export interface TarReceiver {
@@ -22,7 +22,11 @@ export interface LayerSpans {
   readonly sha256: Uint8Array;
 }
 
-/** Where a compressed layer can be resumed: the start of span `i` is checkpoint `i`. Empty for a plain tar. */
+/**
+ * Where a compressed layer can be resumed. For gzip the start of span `i` is
+ * checkpoint `i`; for zstd some spans start at none, because their frame began
+ * before. Empty for a plain tar.
+ */
 export interface LayerCheckpoints {
   readonly count: number;
   /** Offset in the blob of the first whole byte. */
@@ -45,7 +49,7 @@ export interface LayerScan {
   diffId: string;
   /** Bytes of the uncompressed tar. */
   tarSize: number;
-  /** gzip members; 0 for a plain tar. */
+  /** gzip members or zstd frames; 0 for a plain tar. */
   members: number;
   spans: LayerSpans;
   checkpoints: LayerCheckpoints;
@@ -61,7 +65,7 @@ export interface ScanOptions {
   expectedDiffId?: string | undefined;
   /** Gets the tar. What it got is only right once the scan has resolved. */
   walker?: TarReceiver | undefined;
-  /** Uncompressed bytes between checkpoints of a gzip layer. Default 1 MiB. */
+  /** Uncompressed bytes of a span, also between the checkpoints of gzip. Default 1 MiB. */
   spanSize?: number | undefined;
   /** Zero the window bytes that nothing refers to. Default true. */
   sparseWindows?: boolean | undefined;
