@@ -3,6 +3,8 @@
  * and a bound on what it reads.
  */
 
+import { once } from "node:events";
+import * as http from "node:http";
 import * as v from "valibot";
 import {
   CancelledError,
@@ -15,6 +17,7 @@ import {
   NotFoundError,
   ObdError,
   UsageError,
+  utf8,
   withDeadline,
 } from "../lib/io/mod.ts";
 import type { ExportStatus, ServeStatus } from "./api.ts";
@@ -127,7 +130,7 @@ export function createApiClient(
   address: string,
   options: { token?: string } = {},
 ): ApiClient {
-  return new FetchApiClient(address, options);
+  return new HttpApiClient(address, options);
 }
 
 interface Call {
@@ -137,29 +140,29 @@ interface Call {
   deadlineMs: number;
 }
 
-class FetchApiClient implements ApiClient {
+/** Where requests go, as node:http wants it. */
+type Target = { socketPath: string } | { host: string; port: number };
+
+/**
+ * Over node:http: fetch would heed `HTTP_PROXY` and, worse, `NO_PROXY`, which
+ * also switches off the "proxy" that a Unix socket is to Deno's fetch.
+ */
+class HttpApiClient implements ApiClient {
   readonly address: string;
-  readonly #origin: string;
-  readonly #http: Deno.HttpClient;
+  readonly #target: Target;
   readonly #token: string | undefined;
 
   constructor(address: string, options: { token?: string }) {
     this.address = address;
     const at = parseListen(address, "--api");
     if (at.transport === "unix") {
-      this.#origin = "http://localhost";
-      this.#http = Deno.createHttpClient({
-        proxy: { transport: "unix", path: at.path },
-        poolMaxIdlePerHost: 0,
-      });
+      this.#target = { socketPath: at.path };
       return;
     }
     if (at.port === 0) {
       throw new UsageError(`Key "--api": "${address}" has no port`);
     }
-    const host = at.hostname.includes(":") ? `[${at.hostname}]` : at.hostname;
-    this.#origin = `http://${host}:${at.port}`;
-    this.#http = Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
+    this.#target = { host: at.hostname, port: at.port };
     this.#token = options.token ?? Deno.env.get("OBD_API_TOKEN");
   }
 
@@ -198,9 +201,8 @@ class FetchApiClient implements ApiClient {
     }, options);
   }
 
-  [Symbol.dispose](): void {
-    this.#http.close();
-  }
+  /** Every call has a connection of its own, which ends with it. */
+  [Symbol.dispose](): void {}
 
   async #json(call: Call, options?: CallOptions): Promise<unknown> {
     const text = await this.#call(call, options);
@@ -236,51 +238,70 @@ class FetchApiClient implements ApiClient {
       `${method} ${path} at "${this.address}"`,
       options.deadlineMs ?? call.deadlineMs,
       async (signal) => {
-        const response = await this.#send(call, signal);
-        const text = await this.#readText(response, signal);
-        if (response.ok) return text;
-        throw this.#failure(response.status, text);
+        try {
+          const { statusCode = 0, text } = await this.#send(call, signal);
+          if (statusCode >= 200 && statusCode < 300) return text;
+          throw this.#failure(statusCode, text);
+        } catch (error) {
+          throw this.#interrupted(error, signal);
+        }
       },
       options.signal,
     );
   }
 
-  async #send(call: Call, signal: AbortSignal): Promise<Response> {
-    const headers: Record<string, string> = {};
-    if (call.body !== undefined) headers["content-type"] = "application/json";
-    if (this.#token !== undefined) {
-      headers["authorization"] = `Bearer ${this.#token}`;
-    }
+  async #send(
+    call: Call,
+    signal: AbortSignal,
+  ): Promise<{ statusCode: number | undefined; text: string }> {
+    const body = call.body === undefined
+      ? undefined
+      : utf8(JSON.stringify(call.body));
+    const request = http.request({
+      ...this.#target,
+      method: call.method,
+      path: call.path,
+      agent: false,
+      signal,
+      headers: {
+        connection: "close",
+        ...(body
+          ? {
+            "content-type": "application/json",
+            "content-length": body.length,
+          }
+          : {}),
+        ...(this.#token === undefined
+          ? {}
+          : { authorization: `Bearer ${this.#token}` }),
+      },
+    });
+    // A connection that breaks during the answer fails the answer, and once more the request.
+    request.on("error", () => {});
     try {
-      return await fetch(this.#origin + call.path, {
-        method: call.method,
-        headers,
-        body: call.body === undefined ? null : JSON.stringify(call.body),
-        client: this.#http,
-        // A redirect would take the token elsewhere.
-        redirect: "error",
-        signal,
-      });
-    } catch (error) {
-      throw this.#interrupted(error, signal);
+      const answered = once(request, "response");
+      request.end(body);
+      const [response] = await answered as [http.IncomingMessage];
+      return {
+        statusCode: response.statusCode,
+        text: await this.#readText(response),
+      };
+    } finally {
+      request.destroy();
     }
   }
 
-  async #readText(response: Response, signal: AbortSignal): Promise<string> {
+  async #readText(response: AsyncIterable<Uint8Array>): Promise<string> {
     const parts: Uint8Array[] = [];
     let size = 0;
-    try {
-      for await (const part of response.body ?? []) {
-        size += part.length;
-        if (size > ANSWER_SIZE_MAX) {
-          throw new LimitError(
-            `The answer at "${this.address}" has more than ${ANSWER_SIZE_MAX} bytes`,
-          );
-        }
-        parts.push(part);
+    for await (const part of response) {
+      size += part.length;
+      if (size > ANSWER_SIZE_MAX) {
+        throw new LimitError(
+          `The answer at "${this.address}" has more than ${ANSWER_SIZE_MAX} bytes`,
+        );
       }
-    } catch (error) {
-      throw this.#interrupted(error, signal);
+      parts.push(part);
     }
     return fromUtf8(concatBytes(parts));
   }

@@ -521,6 +521,28 @@ Deno.test("the client over a Unix socket", async () => {
   });
 });
 
+Deno.test("no proxy of the environment comes between client and serve", async () => {
+  const { api } = fixture();
+  const before = ["HTTP_PROXY", "NO_PROXY"].map((name) =>
+    [name, Deno.env.get(name)] as const
+  );
+  try {
+    for (const exception of ["localhost,127.0.0.1", "*", ""]) {
+      Deno.env.set("HTTP_PROXY", "http://127.0.0.1:9");
+      Deno.env.set("NO_PROXY", exception);
+      await withSocket(api, async (address) => {
+        using client = createApiClient(address);
+        assert.equal((await client.status()).version, "1.2.3");
+      });
+    }
+  } finally {
+    for (const [name, value] of before) {
+      if (value === undefined) Deno.env.delete(name);
+      else Deno.env.set(name, value);
+    }
+  }
+});
+
 Deno.test("the client over TCP: token, and no answer", async () => {
   const { api } = fixture({ trusted: false, token: "t" });
   const server = Deno.serve(
@@ -559,7 +581,7 @@ Deno.test("the client does not trust whoever answers", async () => {
     ],
     [
       () => Response.redirect("http://127.0.0.1:9/", 302),
-      /No obd serve answers/,
+      /is not from obd serve: status 302/,
     ],
   ];
   for (const [answer, message] of cases) {

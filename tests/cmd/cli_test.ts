@@ -25,6 +25,7 @@ const COMMANDS = [
   "cat",
   "inspect",
   "report",
+  "bench",
   "completion",
 ];
 
