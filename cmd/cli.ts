@@ -87,6 +87,7 @@ export function createProgram(setExit: (code: number) => void): Command {
   addServe(add);
   addMountCommands(add);
   addReadCommands(add);
+  addBench(add);
 
   program.command("completion")
     .summary("print a completion script for bash, zsh or fish")
@@ -129,11 +130,11 @@ function addCommonOptions(command: Command): void {
 }
 
 function addBuild(add: Add): void {
-  add(
+  nativeStorage(add(
     "build <source> [dest]",
     "read an image once and write its small meta image",
     () => import("./build.ts"),
-  )
+  ))
     .addOption(
       new Option("--vsize <GiB>", "virtual size of the device")
         .argParser(positiveInteger).default(64),
@@ -150,10 +151,7 @@ function addBuild(add: Add): void {
     )
     .option("--no-tag", "push by digest only")
     .option("--no-referrer", "do not maintain the referrers fallback tag")
-    .addOption(
-      new Option("--jobs <n>", "threads to use").argParser(positiveInteger)
-        .default(navigator.hardwareConcurrency, "number of cores"),
-    )
+    .addOption(jobs())
     .addOption(
       new Option(
         "--format <format>",
@@ -166,6 +164,14 @@ function addBuild(add: Add): void {
         "make layers native that this reader cannot read as TurboOCI",
       ).choices(["overlaybd"]),
     )
+    .option("--oci", "OCI media types for native images (default)")
+    .option("--no-oci", "Docker media types for native images")
+    .option("--dry-run", "build, print what would be pushed, push nothing");
+}
+
+/** How native layers are stored. */
+function nativeStorage(command: Command): Command {
+  return command
     .addOption(
       new Option("--algorithm <name>", "compression of native layers")
         .choices(["lz4", "zstd"]).default("lz4"),
@@ -173,10 +179,12 @@ function addBuild(add: Add): void {
     .addOption(
       new Option("--block-size <KiB>", "compressed blocks of native layers")
         .choices(["4", "8", "16", "32"]).default("4"),
-    )
-    .option("--oci", "OCI media types for native images (default)")
-    .option("--no-oci", "Docker media types for native images")
-    .option("--dry-run", "build, print what would be pushed, push nothing");
+    );
+}
+
+function jobs(): Option {
+  return new Option("--jobs <n>", "threads to use").argParser(positiveInteger)
+    .default(navigator.hardwareConcurrency, "number of cores");
 }
 
 function addServe(add: Add): void {
@@ -258,6 +266,20 @@ function addReadCommands(add: Add): void {
   );
   platform(
     add(
+      "verify <image>",
+      "read all of an image and list what is wrong with it",
+      () => import("./verify.ts"),
+    ),
+  );
+  nativeStorage(platform(
+    add(
+      "merge <image> <out>",
+      "flatten an image's layers into one overlaybd layer file",
+      () => import("./merge.ts"),
+    ),
+  )).addOption(jobs());
+  platform(
+    add(
       "inspect <image|file>",
       "show what an image, a layout or a layer file is, and what is wrong with it",
       () => import("./inspect.ts"),
@@ -275,6 +297,51 @@ function addReadCommands(add: Add): void {
       collect,
     )
     .option("--api <address>", "status API of a running serve");
+}
+
+function addBench(add: Add): void {
+  add(
+    "bench [image] [command...]",
+    "measure the cold start of an image against plain OCI",
+    () => import("./bench.ts"),
+  )
+    .option(
+      "--workload <name>",
+      "start this image of the source tree (repeatable)",
+      collect,
+    )
+    .option(
+      "--contenders <names>",
+      "what to compare: oci, umoci, obd, obd-native, obd-warm",
+      "oci,obd,obd-warm",
+    )
+    .option("--link <rate>", "speed of the link, e.g. 500mbit")
+    .option("--rtt <ms>", "round trip to the registry", "0")
+    .addOption(
+      new Option("--runs <n>", "runs of each contender")
+        .argParser(positiveInteger).default(3),
+    )
+    .option(
+      "--steady <seconds>",
+      "then ask the warm service for so long",
+      "0",
+    )
+    .addOption(
+      new Option("--timeout <seconds>", "for one run")
+        .argParser(positiveInteger).default(600),
+    )
+    .option(
+      "--cache <dir>",
+      "images, registry and caches between runs",
+      "/var/cache/obd-bench",
+    )
+    .option("--output <file>", "append results as JSON lines")
+    .option("--ready-exit", "ready when the command exits with 0 (default)")
+    .option(
+      "--ready-http <port/path>",
+      "ready when this answers 200 on loopback",
+    )
+    .option("--ready-log <text>", "ready when this is logged");
 }
 
 function collect(value: string, earlier: string[] = []): string[] {

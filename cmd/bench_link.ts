@@ -1,0 +1,182 @@
+/**
+ * The registry of a bench: docker-registry in a network namespace of its own,
+ * behind a veth pair whose speed tc shapes, and our proxy for the round trip.
+ */
+
+import { ObdError } from "../lib/io/mod.ts";
+import { LatencyProxy } from "./bench_proxy.ts";
+import { BenchProcess, runTool } from "./bench_process.ts";
+import { runProgram, waitUntil } from "./mount_process.ts";
+
+const PORT = 5000;
+const READY_DEADLINE_MS = 20_000;
+/** A token bucket of about 4 ms at 500 Mbit/s; at least one timer tick's worth at the fastest link. */
+const BURST = "256kb";
+/** Longest queue of the shaper; TCP needs room to fill the link. */
+const QUEUE_LATENCY = "50ms";
+
+/** How far away the registry is. */
+export interface LinkSettings {
+  /** As tc spells rates, e.g. "500mbit"; undefined = as fast as the machine. */
+  rate: string | undefined;
+  /** Round trip added by the proxy, in ms. */
+  rttMs: number;
+}
+
+/** A registry that runs behind a link until it is disposed of. */
+export interface BenchRegistry extends AsyncDisposable {
+  /** HOST:PORT past the link, for preparations. */
+  readonly direct: string;
+  /** What contenders use. */
+  readonly proxy: LatencyProxy;
+  /** Bytes per second that the link lets through; undefined = not shaped. */
+  readonly bytesPerSecond: number | undefined;
+  /** For people: how the link is made. */
+  readonly method: string;
+  /** Turns the shaping on. */
+  shape(): Promise<void>;
+}
+
+/** Bytes per second of a rate like "500mbit". */
+export function parseRate(rate: string): number | undefined {
+  const parts = /^(\d+(?:\.\d+)?)(kbit|mbit|gbit)$/.exec(rate);
+  if (!parts) return undefined;
+  const unit = { kbit: 1e3, mbit: 1e6, gbit: 1e9 }[parts[2]!]!;
+  const value = Number(parts[1]) * unit / 8;
+  return value >= 1000 && value <= 1e11 ? value : undefined;
+}
+
+/**
+ * Starts the registry.
+ *
+ * @param storage Directory of its content; kept.
+ * @param work Directory for its configuration.
+ */
+export async function startRegistry(options: {
+  storage: string;
+  work: string;
+  link: LinkSettings;
+  signal: AbortSignal;
+}): Promise<BenchRegistry> {
+  const { storage, work, link, signal } = options;
+  await using stack = new AsyncDisposableStack();
+  const id = Deno.pid % 65536;
+  const namespace = `obdb${id}`;
+  const [outer, inner] = [`ob${id}h`, `ob${id}r`];
+  // A /30 of 10/8 by process id, so that two benches do not meet.
+  const network = `10.${200 + (id >> 14)}.${(id >> 6) & 255}.`;
+  const base = (id & 63) * 4;
+  const [here, there] = [`${network}${base + 1}`, `${network}${base + 2}`];
+  const ip = (...args: string[]) =>
+    runTool("set up the network", ["ip", ...args], signal);
+
+  await ip("netns", "add", namespace);
+  stack.defer(async () => {
+    await runProgram("ip", ["netns", "del", namespace]);
+  });
+  await ip("link", "add", outer, "type", "veth", "peer", "name", inner);
+  stack.defer(async () => {
+    await runProgram("ip", ["link", "del", outer]);
+  });
+  await ip("link", "set", inner, "netns", namespace);
+  await ip("addr", "add", `${here}/30`, "dev", outer);
+  await ip("link", "set", outer, "up");
+  await ip("-n", namespace, "addr", "add", `${there}/30`, "dev", inner);
+  await ip("-n", namespace, "link", "set", inner, "up");
+  await ip("-n", namespace, "link", "set", "lo", "up");
+
+  const config = `${work}/registry.yml`;
+  await Deno.mkdir(storage, { recursive: true });
+  await Deno.writeTextFile(config, registryConfig(storage, there));
+  const server = stack.use(
+    new BenchProcess([
+      "ip",
+      "netns",
+      "exec",
+      namespace,
+      "docker-registry",
+      "serve",
+      config,
+    ]),
+  );
+  const isUp = await waitUntil(
+    async () => {
+      if (server.ended) return true;
+      try {
+        const answer = await fetch(`http://${there}:${PORT}/v2/`);
+        await answer.body?.cancel();
+        return answer.ok;
+      } catch {
+        return false;
+      }
+    },
+    READY_DEADLINE_MS,
+    signal,
+  );
+  if (!isUp || server.ended) {
+    throw new ObdError(
+      "state",
+      `Cannot start docker-registry: ${server.tail || "it does not answer"}`,
+    );
+  }
+  const proxy = stack.use(
+    new LatencyProxy({ hostname: there, port: PORT }, link.rttMs),
+  );
+  const owned = stack.move();
+  return {
+    direct: `${there}:${PORT}`,
+    proxy,
+    bytesPerSecond: link.rate === undefined ? undefined : parseRate(link.rate),
+    method: linkMethod(link),
+    shape: async () => {
+      if (link.rate === undefined) return;
+      await runTool("shape the link", [
+        "ip",
+        "netns",
+        "exec",
+        namespace,
+        "tc",
+        "qdisc",
+        "replace",
+        "dev",
+        inner,
+        "root",
+        "tbf",
+        "rate",
+        link.rate,
+        "burst",
+        BURST,
+        "latency",
+        QUEUE_LATENCY,
+      ], signal);
+    },
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  };
+}
+
+function registryConfig(storage: string, host: string): string {
+  return JSON.stringify({
+    version: 0.1,
+    log: { level: "error", accesslog: { disabled: true } },
+    storage: {
+      filesystem: { rootdirectory: storage },
+      delete: { enabled: true },
+    },
+    http: { addr: `${host}:${PORT}` },
+  });
+}
+
+function linkMethod({ rate, rttMs }: LinkSettings): string {
+  const parts = ["docker-registry in a network namespace behind a veth pair"];
+  parts.push(
+    rate === undefined
+      ? "not shaped"
+      : `tc tbf ${rate} burst ${BURST} towards the client`,
+  );
+  parts.push(
+    rttMs === 0
+      ? "counted by a proxy on loopback that adds no delay"
+      : `${rttMs} ms round trip by a proxy on loopback (half each way, one more per connection; slow start is the veth's)`,
+  );
+  return parts.join(", ");
+}

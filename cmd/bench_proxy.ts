@@ -1,0 +1,180 @@
+/**
+ * A TCP proxy that adds the round trip of a distant registry: what comes in
+ * leaves half a round trip later, in both directions, and a connection costs
+ * one more. It also counts, so that every contender is counted alike.
+ */
+
+import { delay } from "../lib/io/mod.ts";
+
+/** Bytes in flight on one connection and direction: 100 ms of 2.5 Gbit/s. */
+const IN_FLIGHT_MAX = 32 * 1024 * 1024;
+const PIECE_SIZE = 256 * 1024;
+/** Distance of the points of the curve of bytes over time. */
+const CURVE_INTERVAL_MS = 50;
+
+/** What went through the proxy since {@linkcode LatencyProxy.reset}. */
+export interface Traffic {
+  /** HTTP requests: pieces that clients sent and that begin with a method. */
+  requests: number;
+  connections: number;
+  /** Bytes from the registry, headers included. */
+  bytes: number;
+  /** Points of (seconds since the reset, bytes so far). */
+  curve: [seconds: number, bytes: number][];
+}
+
+/** See the module's comment. */
+export class LatencyProxy implements AsyncDisposable {
+  readonly #listener: Deno.TcpListener;
+  readonly #target: { hostname: string; port: number };
+  readonly #oneWayMs: number;
+  readonly #connections = new Set<Deno.TcpConn>();
+  #traffic = emptyTraffic();
+  #started = performance.now();
+
+  constructor(target: { hostname: string; port: number }, rttMs: number) {
+    this.#target = target;
+    this.#oneWayMs = rttMs / 2;
+    this.#listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    this.#accept();
+  }
+
+  /** HOST:PORT for clients. */
+  get address(): string {
+    return `127.0.0.1:${this.#listener.addr.port}`;
+  }
+
+  get traffic(): Traffic {
+    const curve = [...this.#traffic.curve];
+    const last = curve.at(-1);
+    if (last && last[1] !== this.#traffic.bytes) {
+      curve.push([this.#seconds(), this.#traffic.bytes]);
+    }
+    return { ...this.#traffic, curve };
+  }
+
+  /** Counts from zero. */
+  reset(): void {
+    this.#traffic = emptyTraffic();
+    this.#started = performance.now();
+  }
+
+  #seconds(): number {
+    return Math.round(performance.now() - this.#started) / 1000;
+  }
+
+  async #accept(): Promise<void> {
+    for await (const client of this.#listener) {
+      this.#traffic.connections++;
+      this.#connections.add(client);
+      this.#serve(client).catch(() => {
+        // A side that goes away ends its connection, nothing else.
+      });
+    }
+  }
+
+  async #serve(client: Deno.TcpConn): Promise<void> {
+    let server: Deno.TcpConn | undefined;
+    try {
+      server = await Deno.connect(this.#target);
+      this.#connections.add(server);
+      client.setNoDelay();
+      server.setNoDelay();
+      // The handshake, which ended here, would have taken one round trip.
+      const handshakeMs = 2 * this.#oneWayMs;
+      const up = this.#pump(client, server, handshakeMs, (piece) => {
+        if (/^(GET|HEAD|POST|PUT|PATCH) /.test(ascii(piece))) {
+          this.#traffic.requests++;
+        }
+      });
+      const down = this.#pump(server, client, 0, (piece) => {
+        this.#count(piece.length);
+      });
+      await Promise.all([up, down]);
+    } finally {
+      for (const side of [client, server]) {
+        if (!side) continue;
+        this.#connections.delete(side);
+        closeQuietly(side);
+      }
+    }
+  }
+
+  #count(bytes: number): void {
+    const { curve } = this.#traffic;
+    this.#traffic.bytes += bytes;
+    const now = this.#seconds();
+    const last = curve.at(-1)!;
+    if (now - last[0] >= CURVE_INTERVAL_MS / 1000) {
+      curve.push([now, this.#traffic.bytes]);
+    }
+  }
+
+  /** Moves pieces of one direction; each leaves at its own time, so many are on the way at once. */
+  async #pump(
+    from: Deno.TcpConn,
+    to: Deno.TcpConn,
+    firstExtraMs: number,
+    note: (piece: Uint8Array) => void,
+  ): Promise<void> {
+    let inFlight = 0;
+    let extraMs = firstExtraMs;
+    let wake = () => {};
+    let writing: Promise<void> = Promise.resolve();
+    let failed = false;
+    const buffer = new Uint8Array(PIECE_SIZE);
+    for (;;) {
+      const length = await from.read(buffer);
+      if (length === null || failed) break;
+      const piece = buffer.slice(0, length);
+      note(piece);
+      const due = performance.now() + this.#oneWayMs + extraMs;
+      extraMs = 0;
+      inFlight += length;
+      writing = writing.then(async () => {
+        const wait = due - performance.now();
+        if (wait > 0) await delay(wait);
+        await writeAll(to, piece);
+        inFlight -= length;
+        wake();
+      }).catch(() => {
+        failed = true;
+        closeQuietly(from);
+        wake();
+      });
+      while (inFlight > IN_FLIGHT_MAX && !failed) {
+        await new Promise<void>((resolve) => wake = resolve);
+      }
+    }
+    await writing;
+    if (!failed) await to.closeWrite();
+  }
+
+  // deno-lint-ignore require-await
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#listener.close();
+    for (const connection of this.#connections) closeQuietly(connection);
+  }
+}
+
+function emptyTraffic(): Traffic {
+  return { requests: 0, connections: 0, bytes: 0, curve: [[0, 0]] };
+}
+
+function ascii(piece: Uint8Array): string {
+  return String.fromCharCode(...piece.subarray(0, 8));
+}
+
+async function writeAll(to: Deno.TcpConn, bytes: Uint8Array): Promise<void> {
+  for (let at = 0; at < bytes.length;) {
+    at += await to.write(bytes.subarray(at));
+  }
+}
+
+function closeQuietly(connection: Deno.TcpConn): void {
+  try {
+    connection.close();
+  } catch {
+    // Closed already.
+  }
+}

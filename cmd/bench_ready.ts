@@ -1,0 +1,127 @@
+/** Waits for a service to be available, and asks it as fast as it answers. */
+
+import { delay, ObdError } from "../lib/io/mod.ts";
+import type { BenchProcess } from "./bench_process.ts";
+import type { Ready } from "./bench_workloads.ts";
+
+const POLL_INTERVAL_MS = 5;
+const ANSWER_DEADLINE_MS = 120_000;
+const STEADY_CLIENTS = 4;
+
+/** @throws {ObdError} If the container ends first, or the deadline passes. */
+export async function waitForReady(
+  container: BenchProcess,
+  ready: Ready,
+  deadlineMs: number,
+  signal: AbortSignal,
+): Promise<void> {
+  const stop = new AbortController();
+  const expired = AbortSignal.any([
+    signal,
+    stop.signal,
+    AbortSignal.timeout(deadlineMs),
+  ]);
+  const ended = container.status.then((code) => {
+    if (ready.kind === "exit" && code === 0) return;
+    throw new ObdError(
+      "state",
+      `The container ended with ${code}: ${container.tail}`,
+    );
+  });
+  ended.catch(() => {});
+  try {
+    await Promise.race([
+      ended,
+      until(container, ready, expired).catch((error) => {
+        signal.throwIfAborted();
+        if (!expired.aborted) throw error;
+        throw new ObdError(
+          "deadline",
+          `The service was not available after ${
+            deadlineMs / 1000
+          } s: ${container.tail}`,
+        );
+      }),
+    ]);
+  } finally {
+    stop.abort();
+  }
+}
+
+async function until(
+  container: BenchProcess,
+  ready: Ready,
+  signal: AbortSignal,
+): Promise<void> {
+  if (ready.kind === "http") return await untilHttp(ready, signal);
+  await new Promise<void>((resolve, reject) => {
+    signal.addEventListener("abort", () => reject(signal.reason));
+    if (ready.kind !== "log") return;
+    let text = "";
+    container.listen((piece) => {
+      text = (text + piece).slice(-64 * 1024);
+      if (text.includes(ready.text)) resolve();
+    });
+  });
+}
+
+async function untilHttp(
+  { port, path }: { port: number; path: string },
+  signal: AbortSignal,
+): Promise<void> {
+  for (;;) {
+    signal.throwIfAborted();
+    try {
+      const answer = await fetch(`http://127.0.0.1:${port}${path}`, {
+        signal: AbortSignal.any([
+          signal,
+          AbortSignal.timeout(ANSWER_DEADLINE_MS),
+        ]),
+      });
+      await answer.arrayBuffer();
+      if (answer.ok) return;
+    } catch {
+      // Nobody listens yet.
+    }
+    await delay(POLL_INTERVAL_MS, signal);
+  }
+}
+
+/** Requests per second that the warm service answers. */
+export async function steadyRate(
+  { port, path }: { port: number; path: string },
+  seconds: number,
+  signal: AbortSignal,
+): Promise<number> {
+  const started = performance.now();
+  const end = started + seconds * 1000;
+  let answers = 0;
+  await Promise.all(
+    Array.from({ length: STEADY_CLIENTS }, async () => {
+      while (performance.now() < end) {
+        signal.throwIfAborted();
+        const answer = await fetch(`http://127.0.0.1:${port}${path}`);
+        await answer.arrayBuffer();
+        if (!answer.ok) {
+          throw new ObdError("state", `The service answered ${answer.status}`);
+        }
+        answers++;
+      }
+    }),
+  );
+  return answers / ((performance.now() - started) / 1000);
+}
+
+/** @throws {ObdError} If somebody answers at the service's port before it is started. */
+export async function requireFreePort(ready: Ready): Promise<void> {
+  if (ready.kind !== "http") return;
+  try {
+    (await Deno.connect({ hostname: "127.0.0.1", port: ready.port })).close();
+  } catch {
+    return;
+  }
+  throw new ObdError(
+    "conflict",
+    `Port ${ready.port} is in use, which the service wants`,
+  );
+}
