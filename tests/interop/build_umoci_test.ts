@@ -1,6 +1,6 @@
 /** What `obd build` makes of a stack of layers is what umoci unpacks. */
 
-import { equal } from "node:assert/strict";
+import { deepEqual, equal } from "node:assert/strict";
 import { gunzipSync } from "node:zlib";
 import {
   build,
@@ -11,10 +11,17 @@ import {
 } from "../image/helpers.ts";
 import { parseTree, sameTree } from "../testutil/device_tree.ts";
 import {
+  dir,
+  file,
+  hardlink,
+  type LayerEntry,
   type MadeImage,
   type MadeLayer,
   makeImage,
   makeLayer,
+  opaque,
+  symlink,
+  whiteout,
   writeLayout,
 } from "../testutil/oci_image.ts";
 import { randomLayers } from "../testutil/random_layers.ts";
@@ -87,6 +94,54 @@ for (const seed of [1, 2, 3, 4, 5, 6, 7, 8]) {
       }),
   });
 }
+
+const BELOW: LayerEntry[] = [
+  dir("a"),
+  file("a/one", "1"),
+  file("a/two", "2"),
+  dir("a/sub"),
+  file("a/sub/deep", "3"),
+  file("top", "4"),
+  symlink("link", "a"),
+];
+/** Layers whose order of entries matters. */
+const ABOVE: LayerEntry[][] = [
+  [dir("a"), file("a/new"), whiteout("a")],
+  [file("a/sub/new"), whiteout("a")],
+  [file("a/sub/new"), opaque("a")],
+  [dir("a/sub"), opaque("a")],
+  [opaque("a"), file("a/sub/new")],
+  [file("top", "new"), whiteout("top")],
+  [whiteout("top"), file("top", "new")],
+  [whiteout("link/one"), file("link/three")],
+  [opaque("link")],
+  [opaque("link/sub"), file("a/sub/x")],
+  [hardlink("h", "link/one")],
+  [hardlink("h", "top"), whiteout("top")],
+  [opaque(""), file("x")],
+];
+
+Deno.test({
+  name: "build: whiteouts in every order give the names that umoci unpacks",
+  ignore: !canUnpack,
+  fn: () =>
+    withTempDir(async (dir) => {
+      const paths = (tree: string[]) => tree.map((l) => JSON.parse(l).path);
+      for (const [i, entries] of ABOVE.entries()) {
+        const layout = `${dir}/${i}`;
+        const image = makeImage({ layers: [{ entries: BELOW }, { entries }] });
+        await writeLayout(layout, [{ tag: "v1", image }]);
+        await build({ source: `oci:${layout}:v1`, virtualSize: 2 ** 30 });
+        const rootfs = `${dir}/root-${i}`;
+        await sh(["umoci", "raw", "unpack", "--image", `${layout}:v1`, rootfs]);
+        deepEqual(
+          paths(await imageTree(`oci:${layout}:v1`)),
+          paths(parseTree(await sh(["python3", TREE, rootfs]))),
+          entries.map((e) => e.path).join(", "),
+        );
+      }
+    }),
+});
 
 /**
  * Directories that no entry describes are of the time of unpacking with umoci,
