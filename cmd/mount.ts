@@ -94,6 +94,7 @@ export function describeState(state: MountState) {
     dir: state.dir ?? null,
     device: state.device ?? null,
     driver: state.driver,
+    fsType: state.fsType ?? null,
     export: state.export,
     uri: state.uri ?? null,
     api: state.api,

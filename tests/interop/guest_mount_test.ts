@@ -1,5 +1,5 @@
 /**
- * All of `obd mount` in a guest whose kernel has the NBD driver: the guest's
+ * `obd mount` and `obd umount` in a guest whose kernel has the NBD driver: the guest's
  * disk is an image, served by obd, that has obd's bundle, the runtime, the
  * programs they need, and another image to mount.
  */
@@ -35,19 +35,15 @@ export PATH=/bin DENO_DIR=/tmp/deno HOME=/tmp
 obd() { deno run -A --no-config --no-lock --no-remote --no-prompt /obd.js "$@"; }
 obd mount --json oci:/image:v1 /at
 cat /at/file
-obd attach --device /dev/nbd5 oci:/image:v1
-cat /sys/block/nbd5/ro
+echo ro $(cat /sys/block/nbd0/ro) readahead $(cat /sys/block/nbd0/queue/read_ahead_kb)
 obd umount /at
 test ! -e /sys/block/nbd0/pid
-test -e /sys/block/nbd5/pid
-obd detach oci:/image:v1
-test ! -e /sys/block/nbd5/pid
 test -z "$(ls /run/obd/mounts)"
 echo all is well
 `;
 
 Deno.test({
-  name: "obd mount and attach with the kernel's NBD driver, in a guest",
+  name: "obd mount with the kernel's NBD driver, in a guest",
   ignore,
   fn: async () => {
     await using box = await ObdSandbox.make();
@@ -81,9 +77,8 @@ exec busybox chroot /mnt /bin/sh /test.sh 2>&1`,
     });
     match(out, /"device":"\/dev\/nbd0","driver":"nbd"/);
     match(out, /^hello$/m);
-    match(out, /^\/dev\/nbd5\n1$/m);
+    match(out, /^ro 1 readahead 4096$/m);
     match(out, /^\/at is unmounted \(oci:\/image:v1\)$/m);
-    match(out, /^\/dev\/nbd5 is detached \(oci:\/image:v1\)$/m);
     match(out, /^all is well$/m);
   },
 });
@@ -105,7 +100,7 @@ async function guestFiles(dir: string): Promise<LayerEntry[]> {
     const path = (await runTool("sh", "-c", `command -v ${program}`)).trim();
     await add(program, path);
   }
-  for (const applet of ["sh", "cat", "ls", "test"]) {
+  for (const applet of ["sh", "cat", "ls"]) {
     files.set(`bin/${applet}`, files.get("bin/busybox")!);
   }
   await addTree(files, "image", `${dir}/inner`);
