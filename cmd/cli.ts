@@ -130,11 +130,11 @@ function addCommonOptions(command: Command): void {
 }
 
 function addBuild(add: Add): void {
-  nativeStorage(add(
+  add(
     "build <source> [dest]",
     "read an image once and write its small meta image",
     () => import("./build.ts"),
-  ))
+  )
     .addOption(
       new Option("--vsize <GiB>", "virtual size of the device")
         .argParser(positiveInteger).default(64),
@@ -151,7 +151,10 @@ function addBuild(add: Add): void {
     )
     .option("--no-tag", "push by digest only")
     .option("--no-referrer", "do not maintain the referrers fallback tag")
-    .addOption(jobs())
+    .addOption(
+      new Option("--jobs <n>", "threads to use").argParser(positiveInteger)
+        .default(navigator.hardwareConcurrency, "number of cores"),
+    )
     .addOption(
       new Option(
         "--format <format>",
@@ -164,14 +167,6 @@ function addBuild(add: Add): void {
         "make layers native that this reader cannot read as TurboOCI",
       ).choices(["overlaybd"]),
     )
-    .option("--oci", "OCI media types for native images (default)")
-    .option("--no-oci", "Docker media types for native images")
-    .option("--dry-run", "build, print what would be pushed, push nothing");
-}
-
-/** How native layers are stored. */
-function nativeStorage(command: Command): Command {
-  return command
     .addOption(
       new Option("--algorithm <name>", "compression of native layers")
         .choices(["lz4", "zstd"]).default("lz4"),
@@ -179,12 +174,10 @@ function nativeStorage(command: Command): Command {
     .addOption(
       new Option("--block-size <KiB>", "compressed blocks of native layers")
         .choices(["4", "8", "16", "32"]).default("4"),
-    );
-}
-
-function jobs(): Option {
-  return new Option("--jobs <n>", "threads to use").argParser(positiveInteger)
-    .default(navigator.hardwareConcurrency, "number of cores");
+    )
+    .option("--oci", "OCI media types for native images (default)")
+    .option("--no-oci", "Docker media types for native images")
+    .option("--dry-run", "build, print what would be pushed, push nothing");
 }
 
 function addServe(add: Add): void {
@@ -264,20 +257,6 @@ function addReadCommands(add: Add): void {
       () => import("./cat.ts"),
     ),
   );
-  platform(
-    add(
-      "verify <image>",
-      "read all of an image and list what is wrong with it",
-      () => import("./verify.ts"),
-    ),
-  );
-  nativeStorage(platform(
-    add(
-      "merge <image> <out>",
-      "flatten an image's layers into one overlaybd layer file",
-      () => import("./merge.ts"),
-    ),
-  )).addOption(jobs());
   platform(
     add(
       "inspect <image|file>",
