@@ -20,6 +20,14 @@ export type {
 } from "./inspect_image.ts";
 export type { LayoutEntry, LayoutInspection } from "./inspect_layout.ts";
 export type { MetaSearch } from "./inspect_meta.ts";
+export { mergeImage, type MergeOptions } from "./native_merge.ts";
+export {
+  type Finding,
+  type Verification,
+  type VerifiedLayer,
+  verifyImage,
+  type VerifyOptions,
+} from "./verify.ts";
 export { META_WAYS, type MetaWay } from "./find_meta.ts";
 export {
   type LayerInfo,

@@ -16,6 +16,7 @@ export * from "./image_space.ts";
 export * from "./inspect/mod.ts";
 export * from "./layer_stack.ts";
 export * from "./materialize.ts";
+export * from "./merge_layers.ts";
 export * from "./native_layer.ts";
 export * from "./pass/mod.ts";
 export * from "./tar_spool.ts";

@@ -1,0 +1,235 @@
+/**
+ * `obd verify`: reads all of an image and lists what is wrong with it. Unlike
+ * opening, it does not stop at the first mistake, and leaves nothing to the
+ * first read.
+ */
+
+import {
+  errorText,
+  FormatError,
+  IntegrityError,
+  NotFoundError,
+  ObdError,
+} from "../io/mod.ts";
+import { Ext4Reader } from "../ext4/mod.ts";
+import { NULL_UUID } from "../layers/mod.ts";
+import {
+  parsePlatform,
+  parseReference,
+  type Repository,
+  withTarget,
+} from "../registry/mod.ts";
+import type { ImageEnvironment } from "./environment.ts";
+import { layerRoles, misfit } from "./meta_image.ts";
+import { openImage } from "./open.ts";
+import { resolveSource, type SourceImage } from "./source.ts";
+import {
+  type Attempt,
+  type LayerCheck,
+  type LayerFacts,
+  verifyNative,
+  verifyPlain,
+  verifyTurbo,
+} from "./verify_layer.ts";
+import { shortDigest } from "./destination.ts";
+
+/** Something that is wrong. */
+export interface Finding {
+  /** 1 = bottom; absent where it concerns the whole image. */
+  layer?: number;
+  /** Of the layer's blob. */
+  digest?: string;
+  /** What was checked. */
+  check: string;
+  problem: string;
+}
+
+/** One layer that was looked at. */
+export interface VerifiedLayer {
+  digest: string;
+  kind: "plain" | "turbo" | "native" | "acceleration";
+  size: number;
+  ok: boolean;
+}
+
+/** What {@linkcode verifyImage} found. */
+export interface Verification {
+  /** Digest of the manifest. */
+  digest: string;
+  layers: VerifiedLayer[];
+  findings: Finding[];
+}
+
+/** Options of {@linkcode verifyImage}. */
+export interface VerifyOptions {
+  /** `OS/ARCH[/VARIANT]` of an index; default this machine's. */
+  platform?: string | undefined;
+}
+
+/**
+ * Checks a plain, TurboOCI, overlaybd-native or mixed image: digests, diffIDs,
+ * annotations, checksums of every block, order and bounds of every index, every
+ * span through the random-access index, targets, subject, and the file system.
+ *
+ * @throws {ObdError} If the image cannot even be named: no such tag, no such
+ * registry, a manifest that is none.
+ */
+export async function verifyImage(
+  environment: ImageEnvironment,
+  text: string,
+  options: VerifyOptions = {},
+): Promise<Verification> {
+  const { signal } = environment;
+  const reference = parseReference(text);
+  await using repository = await environment.openRepository(reference);
+  const image = await resolveSource(repository, reference, {
+    platform: options.platform === undefined
+      ? undefined
+      : parsePlatform(options.platform),
+    signal,
+  });
+  const findings: Finding[] = [];
+  const attempt = attempts(findings, {});
+  const roles = await attempt(
+    "manifest",
+    () => Promise.resolve(layerRoles(image.manifest)),
+  );
+  const layers: VerifiedLayer[] = [];
+  const facts: (LayerFacts | undefined)[] = [];
+  for (const [i, layer] of image.manifest.layers.entries()) {
+    const role = roles?.[i];
+    const before = findings.length;
+    const task = environment.progress.start(
+      `verify ${shortDigest(layer)}`,
+      role?.kind === "turbo" ? role.targetSize : layer.size,
+    );
+    const check: LayerCheck = {
+      environment,
+      repository,
+      task,
+      attempt: attempts(findings, { layer: i + 1, digest: layer.digest }),
+    };
+    const diffId = image.config.diffIds[i];
+    try {
+      if (role === undefined) await verifyPlain(check, layer, diffId!);
+      else if (role.kind === "native") {
+        facts.push(await verifyNative(check, layer, diffId));
+      } else if (role.kind === "turbo") {
+        facts.push(await verifyTurbo(check, role, diffId));
+      }
+    } finally {
+      task.done();
+    }
+    layers.push({
+      digest: layer.digest,
+      kind: role?.kind ?? "plain",
+      size: layer.size,
+      ok: findings.length === before,
+    });
+  }
+  if (roles) {
+    await attempt("stack", () => checkStack(facts));
+    await attempt("subject", () => checkSubject(repository, image, signal));
+    if (findings.length === 0) {
+      await attempt(
+        "file system",
+        () => checkFileSystem(environment, text, options),
+      );
+    }
+  }
+  return { digest: image.resolved.descriptor.digest, layers, findings };
+}
+
+/** Turns what a check throws into findings; cancellation and our own mistakes pass. */
+function attempts(
+  findings: Finding[],
+  where: Pick<Finding, "layer" | "digest">,
+): Attempt {
+  return async (check, work) => {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof ObdError) || error.code === "cancelled") {
+        throw error;
+      }
+      findings.push({ ...where, check, problem: errorText(error) });
+      return undefined;
+    }
+  };
+}
+
+/** Layers of one device, each naming the one below where it names any. */
+function checkStack(facts: (LayerFacts | undefined)[]): Promise<void> {
+  const sizes = new Set(
+    facts.map((f) => f?.virtualSize ?? 0).filter((size) => size > 0),
+  );
+  if (sizes.size > 1) {
+    throw new FormatError(
+      "stack",
+      "virtual size",
+      `differs between layers: ${[...sizes].join(", ")} bytes`,
+    );
+  }
+  for (const [i, layer] of facts.entries()) {
+    const below = facts[i - 1];
+    if (!layer || !below) continue;
+    const { parentUuid } = layer;
+    if (parentUuid === NULL_UUID || below.uuid === NULL_UUID) continue;
+    if (parentUuid.toUpperCase() !== below.uuid.toUpperCase()) {
+      throw new FormatError(
+        "stack",
+        `parent UUID of layer ${i + 1}`,
+        `is ${parentUuid}, the layer below is ${below.uuid}`,
+      );
+    }
+  }
+  return Promise.resolve();
+}
+
+/** A meta image's source, where it names one, must still be the one that it was made from. */
+async function checkSubject(
+  repository: Repository,
+  image: SourceImage,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const { subject } = image.manifest;
+  const hasTurbo = layerRoles(image.manifest)?.some((r) => r.kind === "turbo");
+  if (!subject || !hasTurbo) return;
+  let source: SourceImage;
+  try {
+    source = await resolveSource(
+      repository,
+      withTarget(image.reference, { digest: subject.digest }),
+      { signal },
+    );
+  } catch (error) {
+    if (!(error instanceof NotFoundError)) throw error;
+    throw new NotFoundError(
+      `Subject ${subject.digest} is not in ${repository.name}: registries may remove its layers`,
+    );
+  }
+  const problem = misfit(image.manifest, source);
+  if (problem !== undefined) {
+    throw new IntegrityError("Source of the image", "the subject", problem);
+  }
+}
+
+/** Walks the whole tree of an ext4 device; of other file systems nothing is known here. */
+async function checkFileSystem(
+  environment: ImageEnvironment,
+  text: string,
+  options: VerifyOptions,
+): Promise<void> {
+  await using opened = await openImage(environment, text, options);
+  const magic = new Uint8Array(2);
+  if (opened.source.size < 2048) return;
+  await opened.source.pread(magic, EXT4_MAGIC_AT);
+  if (magic[0] !== 0x53 || magic[1] !== 0xef) return;
+  const reader = await Ext4Reader.open(opened.source);
+  for await (const _ of reader.walk()) {
+    environment.signal?.throwIfAborted();
+  }
+}
+
+/** Bytes 0x38 and 0x39 of the superblock at 1024 hold 0xEF53 (kernel fs/ext4/ext4.h). */
+const EXT4_MAGIC_AT = 1024 + 0x38;
