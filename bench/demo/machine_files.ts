@@ -108,6 +108,7 @@ function readEntry(path: string, room: number): LayerEntry | undefined {
         ...attributes.entry,
       };
     }
+    if (attributes.kind !== "file" || !attributes.isPublic) return undefined;
     if (attributes.size > Math.min(FILE_BYTES_MAX, room)) return undefined;
     const content = readFileSync(path);
     return { path: nameOf(path), content, ...attributes.entry };
@@ -133,6 +134,8 @@ function* parentsOf(path: string, known: Set<string>): Generator<LayerEntry> {
 function attributesOf(path: string): {
   kind: "file" | "symlink" | "other";
   size: number;
+  /** Everybody may read it: root's demo must not show more than others'. */
+  isPublic: boolean;
   entry: Partial<LayerEntry>;
 } {
   const info = lstatSync(path, { bigint: true });
@@ -144,6 +147,7 @@ function attributesOf(path: string): {
   return {
     kind,
     size: Number(info.size),
+    isPublic: (info.mode & 0o004n) !== 0n,
     entry: {
       mode: kind === "symlink" ? 0o777 : Number(info.mode & 0o7777n),
       uid: Number(info.uid),
