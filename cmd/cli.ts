@@ -14,6 +14,10 @@ import {
 import { type CommonOptions, type Context, runWithContext } from "./context.ts";
 import { versionLine } from "./version.ts";
 
+/** Largest device: ext4 with 32-bit block numbers ends just below 16 TiB. */
+const VSIZE_MAX_GIB = 16_383;
+const JOBS_MAX = 256;
+
 /** What a command's module exports. */
 interface CommandModule {
   run(
@@ -130,14 +134,15 @@ function addCommonOptions(command: Command): void {
 }
 
 function addBuild(add: Add): void {
-  add(
+  const build = add(
     "build <source> [dest]",
     "read an image once and write its small meta image",
     () => import("./build.ts"),
-  )
+  );
+  nativeStorage(build)
     .addOption(
       new Option("--vsize <GiB>", "virtual size of the device")
-        .argParser(positiveInteger).default(64),
+        .argParser(integerTo(VSIZE_MAX_GIB)).default(64),
     )
     .addOption(
       new Option("--platform <os/arch[/variant]>", "platform to build")
@@ -145,16 +150,10 @@ function addBuild(add: Add): void {
     )
     .option("--all-platforms", "build every platform of an index")
     .option("--flatten", "put all metadata into the top layer")
-    .addOption(
-      new Option("--tag <name>", "tag of the meta image (default: TAG-obd)")
-        .conflicts("noTag"),
-    )
+    .option("--tag <name>", "tag of the meta image (default: TAG-obd)")
     .option("--no-tag", "push by digest only")
     .option("--no-referrer", "do not maintain the referrers fallback tag")
-    .addOption(
-      new Option("--jobs <n>", "threads to use").argParser(positiveInteger)
-        .default(navigator.hardwareConcurrency, "number of cores"),
-    )
+    .addOption(jobs())
     .addOption(
       new Option(
         "--format <format>",
@@ -167,6 +166,29 @@ function addBuild(add: Add): void {
         "make layers native that this reader cannot read as TurboOCI",
       ).choices(["overlaybd"]),
     )
+    .option("--oci", "OCI media types for native images (default)")
+    .option("--no-oci", "Docker media types for native images")
+    .option("--dry-run", "build, print what would be pushed, push nothing");
+  refuseTogether(build, "tag", "no-tag");
+}
+
+/** For an option and its negation, which are one to commander: the last would win. */
+function refuseTogether(command: Command, first: string, second: string): void {
+  const seen = new Set<string>();
+  for (const name of [first, second]) {
+    command.on(`option:${name}`, () => {
+      seen.add(name);
+      if (seen.size < 2) return;
+      command.error(
+        `error: option '--${first}' cannot be used with option '--${second}'`,
+      );
+    });
+  }
+}
+
+/** How native layers are stored. */
+function nativeStorage(command: Command): Command {
+  return command
     .addOption(
       new Option("--algorithm <name>", "compression of native layers")
         .choices(["lz4", "zstd"]).default("lz4"),
@@ -174,10 +196,14 @@ function addBuild(add: Add): void {
     .addOption(
       new Option("--block-size <KiB>", "compressed blocks of native layers")
         .choices(["4", "8", "16", "32"]).default("4"),
-    )
-    .option("--oci", "OCI media types for native images (default)")
-    .option("--no-oci", "Docker media types for native images")
-    .option("--dry-run", "build, print what would be pushed, push nothing");
+    );
+}
+
+function jobs(): Option {
+  return new Option("--jobs <n>", "threads to use").argParser(
+    integerTo(JOBS_MAX),
+  )
+    .default(navigator.hardwareConcurrency, "number of cores");
 }
 
 function addServe(add: Add): void {
@@ -257,6 +283,20 @@ function addReadCommands(add: Add): void {
       () => import("./cat.ts"),
     ),
   );
+  platform(
+    add(
+      "verify <image>",
+      "read all of an image and list what is wrong with it",
+      () => import("./verify.ts"),
+    ),
+  );
+  nativeStorage(platform(
+    add(
+      "merge <image> <out>",
+      "flatten an image's layers into one overlaybd layer file",
+      () => import("./merge.ts"),
+    ),
+  )).addOption(jobs());
   platform(
     add(
       "inspect <image|file>",
@@ -350,4 +390,13 @@ function positiveInteger(text: string): number {
     throw new InvalidArgumentError("Expected a positive whole number.");
   }
   return value;
+}
+
+/** Parses a whole number from 1 to `most`. */
+function integerTo(most: number): (text: string) => number {
+  return (text) => {
+    const value = positiveInteger(text);
+    if (value <= most) return value;
+    throw new InvalidArgumentError(`Expected at most ${most}.`);
+  };
 }

@@ -68,9 +68,8 @@ export class TerminalProgress implements Progress {
 export function createProgress(
   quiet: boolean,
 ): Progress & { clear?(): void; close?(): void } {
-  return !quiet && Deno.stderr.isTerminal()
-    ? new TerminalProgress()
-    : silentProgress;
+  const canDraw = Deno.stderr.isTerminal() && Deno.env.get("TERM") !== "dumb";
+  return !quiet && canDraw ? new TerminalProgress() : silentProgress;
 }
 
 function barLine(bar: Bar): string {

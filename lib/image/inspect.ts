@@ -64,7 +64,10 @@ export async function inspect(
     return await inspectConfigImage(environment, target);
   }
   const digest = BLOB_PATH.exec(target)?.[1];
-  const task = environment.progress.start(`inspect ${target}`, undefined);
+  const task = environment.progress.start(
+    `inspect ${nameOf(target)}`,
+    undefined,
+  );
   try {
     const report = await inspectFile(file, {
       signal: environment.signal,
@@ -81,6 +84,12 @@ export async function inspect(
   } finally {
     task.done();
   }
+}
+
+/** The last part of a path, short enough for a line of progress. */
+function nameOf(path: string): string {
+  const name = path.slice(path.lastIndexOf("/") + 1);
+  return name.length > 24 ? `${name.slice(0, 23)}…` : name;
 }
 
 /** Undefined also for what can be no path, such as a reference. */

@@ -1,6 +1,7 @@
 /** The command line as scripts rely on it. */
 
 import assert from "node:assert/strict";
+import { createProgram } from "../../cmd/cli.ts";
 import { VERSION } from "../../cmd/version.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
 import {
@@ -12,7 +13,8 @@ import {
 import { seededBytes } from "../testutil/source_contract.ts";
 import { assertOneLine, endOf, obd, startObd, withTempDir } from "./run_obd.ts";
 
-const COMMANDS = [
+/** Commands that scripts rely on; there may be more. */
+const CONTRACT = [
   "build",
   "serve",
   "mount",
@@ -25,9 +27,9 @@ const COMMANDS = [
   "cat",
   "inspect",
   "report",
-  "bench",
   "completion",
 ];
+const COMMANDS = createProgram(() => {}).commands.map((c) => c.name());
 
 const image = makeImage({
   layers: [{
@@ -51,8 +53,11 @@ Deno.test("--version is one line with the release", async () => {
 Deno.test("help: of the program and of every command, on stdout", async () => {
   const top = await obd(["--help"]);
   assert.equal(top.code, 0);
-  const listed = [...top.stdout.matchAll(/^ {2}([a-z]+) /gm)].map((m) => m[1]);
+  const listed = [...top.stdout.matchAll(/^ {2}([a-z][a-z-]*) /gm)].map((m) =>
+    m[1]
+  );
   assert.deepEqual(listed, [...COMMANDS, "help"]);
+  assert.deepEqual(CONTRACT.filter((name) => !listed.includes(name)), []);
   await Promise.all(COMMANDS.map(async (name) => {
     const help = await obd([name, "--help"]);
     assert.equal(help.code, 0, name);
@@ -80,10 +85,16 @@ const WRONG: [args: string[], message: RegExp][] = [
   [["build", "oci:IN:v1", "--vsize"], /argument missing/],
   [["build", "oci:IN:v1", "--vsize", "0"], /positive whole number/],
   [["build", "oci:IN:v1", "--vsize", "1.5"], /positive whole number/],
+  [["build", "oci:IN:v1", "--vsize", "16384"], /at most 16383/],
   [["build", "oci:IN:v1", "--jobs", "many"], /positive whole number/],
+  [["build", "oci:IN:v1", "--jobs", "257"], /at most 256/],
   [
     ["build", "oci:IN:v1", "--platform", "linux/amd64", "--all-platforms"],
     /cannot be used with/,
+  ],
+  [
+    ["build", "oci:IN:v1", "--tag", "x", "--no-tag"],
+    /'--tag' cannot be used with option '--no-tag'/,
   ],
   [["build", "oci:IN:v1", "--log-format", "xml"], /Allowed choices/],
   [["serve"], /required option '--config <file>'/],

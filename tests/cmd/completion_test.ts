@@ -27,7 +27,7 @@ async function shell(
 /** What each shell must offer: words before the cursor, the word begun, its completions. */
 const CASES: [words: string[], begun: string, offered: string[]][] = [
   [[], "bu", ["build"]],
-  [[], "m", ["mount", "mounts"]],
+  [[], "mou", ["mount", "mounts"]],
   [[], "he", ["help"]],
   [["build"], "--vs", ["--vsize"]],
   [["mount"], "--ap", ["--api"]],
