@@ -82,6 +82,8 @@ export function* runtimeFiles(
 function* walk(directory: string): Generator<string> {
   let entries;
   try {
+    // Files that everybody may read in a directory that not everybody may enter are private.
+    if ((lstatSync(directory).mode & 0o005) !== 0o005) return;
     entries = readdirSync(directory, { withFileTypes: true });
   } catch {
     return;
