@@ -15,6 +15,8 @@ export class StderrLogger implements Logger {
   readonly #kept: string[] = [];
   /** Called before a line is written, so that a progress bar can step aside. */
   beforeWrite: () => void = () => {};
+  /** Called after a line was written. */
+  afterWrite: () => void = () => {};
 
   constructor(options: { level: LogLevel; format: "text" | "json" }) {
     this.#minimum = ORDER.indexOf(options.level);
@@ -54,6 +56,7 @@ export class StderrLogger implements Logger {
     if (ORDER.indexOf(level) < this.#minimum) return;
     this.beforeWrite();
     console.error(line);
+    this.afterWrite();
   }
 }
 

@@ -10,6 +10,8 @@ import {
 import type { ProcessRef } from "./mount_state.ts";
 
 const RUN_DEADLINE_MS = 30_000;
+/** A background program's log; it lies in memory (`/run`) and nobody rotates it. */
+const LOG_SIZE_MAX = 4 * 1024 * 1024;
 const LOG_TAIL_BYTES = 4096;
 const LOG_TAIL_LINES = 5;
 
@@ -160,6 +162,7 @@ export async function startDetached(
     exec "$@" >>"$out" 2>>"$log"`;
   const child = new Deno.Command("/bin/sh", {
     args: ["-c", script, "sh", outPath, logPath, ...command],
+    env: { OBD_LOG_SIZE_MAX: String(LOG_SIZE_MAX) },
     cwd: "/",
     stdin: "null",
     stdout: "null",

@@ -15,6 +15,7 @@ import {
   type ServeConfig,
 } from "./config.ts";
 import type { Context } from "./context.ts";
+import { keepStderrSmall } from "./log_file.ts";
 import { notifyServiceManager } from "./notify.ts";
 import { ServeSession } from "./serve_session.ts";
 
@@ -35,6 +36,8 @@ export async function run(
   const { config, addresses } = await readConfig(options.config as string[]);
   for (const warning of config.warnings) context.log.warn(warning);
   if (config.logLevel && !context.debug) context.log.setLevel(config.logLevel);
+  const logSizeMax = Number(Deno.env.get("OBD_LOG_SIZE_MAX"));
+  if (logSizeMax > 0) keepStderrSmall(context.log, logSizeMax);
   if (options.check) {
     context.say(
       `Configuration is valid: ${config.images.length} images, NBD at ${config.nbd.listen}, API at ${config.api.listen}`,

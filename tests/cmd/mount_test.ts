@@ -372,3 +372,31 @@ Deno.test({
 Deno.test("processRef() of nobody", async () => {
   equal(await processRef(0x7fffffff), undefined);
 });
+
+Deno.test("keepStderrSmall() cuts the file and keeps the last lines", () =>
+  withTempDir(async (dir) => {
+    const module = (name: string) =>
+      JSON.stringify(new URL(`../../cmd/${name}`, import.meta.url).href);
+    await Deno.writeTextFile(
+      `${dir}/noisy.ts`,
+      `import { StderrLogger } from ${module("log.ts")};
+import { keepStderrSmall } from ${module("log_file.ts")};
+const log = new StderrLogger({ level: "info", format: "text" });
+keepStderrSmall(log, 100_000);
+for (let i = 0; i < 10_000; i++) log.info("line", { i });`,
+    );
+    const log = `${dir}/log`;
+    await mustRun("log", "sh", [
+      "-c",
+      'exec "$1" run -A --no-config "$2" 2>>"$3"',
+      "sh",
+      Deno.execPath(),
+      `${dir}/noisy.ts`,
+      log,
+    ]);
+    const lines = (await Deno.readTextFile(log)).trim().split("\n");
+    ok((await Deno.stat(log)).size < 110_000);
+    const numbers = lines.map((line) => Number(/i=(\d+)$/.exec(line)![1]));
+    equal(numbers.at(-1), 9999);
+    deepEqual(numbers, numbers.map((_, i) => numbers[0]! + i));
+  }));
