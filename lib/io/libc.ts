@@ -21,6 +21,7 @@ const SYMBOLS = {
     result: "i32",
     nonblocking: true,
   },
+  malloc_trim: { parameters: ["usize"], result: "i32" },
 } as const;
 
 /** An opened libc. */
@@ -73,4 +74,13 @@ export function preadCached(
     RWF_NOWAIT,
   );
   return Number(got) === dst.length;
+}
+
+/**
+ * Gives memory that was freed back to the system. Threads that ended leave
+ * theirs in glibc's arenas (measured: 30 MB after the pass over one layer), and
+ * the next thread may get another arena. A few milliseconds.
+ */
+export function trimMemory(): void {
+  loadLibc()?.malloc_trim(0n);
 }

@@ -4,7 +4,7 @@
  */
 
 import type { Emission, Ext4Model, MappedRanges } from "../ext4/mod.ts";
-import { FileSink, FileSource } from "../io/mod.ts";
+import { FileSink, FileSource, trimMemory } from "../io/mod.ts";
 import { TarWalker } from "../tar/mod.ts";
 import { ZFileWriter } from "../zfile/mod.ts";
 import { LayerApplier } from "./apply.ts";
@@ -112,6 +112,7 @@ export async function scanInto(
     signal: input.signal,
     threads: input.threads,
   });
+  trimMemory();
   return {
     scan,
     entryCount: applier.entryCount,
@@ -195,6 +196,7 @@ export async function writeMetaLayer(
       { name: META_MEMBER.spans, content: spans },
     ]);
     stack.add(await openLayer(fsMeta, "warp"));
+    trimMemory();
     return {
       reused: false,
       kind: "turbo",
