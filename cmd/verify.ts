@@ -22,7 +22,7 @@ export async function run(
   const { digest, layers, findings } = await verifyImage(environment, image!, {
     platform: options.platform as string | undefined,
   });
-  context.say(`image    ${digest}`);
+  if (digest !== undefined) context.say(`image    ${digest}`);
   for (const [i, layer] of layers.entries()) {
     context.say(
       `layer ${i + 1}  ${layer.ok ? "ok " : "BAD"} ${layer.kind} ${

@@ -33,6 +33,11 @@ import {
 } from "./verify_layer.ts";
 import { shortDigest } from "./destination.ts";
 
+/** Bytes of a device read at once. */
+const PIECE = 1024 * 1024;
+/** Mistakes of one device after which the rest is not read. */
+const FINDINGS_MAX = 100;
+
 /** Something that is wrong. */
 export interface Finding {
   /** 1 = bottom; absent where it concerns the whole image. */
@@ -54,8 +59,8 @@ export interface VerifiedLayer {
 
 /** What {@linkcode verifyImage} found. */
 export interface Verification {
-  /** Digest of the manifest. */
-  digest: string;
+  /** Digest of the manifest; absent for a `config.v1.json`. */
+  digest?: string;
   layers: VerifiedLayer[];
   findings: Finding[];
 }
@@ -79,6 +84,7 @@ export async function verifyImage(
   text: string,
   options: VerifyOptions = {},
 ): Promise<Verification> {
+  if (await isConfigFile(text)) return await verifyConfig(environment, text);
   const { signal } = environment;
   const reference = parseReference(text);
   await using repository = await environment.openRepository(reference);
@@ -140,6 +146,63 @@ export async function verifyImage(
   return { digest: image.resolved.descriptor.digest, layers, findings };
 }
 
+/**
+ * A stack by its `config.v1.json`: without a manifest there are no digests to
+ * compare, so all that the device shows is read through every check of a read.
+ */
+async function verifyConfig(
+  environment: ImageEnvironment,
+  file: string,
+): Promise<Verification> {
+  const { signal, progress } = environment;
+  const findings: Finding[] = [];
+  const attempt = attempts(findings, {});
+  await using image = await attempt(
+    "stack",
+    () => openImage(environment, file),
+  );
+  if (!image) return { layers: [], findings };
+  const { source } = image;
+  const task = progress.start(`verify ${file}`, source.table.mappedBytes);
+  const buffer = new Uint8Array(PIECE);
+  try {
+    for (const { offset, length, kind } of source.extents(0, source.size)) {
+      if (kind !== "data") continue;
+      for (let at = 0; at < length; at += PIECE) {
+        const piece = buffer.subarray(0, Math.min(PIECE, length - at));
+        const read = () => source.pread(piece, offset + at, { signal });
+        await attempt(`device at ${offset + at}`, read);
+        task.add(piece.length);
+      }
+      if (findings.length >= FINDINGS_MAX) break;
+    }
+  } finally {
+    task.done();
+  }
+  const ok = findings.length === 0;
+  return {
+    layers: image.layers.map(({ digest, kind, size }) => ({
+      digest,
+      kind,
+      size,
+      ok,
+    })),
+    findings,
+  };
+}
+
+/** Whether the argument is a file and no reference. */
+async function isConfigFile(text: string): Promise<boolean> {
+  if (!text.endsWith(".json") || /^(oci|oci-archive|docker):/.test(text)) {
+    return false;
+  }
+  try {
+    return (await Deno.stat(text)).isFile;
+  } catch {
+    return false;
+  }
+}
+
 /** Turns what a check throws into findings; cancellation and our own mistakes pass. */
 function attempts(
   findings: Finding[],
@@ -170,11 +233,19 @@ function checkStack(facts: (LayerFacts | undefined)[]): Promise<void> {
       `differs between layers: ${[...sizes].join(", ")} bytes`,
     );
   }
+  const bottom = facts[0];
+  if (bottom && isNamed(bottom.parentUuid)) {
+    throw new FormatError(
+      "stack",
+      "parent UUID of layer 1",
+      `is ${bottom.parentUuid}, but nothing lies below`,
+    );
+  }
   for (const [i, layer] of facts.entries()) {
     const below = facts[i - 1];
     if (!layer || !below) continue;
     const { parentUuid } = layer;
-    if (parentUuid === NULL_UUID || below.uuid === NULL_UUID) continue;
+    if (!isNamed(parentUuid) || !isNamed(below.uuid)) continue;
     if (parentUuid.toUpperCase() !== below.uuid.toUpperCase()) {
       throw new FormatError(
         "stack",
@@ -184,6 +255,11 @@ function checkStack(facts: (LayerFacts | undefined)[]): Promise<void> {
     }
   }
   return Promise.resolve();
+}
+
+/** Many tools write the null UUID, or nothing. */
+function isNamed(uuid: string): boolean {
+  return uuid !== NULL_UUID && /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-/i.test(uuid);
 }
 
 /** A meta image's source, where it names one, must still be the one that it was made from. */
