@@ -14,11 +14,17 @@ import {
 } from "../../lib/image/mod.ts";
 import {
   concatBytes,
+  FileSource,
   loadLibc,
+  MemorySink,
   MemorySource,
   NotFoundError,
 } from "../../lib/io/mod.ts";
-import { inspectFile } from "../../lib/layers/mod.ts";
+import {
+  inspectFile,
+  readMetaBlob,
+  writeMetaBlob,
+} from "../../lib/layers/mod.ts";
 import {
   blobPath,
   digestOf,
@@ -324,11 +330,18 @@ for (const [name, bytes, code, message] of BROKEN) {
 /** Golden files with damage. */
 const DAMAGED: [
   name: string,
-  change: (bytes: Uint8Array) => Uint8Array,
+  change: (bytes: Uint8Array<ArrayBuffer>) => Uint8Array,
   code: string,
   message: RegExp,
 ][] = [
   ["unit/zbody", (b) => flipped(b, 600), "integrity", /ZFile block 0 CRC/],
+  // A block that opening the layer does not touch.
+  [
+    "unit/zbody",
+    (b) => flipped(b, 512 + new DataView(b.buffer).getUint32(0x3a2, true) + 2),
+    "integrity",
+    /ZFile block 1 CRC/,
+  ],
   ["unit/zbody", (b) => flipped(b, 0x3a2), "integrity", /jump table CRC/],
   ["unit/zbody", (b) => flipped(b, 48), "integrity", /header digest/],
   ["unit/zbody", (b) => b.subarray(0, 700), "format", /ZFile/],
@@ -578,6 +591,48 @@ Deno.test("a meta blob that was changed in storage", () =>
     assert.equal(found.layers[0]!.problem, undefined);
     assert.equal(found.layers[1]!.problem?.code, "integrity");
     assert.equal(found.problem?.code, "integrity");
+  }));
+
+Deno.test("members of a meta blob that do not fit each other", () =>
+  withTempDir(async (dir) => {
+    await writeLayout(dir, [{ tag: "v1", image }]);
+    await build(`oci:${dir}:v1`);
+    const found = await inspectImage(`oci:${dir}:v1-obd`);
+    const members = await Promise.all(found.layers.map(async (layer) => {
+      const path = blobPath(dir, layer.meta!.digest);
+      await using source = await FileSource.open(path);
+      return (await readMetaBlob(source)).members;
+    }));
+    const blobOf = async (parts: ReadonlyMap<string, Uint8Array>) => {
+      const sink = new MemorySink();
+      await writeMetaBlob(
+        sink,
+        [...parts].map(([name, content]) => ({ name, content })),
+      );
+      return await inspectBytes(sink.bytes());
+    };
+    const [first, second] = members as [
+      Map<string, Uint8Array>,
+      Map<string, Uint8Array>,
+    ];
+    assert.equal((await blobOf(first)).problem, undefined);
+    const without = new Map(first);
+    without.delete("gzip.meta");
+    assert.match(
+      (await blobOf(without)).problem!.message,
+      /needs the member gzip\.meta/,
+    );
+    const mixed = new Map(first);
+    mixed.set("gzip.meta", second.get("gzip.meta")!);
+    assert.match(
+      (await blobOf(mixed)).problem!.message,
+      /spans are not those of gzip\.meta/,
+    );
+    const bare = new Map([["obd.spans", first.get("obd.spans")!]]);
+    assert.match(
+      (await blobOf(bare)).problem!.message,
+      /ext4\.fs\.meta is missing/,
+    );
   }));
 
 Deno.test("an index: the platform that was asked for", () =>
