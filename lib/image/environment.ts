@@ -9,6 +9,7 @@ import {
 import { CodecPool } from "../compress/mod.ts";
 import {
   CacheStore,
+  PinnedStore,
   SpanCache,
   type SpanInflater,
   type ZstdDecoder,
@@ -68,6 +69,8 @@ export interface ImageEnvironment extends AsyncDisposable {
   /** Decodes spans in workers. */
   readonly inflater: SpanInflater & ZstdDecoder;
   readonly spanCache: SpanCache;
+  /** Files of layers that can only be decoded from their start; they count in the span cache's bound. */
+  readonly pinnedStore: PinnedStore;
   readonly blobStore: CacheStore | undefined;
   readonly blobBlockSize: number;
   /** Requests to each registry host so far. */
@@ -105,6 +108,13 @@ export async function openEnvironment(
     );
   const blobStore = await openStore("blob", options.blobCache);
   const spanStore = await openStore("gzip", options.spanCache);
+  const pinnedStore = stack.use(
+    await PinnedStore.open({
+      directory: options.spanCache && `${options.spanCache.directory}/pinned`,
+      store: spanStore,
+      logger: log,
+    }),
+  );
   const pool = stack.use(
     new CodecPool({ threads: options.workers }),
   );
@@ -121,6 +131,7 @@ export async function openEnvironment(
         ? {}
         : { memoryBytes: options.spanMemoryBytes }),
     }),
+    pinnedStore,
     blobStore,
     blobBlockSize: options.blobCache?.refillSize ?? DEFAULT_REFILL_SIZE,
     hostStatistics: () => client.statistics,

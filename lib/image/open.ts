@@ -326,6 +326,7 @@ export function servicesOf(environment: ImageEnvironment): LayerServices {
   return {
     inflater: environment.inflater,
     spanCache: environment.spanCache,
+    pinnedStore: environment.pinnedStore,
     blobStore: environment.blobStore,
     blobBlockSize: environment.blobBlockSize,
     logger: environment.log,

@@ -21,4 +21,10 @@ export * from "./native_layer.ts";
 export * from "./pass/mod.ts";
 export * from "./tar_spool.ts";
 export * from "./turbo_layer.ts";
+export { type PinnedOptions, PinnedSource } from "./pinned_source.ts";
+export {
+  type PinnedFile,
+  PinnedStore,
+  type PinnedStoreOptions,
+} from "./pinned_store.ts";
 export { isSeekable, type ZstdDecoder, ZstdSource } from "./zstd_source.ts";

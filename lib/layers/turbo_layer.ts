@@ -28,6 +28,8 @@ import type { StackLayer } from "./lsmt/mod.ts";
 import { META_MEMBER } from "./meta_blob.ts";
 import { openLayer } from "./open_layer.ts";
 import type { LayerCheckpoints } from "./pass/mod.ts";
+import { PinnedSource } from "./pinned_source.ts";
+import type { PinnedStore } from "./pinned_store.ts";
 import { VerifiedSource } from "./plain_target.ts";
 import type { SpanCache } from "./span_source.ts";
 import { SpanTable } from "./span_table.ts";
@@ -49,6 +51,8 @@ export interface Target {
 export interface LayerServices {
   inflater: SpanInflater & ZstdDecoder;
   spanCache: SpanCache;
+  /** Where layers go that can only be decoded from their start. */
+  pinnedStore: PinnedStore;
   blobStore?: CacheStore | undefined;
   /** Unit in which blobs are fetched and cached, in bytes. */
   blobBlockSize: number;
@@ -139,7 +143,7 @@ async function openTarget(
       blockSize: services.blobBlockSize,
     });
     const opened = index
-      ? openChecked(index, gzipMeta, cached, target, services)
+      ? await openChecked(index, gzipMeta, cached, target, services)
       : openForeign(gzipMeta, cached, target, services);
     return { ...opened, targetSize: blob.size, index };
   } catch (error) {
@@ -148,13 +152,13 @@ async function openTarget(
   }
 }
 
-function openChecked(
+async function openChecked(
   index: SpanIndex,
   gzipMeta: Uint8Array | undefined,
   blob: ByteSource,
   target: Target,
   services: LayerServices,
-): Pick<OpenedTarget, "target" | "integrity" | "compression"> {
+): Promise<Pick<OpenedTarget, "target" | "integrity" | "compression">> {
   const { compression } = index;
   const options = {
     digest: target.digest,
@@ -185,10 +189,18 @@ function openChecked(
     case "zstd": {
       const checkpoints = index.checkpoints!;
       if (!isSeekable(blob.size, options.spans, checkpoints)) {
-        throw new UnsupportedError(
-          "zstd layer",
-          `Layer "${target.digest}" is one large zstd frame, which this release cannot serve`,
-        );
+        return {
+          target: await PinnedSource.open(blob, {
+            digest: target.digest,
+            diffId: index.diffId,
+            spans: options.spans,
+            compressedStart: checkpoints.compressedOffset[0]!,
+            store: services.pinnedStore,
+            logger: services.logger,
+          }),
+          integrity: "spans",
+          compression,
+        };
       }
       return {
         target: new ZstdSource(blob, {

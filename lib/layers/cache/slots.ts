@@ -36,9 +36,12 @@ export class SlotAllocator {
     this.#end = at;
   }
 
-  /** Slots that are free. */
+  /** Slots that others take of the capacity; what is above it then is to be released. */
+  reserved = 0;
+
+  /** Slots that are free; negative while more are used than there should be. */
   get available(): number {
-    return this.#freeCount + this.capacity - this.#end;
+    return this.#freeCount + this.capacity - this.#end - this.reserved;
   }
 
   /** The free runs below the end of the file: storage that can be given back. */

@@ -314,6 +314,15 @@ export class CacheStore implements AsyncDisposable {
     this.#scheduleFlush();
   }
 
+  /**
+   * Leaves `bytes` of the bound to files that are not the cache's own; entries
+   * are evicted in the background where they no longer fit.
+   */
+  reserve(bytes: number): void {
+    this.#slots.reserved = Math.min(slotsOf(bytes), this.#slots.capacity);
+    this.#writer.shrink();
+  }
+
   /** Resolves when everything queued so far is in the file or given up. */
   settled(): Promise<void> {
     return this.#writer.settled();

@@ -42,6 +42,7 @@ export class EntryWriter {
   #resetReason: string | undefined;
   #pausedUntil = 0;
   #unsynced = false;
+  #shrinks = false;
 
   constructor(options: {
     file: DataFile;
@@ -79,6 +80,13 @@ export class EntryWriter {
     this.#start();
   }
 
+  /** Evicts and gives back what is over the bound. */
+  shrink(): void {
+    if (this.#slots.available >= 0) return;
+    this.#shrinks = true;
+    this.#start();
+  }
+
   /** Resolves when everything queued so far is in the file or given up. */
   async settled(): Promise<void> {
     while (this.#running) await this.#running;
@@ -111,7 +119,10 @@ export class EntryWriter {
   #start(): void {
     this.#running ??= this.#writeAll().finally(() => {
       this.#running = undefined;
-      if (this.#queue.length > 0 || this.#resetReason !== undefined) {
+      if (
+        this.#queue.length > 0 || this.#resetReason !== undefined ||
+        this.#shrinks
+      ) {
         this.#start();
       }
     });
@@ -122,6 +133,7 @@ export class EntryWriter {
       const reason = this.#resetReason;
       this.#resetReason = undefined;
       if (reason !== undefined) await this.#reset(reason);
+      if (this.#shrinks) await this.#shrink();
       const entry = this.#queue.shift();
       if (!entry) return;
       try {
@@ -168,6 +180,12 @@ export class EntryWriter {
       this.#logger.info("cache.storing-again", { cache: this.#name });
     }
     this.#host.written(entry);
+  }
+
+  async #shrink(): Promise<void> {
+    this.#shrinks = false;
+    while (this.#slots.available < 0 && this.#host.evictOldest() > 0);
+    await this.#punchFree();
   }
 
   /** Evicts until `need` slots are free, in the file and on the file system. */
