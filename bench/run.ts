@@ -8,6 +8,8 @@
 const HERE = new URL(".", import.meta.url).pathname;
 /** Not benchmarks: this, and what a benchmark starts as its other process. */
 const HELPERS = new Set(["run", "serve_image"]);
+/** Only when named: it takes minutes and has no figure to compare. */
+const ON_REQUEST = new Set(["weather_soak"]);
 
 const all = [...Deno.readDirSync(HERE)]
   .filter((e) => e.isFile && e.name.endsWith(".ts"))
@@ -21,7 +23,10 @@ if (unknown.length > 0) {
 }
 
 let failed = 0;
-for (const name of Deno.args.length > 0 ? Deno.args : all) {
+const chosen = Deno.args.length > 0
+  ? Deno.args
+  : all.filter((name) => !ON_REQUEST.has(name));
+for (const name of chosen) {
   console.log(`== ${name}`);
   const { code } = await new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", `${HERE}${name}.ts`],
