@@ -18,6 +18,7 @@ import {
   openTurboLayer,
   type StackLayer,
   stackVirtualSize,
+  uncheckedKey,
 } from "../layers/mod.ts";
 import {
   type Descriptor,
@@ -260,6 +261,7 @@ async function openTurbo(
   const layer = await openTurboLayer(members, {
     digest: role.targetDigest,
     mediaType: role.targetMediaType,
+    origin: repository.name,
     open: async (size) => {
       const known = size ?? role.targetSize;
       return await repository.openBlob({
@@ -289,20 +291,25 @@ async function openNative(
   return await openNativeBlob(
     environment,
     await repository.openBlob(descriptor),
-    descriptor.digest,
+    { origin: repository.name, digest: descriptor.digest },
   );
 }
 
-/** Opens a native layer blob from wherever it lies; owns `blob`. */
+/**
+ * Opens a native layer blob; owns `blob`.
+ *
+ * @param from Where it comes from, and its digest.
+ */
 export async function openNativeBlob(
   environment: ImageEnvironment,
   blob: ByteSource,
-  digest: string,
+  from: { origin: string; digest: string },
 ): Promise<OpenedStackLayer> {
   const { size } = blob;
+  const { origin, digest } = from;
   const layer = await openLayer(
     new CachedSource(blob, {
-      key: digest,
+      key: uncheckedKey(origin, digest),
       store: environment.blobStore,
       blockSize: environment.blobBlockSize,
     }),

@@ -185,7 +185,10 @@ async function openLower(
       ? await openTurboLower(places, lower, part.source)
       : part.isLocal
       ? await openNativeFile(part.source, lower)
-      : await openNativeBlob(places.environment, part.source, lower.digest);
+      : await openNativeBlob(places.environment, part.source, {
+        origin: places.repository?.name ?? "",
+        digest: lower.digest,
+      });
   } catch (error) {
     if (!(error instanceof ObdError) || error.code === "cancelled") throw error;
     throw new ObdError(
@@ -239,6 +242,7 @@ async function openTurboLower(
     digest: lower.targetDigest || `file:${lower.targetFile}`,
     // Without an index the target is the tar itself: that is all a config can say.
     mediaType: lower.gzipIndex === "" ? "" : "+gzip",
+    origin: target.isLocal ? "file" : repository?.name ?? "",
     open: () => {
       unused.move();
       return Promise.resolve(target.source);

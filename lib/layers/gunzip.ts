@@ -50,6 +50,8 @@ export interface GunzipOptions extends SpanSourceOptions {
   /** Without digests in it nothing can be checked (integrity "none"). */
   spans: SpanTable;
   checkpoints: CheckpointTable;
+  /** Names blob and tables in the span cache where spans have no digests; default the blob's digest. */
+  cacheKey?: string;
   /** Borrowed. */
   inflater: SpanInflater;
 }
@@ -77,6 +79,7 @@ class GunzipMaker implements SpanMaker {
   readonly spans: SpanTable;
   readonly #compressed: ByteSource;
   readonly #checkpoints: CheckpointTable;
+  readonly #cacheKey: string;
   readonly #inflater: SpanInflater;
 
   constructor(compressed: ByteSource, options: GunzipOptions) {
@@ -84,6 +87,7 @@ class GunzipMaker implements SpanMaker {
     this.spans = options.spans;
     this.#compressed = compressed;
     this.#checkpoints = options.checkpoints;
+    this.#cacheKey = options.cacheKey ?? options.digest;
     this.#inflater = options.inflater;
     checkTables(compressed.size, options.spans, options.checkpoints);
   }
@@ -93,7 +97,7 @@ class GunzipMaker implements SpanMaker {
     if (digest) return digestKey(digest);
     const offset = this.spans.offsetOf(index);
     // Two indexes of one blob may cut it differently.
-    return `${this.name}/gunzip/${offset}+${this.spans.sizeOf(index)}`;
+    return `${this.#cacheKey}/gunzip/${offset}+${this.spans.sizeOf(index)}`;
   }
 
   make(

@@ -9,6 +9,7 @@
  * ```
  */
 
+import { createHash } from "node:crypto";
 import {
   type ByteSource,
   FormatError,
@@ -16,6 +17,7 @@ import {
   type Logger,
   MemorySource,
   UnsupportedError,
+  utf8,
 } from "../io/mod.ts";
 import { CachedSource, type CacheStore } from "./cache/mod.ts";
 import {
@@ -43,6 +45,11 @@ export type Integrity = "spans" | "block-crc" | "none";
 export interface Target {
   digest: string;
   mediaType: string;
+  /**
+   * Where the blob comes from: what nothing can check is kept apart in the
+   * caches, so that one registry's wrong bytes are never served for another's.
+   */
+  origin?: string | undefined;
   /** Random access to the blob as it is stored; `size` is what the index says, if it says so. */
   open(size: number | undefined): Promise<ByteSource>;
 }
@@ -106,6 +113,21 @@ export async function openTurboLayer(
   }
 }
 
+/**
+ * Names a blob in the caches whose bytes cannot be checked.
+ *
+ * @param origin Where it comes from.
+ * @param index What decides how it is read, if anything does.
+ */
+export function uncheckedKey(
+  origin: string | undefined,
+  digest: string,
+  index: Uint8Array = new Uint8Array(),
+): string {
+  const hash = createHash("sha256").update(index).update(utf8(origin ?? ""));
+  return `${hash.digest("hex").slice(0, 32)}/${digest}`;
+}
+
 type OpenedTarget =
   & Pick<
     OpenedTurboLayer,
@@ -138,7 +160,7 @@ async function openTarget(
     }
     const gzipMeta = members.get(META_MEMBER.gzipMeta);
     const cached = new CachedSource(blob, {
-      key: target.digest,
+      key: index ? target.digest : uncheckedKey(target.origin, target.digest),
       store: services.blobStore,
       blockSize: services.blobBlockSize,
     });
@@ -249,6 +271,8 @@ function openForeign(
         undefined,
       ),
       checkpoints: checkpointTable(meta.checkpoints),
+      // A wrong index makes wrong spans: another one's are not to be found.
+      cacheKey: uncheckedKey(target.origin, target.digest, gzipMeta),
       cache: services.spanCache,
       inflater: services.inflater,
       logger: services.logger,

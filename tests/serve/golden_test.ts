@@ -50,8 +50,11 @@ function wantedDigest({ folder, layers }: Golden): string {
   return text.split("\n").find((l) => l.endsWith(` ${name}`))!.slice(0, 64);
 }
 
-/** SHA-256 of a whole device; holes are not read. */
-async function deviceDigest(device: ByteSource): Promise<string> {
+/** SHA-256 of a whole device, holes as zeros; or only of what is no hole. */
+async function deviceDigest(
+  device: ByteSource,
+  only?: "data",
+): Promise<string> {
   const hash = createHash("sha256");
   const zeros = new Uint8Array(1 << 20);
   const buffer = new Uint8Array(1 << 20);
@@ -59,6 +62,7 @@ async function deviceDigest(device: ByteSource): Promise<string> {
     for (let at = 0; at < extent.length; at += buffer.length) {
       const length = Math.min(buffer.length, extent.length - at);
       const isData = extent.kind === "data";
+      if (only && !isData) break;
       if (isData) {
         await device.pread(buffer.subarray(0, length), extent.offset + at);
       }
@@ -71,9 +75,10 @@ async function deviceDigest(device: ByteSource): Promise<string> {
 async function imageDigest(
   environment: ImageEnvironment,
   name: string,
+  only?: "data",
 ): Promise<string> {
   await using image = await openImage(environment, name);
-  return await deviceDigest(image.source);
+  return await deviceDigest(image.source, only);
 }
 
 /** Where a layer's target lies: the golden gzip, or its tar written to `dir`. */
@@ -105,9 +110,13 @@ function writeImageConfig(image: Golden, dir: string): string {
 }
 
 /** Puts the image into a registry as overlaybd's convertor does (formats: lib/layers/README.md). */
-async function push(server: RegistryServer, image: Golden): Promise<string> {
+async function push(
+  server: RegistryServer,
+  image: Golden,
+): Promise<{ reference: string; contentBlobs: string[] }> {
   const { folder, form } = image;
   const layers = [];
+  const contentBlobs: string[] = [];
   for (const layer of image.layers) {
     const blob = Deno.readFileSync(
       golden(
@@ -132,11 +141,13 @@ async function push(server: RegistryServer, image: Golden): Promise<string> {
         "golden",
         image.plain ? gunzipSync(gz) : gz,
       );
+      contentBlobs.push(target.digest);
       annotations[`${PREFIX}/turbo-oci/target-digest`] = target.digest;
       annotations[`${PREFIX}/turbo-oci/target-media-type`] = `${OCI}.layer.v1.${
         image.plain ? "tar" : "tar+gzip"
       }`;
     }
+    if (form === "native") contentBlobs.push(put.digest);
     layers.push({ ...put, annotations });
   }
   const config = await server.putBlob(
@@ -154,7 +165,7 @@ async function push(server: RegistryServer, image: Golden): Promise<string> {
     config,
     layers,
   }, `${OCI}.manifest.v1+json`);
-  return `${server.host}/golden:${folder}`;
+  return { reference: `${server.host}/golden:${folder}`, contentBlobs };
 }
 
 for (const image of IMAGES) {
@@ -174,7 +185,7 @@ for (const image of IMAGES) {
         const config = writeImageConfig(image, dir);
         assert.equal(await imageDigest(environment, config), wanted);
         await using server = await RegistryServer.start();
-        const reference = await push(server, image);
+        const { reference } = await push(server, image);
         assert.equal(await imageDigest(environment, reference), wanted);
       }),
   });
@@ -249,3 +260,49 @@ Deno.test({
       assert.deepEqual(stored, []);
     }),
 });
+
+for (const image of [IMAGES[0]!, IMAGES[1]!, IMAGES[3]!]) {
+  const { folder, form, layers } = image;
+  const file = form === "native"
+    ? `${layers.at(-1)}.overlaybd.commit`
+    : `${layers.at(-1)}.ext4.fs.meta`;
+  Deno.test({
+    name:
+      `golden ${folder}: one registry's wrong bytes are not served for another's`,
+    ignore: golden(`${folder}/${file}`) === undefined,
+    fn: () =>
+      withTempDir(async (dir) => {
+        await using evil = await RegistryServer.start();
+        await using good = await RegistryServer.start();
+        const cache = (name: string) => ({
+          directory: `${dir}/${name}`,
+          sizeBytes: 256 << 20,
+        });
+        await using environment = await openEnvironment({
+          workers: 1,
+          blobCache: { ...cache("blobs"), refillSize: 65_536 },
+          spanCache: cache("gzip"),
+        });
+        const { reference, contentBlobs } = await push(evil, image);
+        // What names a blob is all that is right about it.
+        evil.faults.add({
+          fault: { kind: "corrupt", at: 30_000 },
+          path: new RegExp(contentBlobs.join("|")),
+          times: 1000,
+        });
+        const wrong = await imageDigest(environment, reference, "data")
+          .catch(String);
+        const wanted = await imageDigest(
+          environment,
+          writeImageConfig(image, dir),
+          "data",
+        );
+        assert.notEqual(wrong, wanted);
+        const right = await push(good, image);
+        assert.equal(
+          await imageDigest(environment, right.reference, "data"),
+          wanted,
+        );
+      }),
+  });
+}
