@@ -87,6 +87,23 @@ Deno.test("LayerApplier: a whiteout never hides what its own layer has, whicheve
   }
 });
 
+Deno.test("LayerApplier: a name that a layer gives to a lower file is its own too", () => {
+  const link = hardlink("a/one", "top");
+  for (const hide of [whiteout("a/one"), opaque("a"), whiteout("a")]) {
+    const { tree } = applyLayers([BASE, [link, hide]]);
+    match(tree["a/one"]!, /size 1 layer 0 links 2$/, hide.path);
+    equal(tree["top"], tree["a/one"]);
+  }
+  // The other way round, and after the name went to something else.
+  const { tree } = applyLayers([BASE, [
+    opaque("a"),
+    link,
+    file("a/one", "new"),
+  ]]);
+  match(tree["a/one"]!, /size 3 layer 1$/);
+  match(tree["top"]!, /layer 0$/);
+});
+
 Deno.test("LayerApplier: what a whiteout removed comes back in a later layer as new", () => {
   const { tree } = applyLayers([
     BASE,
