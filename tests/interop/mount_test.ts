@@ -4,6 +4,7 @@
  */
 
 import { deepEqual, equal, match, ok } from "node:assert/strict";
+import { createApiClient } from "../../cmd/api_client.ts";
 import { runTool } from "../testutil/debian_image.ts";
 import { ObdSandbox } from "../testutil/obd_command.ts";
 import {
@@ -54,6 +55,13 @@ Deno.test({
       equal(mounted.dir, dir);
       equal(mounted.integrity, "spans");
       equal(await Deno.readTextFile(`${dir}/usr/numbers`), NUMBERS);
+      // Lazy loading needs reads in parallel, and no page cache below the loop.
+      const sys = `/sys/block/${mounted.device.slice("/dev/".length)}`;
+      const setting = async (name: string) =>
+        (await Deno.readTextFile(`${sys}/${name}`)).trim();
+      equal(await setting("loop/dio"), "1");
+      equal(await setting("queue/read_ahead_kb"), "4096");
+      equal(await setting("ro"), "1");
 
       const again = await box.run(["mount", image, dir]);
       equal(again.code, 1);
@@ -157,6 +165,18 @@ Deno.test({
 });
 
 Deno.test({
+  name: "umount ends a server that is stopped",
+  ignore,
+  fn: () =>
+    withImage(async (box, image, dir) => {
+      const { servePid } = await box.json("mount", image, dir);
+      Deno.kill(servePid, "SIGSTOP");
+      equal((await box.json("umount", dir)).unmounted, true);
+      deepEqual(await box.leftovers(), []);
+    }),
+});
+
+Deno.test({
   name: "mount and attach use a serve that runs",
   ignore,
   fn: () =>
@@ -189,6 +209,9 @@ Deno.test({
       equal((await box.json("detach", image)).id, second.id);
       await box.json("umount", dir);
       // The other export and the serve are none of umount's business.
+      using client = createApiClient(mounted.api);
+      const { exports } = await client.status();
+      deepEqual(exports.map(({ name }) => name), ["other"]);
       const kept = await box.json("attach", image);
       child.kill("SIGTERM");
       await child.status;
