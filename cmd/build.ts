@@ -25,6 +25,7 @@ interface BuildFlags {
   dryRun?: boolean;
   format: BuildFormat[];
   compat?: string;
+  convertUnseekable?: boolean;
   algorithm: "lz4" | "zstd";
   /** KiB. */
   blockSize: string;
@@ -57,6 +58,7 @@ export async function run(
     dryRun: flags.dryRun,
     formats: flags.format,
     compat: flags.compat === "overlaybd",
+    convertUnseekable: flags.convertUnseekable,
     native: {
       codec: flags.algorithm,
       blockSize: Number(flags.blockSize) * 1024,
@@ -65,7 +67,7 @@ export async function run(
   });
   for (const platform of report.platforms) {
     for (const warning of platform.warnings) {
-      context.log.warn("left out", { what: warning });
+      context.log.warn(warning);
     }
     if (!context.quiet) say(context, platform, flags.dryRun ?? false);
   }

@@ -166,6 +166,10 @@ function addBuild(add: Add): void {
         "make layers native that this reader cannot read as TurboOCI",
       ).choices(["overlaybd"]),
     )
+    .option(
+      "--convert-unseekable",
+      "make layers native that can only be decoded from their start",
+    )
     .option("--oci", "OCI media types for native images (default)")
     .option("--no-oci", "Docker media types for native images")
     .option("--dry-run", "build, print what would be pushed, push nothing");

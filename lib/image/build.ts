@@ -19,6 +19,7 @@ import {
   type BuiltLayer,
   DEFAULT_SPAN_SIZE,
   ImageSpace,
+  isLazyLayer,
   type LayerBlock,
   type LayerBreakdown,
   type LayerContent,
@@ -39,10 +40,16 @@ import { type MetaDocuments, writeMetaDocuments } from "./meta_image.ts";
 import {
   DEFAULT_NATIVE,
   logDiskNeed,
+  NATIVE_SPAN_SIZE,
   NativeConverter,
   type NativeParameters,
 } from "./native_convert.ts";
-import { findReusable, type ReusedLayer } from "./reuse.ts";
+import {
+  close,
+  findReusableFormats,
+  type ReusedLayers,
+} from "./native_reuse.ts";
+import type { ReusedLayer } from "./reuse.ts";
 import { checkLayers, type SourceImage } from "./source.ts";
 
 const GIB = 2 ** 30;
@@ -62,6 +69,8 @@ export interface BuildOptions {
   formats?: readonly BuildFormat[] | undefined;
   /** Make layers native that TurboOCI cannot read, so that every reader reads the image. */
   compat?: boolean | undefined;
+  /** Make layers native that can only be decoded from their start. */
+  convertUnseekable?: boolean | undefined;
   /** How native layers are stored. */
   native?: NativeParameters | undefined;
   /** Media types of a native image. */
@@ -122,7 +131,8 @@ export async function buildFormats(
   checkLayers(source, environment.log);
   await Deno.mkdir(options.scratch, { recursive: true });
   const parameters = chainParameters(source, options);
-  const hasNative = formats.includes("overlaybd") || options.compat;
+  const hasNative = formats.includes("overlaybd") || options.compat ||
+    options.convertUnseekable;
   using converter = hasNative
     ? new NativeConverter(environment, source, {
       parameters: options.native ?? DEFAULT_NATIVE,
@@ -132,11 +142,24 @@ export async function buildFormats(
     })
     : undefined;
   if (converter) logDiskNeed(environment, source, options.scratch);
-  const reused = options.reuseFrom && !converter
-    ? await findReusable(environment, options.reuseFrom, source, parameters)
-    : [];
+  const isMixed = options.compat || options.convertUnseekable;
+  const reused: ReusedLayers = options.reuseFrom && !isMixed
+    ? await findReusableFormats(
+      environment,
+      options.reuseFrom,
+      source,
+      formats,
+      (format) => formatParameters(format, parameters, options),
+    )
+    : { turbo: [], overlaybd: [] };
+  const reusedCount = reused[formats[0]!].length;
   await using stack = new LayerStack();
-  for (const layer of reused) stack.add(layer.opened);
+  // Either form shows the same device; meta layers are in memory.
+  const [below, beside] = formats.includes("turbo")
+    ? [reused.turbo, reused.overlaybd]
+    : [reused.overlaybd, []];
+  for (const layer of below) stack.add(layer.opened);
+  await close(beside);
   const builder = new Builder(
     environment,
     source,
@@ -145,12 +168,12 @@ export async function buildFormats(
     stack,
     converter,
   );
-  const built = parameters.flatten && reused.length === 0
+  const built = parameters.flatten && reusedCount === 0
     ? await builder.buildFlat()
-    : await builder.buildFrom(reused.length);
+    : await builder.buildFrom(reusedCount);
   const seconds = (performance.now() - started) / 1000;
   return formats.map((format) =>
-    describeImage(source, format, [...reused, ...built[format]], {
+    describeImage(source, format, [...reused[format], ...built[format]], {
       ...options,
       parameters,
       warnings: builder.warnings,
@@ -224,7 +247,10 @@ function formatParameters(
 ): ChainParameters {
   const native = options.native ?? DEFAULT_NATIVE;
   if (format === "overlaybd") return { ...parameters, native };
-  return options.compat ? { ...parameters, native, compat: true } : parameters;
+  const { compat, convertUnseekable } = options;
+  return compat || convertUnseekable
+    ? { ...parameters, native, compat, convertUnseekable }
+    : parameters;
 }
 
 /** Layers of each format, bottom first. */
@@ -381,9 +407,13 @@ class Builder {
     const { compression, members } = scanned.scan;
     const isTurbo = compression === "none" ||
       (compression === "gzip" && members === 1);
-    const turbo = this.#wants("turbo") && (isTurbo || !this.#options.compat)
+    const isLazy = isLazyLayer(scanned.scan);
+    const { compat, convertUnseekable } = this.#options;
+    const converts = compat && !isTurbo || convertUnseekable && !isLazy;
+    const turbo = this.#wants("turbo") && !converts
       ? await writeMetaLayer(scanned, content, virtualSize, stack, path)
       : undefined;
+    if (turbo && !isLazy) this.#warnUnseekable(index, scanned);
     if (!turbo) await stackLayer(content, virtualSize, stack, `${path}.fs`);
     const wantsNative = this.#wants("overlaybd") && !isFlat;
     const native = wantsNative || (this.#wants("turbo") && !turbo)
@@ -391,6 +421,17 @@ class Builder {
       : undefined;
     if (this.#wants("turbo")) built.turbo.push((turbo ?? native)!);
     if (wantsNative) built.overlaybd.push(native!);
+  }
+
+  #warnUnseekable(index: number, { scan }: ScannedLayer): void {
+    const { layers } = this.#source.manifest;
+    this.warnings.push(
+      `layer ${index + 1}/${layers.length} ${
+        shortDigest(layers[index]!)
+      }: its zstd frames are too large to be read at random, so that serving it first decodes it, ${
+        formatSize(scan.tarSize)
+      }, into a file in the span cache; --convert-unseekable makes it native instead`,
+    );
   }
 
   async #scan(
@@ -420,7 +461,9 @@ class Builder {
         size: layer.size,
         mediaType: layer.mediaType,
         diffId: config.diffIds[index]!,
-        spanSize: this.#parameters.spanSize,
+        spanSize: this.#wants("turbo")
+          ? this.#parameters.spanSize
+          : NATIVE_SPAN_SIZE,
         threads: this.#options.jobs ?? navigator.hardwareConcurrency,
         signal,
         warn: (message) => this.warnings.push(`${name}: ${message}`),

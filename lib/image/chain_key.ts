@@ -20,6 +20,8 @@ export interface ChainParameters {
   native?: { codec: string; blockSize: number } | undefined;
   /** Only layers that TurboOCI cannot read are native. */
   compat?: boolean | undefined;
+  /** Only layers that can be decoded from their start alone are native. */
+  convertUnseekable?: boolean | undefined;
 }
 
 /** OCI ChainID of diffIDs: names a stack by its uncompressed content (image-spec `config.md`). */
@@ -46,6 +48,7 @@ export function chainKey(parameters: ChainParameters, count: number): string {
     ...(p.native
       ? { native: [p.native.codec, p.native.blockSize, p.compat ?? false] }
       : {}),
+    ...(p.convertUnseekable ? { convertUnseekable: true } : {}),
     version: META_FORMAT_VERSION,
   });
   return sha256Digest(utf8(document)).slice("sha256:".length);

@@ -71,6 +71,8 @@ export interface PublishOptions {
   formats?: readonly BuildFormat[] | undefined;
   /** Make layers native that TurboOCI cannot read. */
   compat?: boolean | undefined;
+  /** Make layers native that can only be decoded from their start. */
+  convertUnseekable?: boolean | undefined;
   /** How native layers are stored. */
   native?: NativeParameters | undefined;
   /** Media types of native images; Docker's have no subject. */
@@ -145,6 +147,7 @@ export async function publishImage(
             jobs: options.jobs,
             formats,
             compat: options.compat,
+            convertUnseekable: options.convertUnseekable,
             native: options.native,
             nativeTypes: options.nativeTypes,
             scratch: `${scratch}/${i}`,

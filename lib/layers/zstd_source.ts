@@ -19,8 +19,9 @@ import {
   SpanSource,
   type SpanSourceOptions,
 } from "./span_source.ts";
-import type { SpanTable } from "./span_table.ts";
-import type { SpanCheckpoints } from "./spans.ts";
+import type { LayerScan } from "./pass/mod.ts";
+import { SpanTable } from "./span_table.ts";
+import { type SpanCheckpoints, spanIndexOf } from "./spans.ts";
 
 /**
  * Longest run of spans that is decoded at once because it can only be reached
@@ -68,6 +69,15 @@ export function isSeekable(
     ) return false;
   }
   return true;
+}
+
+/** Whether a layer that was scanned can be read without decoding all before. */
+export function isLazyLayer(scan: LayerScan): boolean {
+  if (scan.compression !== "zstd") return true;
+  const { checkpoints } = spanIndexOf(scan, { mediaType: "", spanSize: 0 });
+  const { uncompressedOffset, sha256 } = scan.spans;
+  const spans = new SpanTable(uncompressedOffset, scan.tarSize, sha256);
+  return isSeekable(scan.blobSize, spans, checkpoints!);
 }
 
 /** Consecutive spans that are decoded from one frame's start. */

@@ -1,9 +1,17 @@
 /** Images with zstd layers, built and read as a whole. */
 
 import assert from "node:assert/strict";
+import { zstdCompressSync } from "node:zlib";
+import { openImage } from "../../lib/image/mod.ts";
 import { concatBytes } from "../../lib/io/mod.ts";
 import { zstdCompress } from "../../lib/compress/mod.ts";
-import { build, imageTree, layoutTags, withTempDir } from "../image/helpers.ts";
+import {
+  build,
+  imageTree,
+  layoutTags,
+  testEnvironment,
+  withTempDir,
+} from "../image/helpers.ts";
 import {
   blobPath,
   file,
@@ -12,7 +20,14 @@ import {
   whiteout,
   writeLayout,
 } from "../testutil/oci_image.ts";
-import { chunked, frames, seekable, skippable, someTar } from "./helpers.ts";
+import {
+  chunked,
+  content,
+  frames,
+  seekable,
+  skippable,
+  someTar,
+} from "./helpers.ts";
 
 const OCI_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd";
 const OCI_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -99,5 +114,48 @@ Deno.test("a zstd layer of one frame that says it is a tar", async () => {
     await build({ source: `oci:${layout}:v1` });
     const tree = await imageTree(`oci:${layout}:v1-obd`);
     assert.ok(tree.some((line) => line.includes('"top"')));
+  });
+});
+
+Deno.test("a layer of one large frame is decoded when served, or made native", async () => {
+  await withTempDir(async (dir) => {
+    const tar = layerTar([
+      file("zeros", new Uint8Array(33 * 2 ** 20)),
+      file("tail", content(300_000)),
+    ]);
+    const layers = (compression: "none" | "zstd") => [{
+      entries: tar,
+      ...(compression === "none" ? { compression } : {
+        blob: new Uint8Array(zstdCompressSync(tar)),
+        mediaType: OCI_ZSTD,
+      }),
+    }];
+    const layout = `${dir}/layout`;
+    await writeLayout(layout, [
+      { tag: "plain", image: makeImage({ layers: layers("none") }) },
+      { tag: "zstd", image: makeImage({ layers: layers("zstd") }) },
+    ]);
+    const plain = await build({ source: `oci:${layout}:plain` });
+    assert.deepEqual(plain.report.platforms[0]!.warnings, []);
+    const want = await imageTree(`oci:${layout}:plain-obd`);
+    const { report } = await build({ source: `oci:${layout}:zstd` });
+    const [warning, ...more] = report.platforms[0]!.warnings;
+    assert.match(warning!, /zstd frames are too large.*--convert-unseekable/);
+    assert.deepEqual(more, []);
+    assert.deepEqual(await imageTree(`oci:${layout}:zstd-obd`), want);
+    const native = await build({
+      source: `oci:${layout}:zstd`,
+      tag: "zstd-native",
+      convertUnseekable: true,
+    });
+    assert.deepEqual(native.report.platforms[0]!.warnings, []);
+    assert.deepEqual(await imageTree(`oci:${layout}:zstd-native`), want);
+    await using environment = await testEnvironment();
+    await using opened = await openImage(
+      environment,
+      `oci:${layout}:zstd-native`,
+      { metaFrom: ["digest", "tag"] },
+    );
+    assert.equal(opened.layers[0]!.kind, "native");
   });
 });
