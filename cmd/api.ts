@@ -95,6 +95,14 @@ export interface ServeControl {
   remove(name: string): Promise<void>;
 }
 
+/** Recording of what exports read. */
+export interface TraceControl {
+  /** @throws {ObdError} `not-found`; `conflict` while it is recorded already. */
+  start(name: string): void;
+  /** Ends a recording. @returns Ranges of the device in bytes, in the order of first reads. */
+  stop(name: string): readonly { offset: number; length: number }[];
+}
+
 /** How requests of one listener are treated. */
 export interface ApiOptions {
   /** Mutations are allowed: the listener is a Unix socket that only its owner can open. */
@@ -103,6 +111,8 @@ export interface ApiOptions {
   token?: string;
   /** Values of `Host` that are answered; undefined answers all (Unix sockets). */
   hosts?: readonly string[];
+  /** Absent: no routes for traces. */
+  traces?: TraceControl;
 }
 
 const BODY_SIZE_MAX = 64 * 1024;
@@ -126,6 +136,7 @@ const newExport = v.strictObject({
   image: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(4096))),
   config: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(4096))),
   platform: v.optional(v.pipe(v.string(), v.maxLength(200))),
+  trace: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(4096))),
 });
 
 /** The API over one control, for one listener. */
@@ -226,6 +237,18 @@ function addMutations(
     if (!allowed(c)) return refuse(c);
     await control.remove(c.req.param("name"));
     return c.body(null, 204);
+  });
+  const { traces } = options;
+  if (!traces) return;
+  app.post("/v1/traces/:name{[^]+}", (c) => {
+    if (!allowed(c)) return refuse(c);
+    traces.start(c.req.param("name"));
+    return c.body(null, 204);
+  });
+  app.delete("/v1/traces/:name{[^]+}", (c) => {
+    if (!allowed(c)) return refuse(c);
+    const records = traces.stop(c.req.param("name"));
+    return c.json({ records: records.map((r) => [r.offset, r.length]) });
   });
 }
 

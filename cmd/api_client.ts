@@ -42,6 +42,8 @@ export interface NewExport {
   config?: string;
   /** `os/arch[/variant]` of an index. */
   platform?: string;
+  /** Path of a trace to replay, as the server sees it. */
+  trace?: string;
 }
 
 /** Options of one call. */
@@ -70,6 +72,16 @@ export interface ApiClient extends Disposable {
    * @throws {ObdError} `conflict` while clients are connected, `not-found`.
    */
   removeExport(name: string, options?: CallOptions): Promise<void>;
+  /** `POST /v1/traces/NAME`: begins to record what the export reads. */
+  startTrace(name: string, options?: CallOptions): Promise<void>;
+  /** `DELETE /v1/traces/NAME`: ends that. @returns Ranges of the device, bytes, in the order of first reads. */
+  stopTrace(name: string, options?: CallOptions): Promise<TraceRange[]>;
+}
+
+/** A range of a device, in bytes. */
+export interface TraceRange {
+  offset: number;
+  length: number;
 }
 
 /** No `obd serve` answers at the address. */
@@ -115,6 +127,11 @@ const statusSchema = v.looseObject({
   exports: v.array(exportSchema),
   caches: v.array(v.looseObject({ name: v.string() })),
   hosts: v.array(v.looseObject({ host: v.string() })),
+});
+
+const safeInteger = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
+const traceSchema = v.looseObject({
+  records: v.array(v.tuple([safeInteger, safeInteger])),
 });
 
 const logSchema = v.looseObject({ lines: v.array(v.string()) });
@@ -199,6 +216,28 @@ class HttpApiClient implements ApiClient {
       path: `/v1/exports/${encodeURIComponent(name)}`,
       deadlineMs: REMOVE_DEADLINE_MS,
     }, options);
+  }
+
+  async startTrace(name: string, options?: CallOptions): Promise<void> {
+    await this.#call({
+      method: "POST",
+      path: `/v1/traces/${encodeURIComponent(name)}`,
+      deadlineMs: READ_DEADLINE_MS,
+    }, options);
+  }
+
+  async stopTrace(
+    name: string,
+    options?: CallOptions,
+  ): Promise<TraceRange[]> {
+    const answer = await this.#json({
+      method: "DELETE",
+      path: `/v1/traces/${encodeURIComponent(name)}`,
+      deadlineMs: READ_DEADLINE_MS,
+    }, options);
+    return this.#checked(traceSchema, answer).records.map((
+      [offset, length],
+    ) => ({ offset, length }));
   }
 
   /** Every call has a connection of its own, which ends with it. */

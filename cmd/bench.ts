@@ -314,7 +314,7 @@ async function runWorkload(
   const { one, contenders, cache } = run;
   const { workload, image, nativeImage } = one;
   const warmCache = `${cache}/work/warm`;
-  const start = (name: ContenderName) =>
+  const start = (name: ContenderName, records = false) =>
     runContender(name, {
       workload,
       registry: run.registry,
@@ -323,14 +323,20 @@ async function runWorkload(
       work: `${cache}/work/run`,
       runDir: `/run/obd-bench-${Deno.pid}`,
       warmCache,
+      traceFile: `${cache}/work/trace`,
+      records,
       deadlineMs: run.timeoutMs,
       steadySeconds: run.steadySeconds,
       signal: context.signal,
     });
-  const measure = async (contender: ContenderName, round: number) => {
+  const measure = async (
+    contender: ContenderName,
+    round: number,
+    records = false,
+  ) => {
     const result: RunResult = { workload: workload.name, contender, round };
     try {
-      result.measurement = await start(contender);
+      result.measurement = await start(contender, records);
       note(
         context,
         `${workload.name} ${contender} ${round}/${run.runs}: ready after ${
@@ -348,6 +354,10 @@ async function runWorkload(
     if (contenders.includes("obd-warm")) {
       note(context, `${workload.name}: filling the warm cache`);
       await measure("obd-warm", 0);
+    }
+    if (contenders.includes("obd-trace")) {
+      note(context, `${workload.name}: recording a trace`);
+      await measure("obd", 0, true);
     }
     for (let round = 1; round <= run.runs; round++) {
       // Back and forth, so that what drifts meets all alike.

@@ -4,7 +4,9 @@
  * runs from the pull or mount command.
  */
 
+import { DEVICE_LAYER, encodeTrace } from "../lib/image/mod.ts";
 import { ObdError } from "../lib/io/mod.ts";
+import { createApiClient } from "./api_client.ts";
 import type { BenchRegistry } from "./bench_link.ts";
 import {
   BenchProcess,
@@ -23,6 +25,7 @@ export const CONTENDERS = [
   "oci",
   "umoci",
   "obd",
+  "obd-trace",
   "obd-native",
   "obd-warm",
 ] as const;
@@ -46,6 +49,10 @@ export interface RunSettings {
   work: string;
   /** For sockets: short, and this run's alone. */
   runDir: string;
+  /** A recorded trace: written by a run that records, read by `obd-trace`. */
+  traceFile: string;
+  /** This run of obd records. */
+  records?: boolean;
   /** Caches that outlive the run; used by the warm contender. */
   warmCache: string;
   deadlineMs: number;
@@ -225,7 +232,7 @@ async function runUmoci(
 /** obd: mounted lazily, an overlay on top, the same containerd. */
 async function runObd(
   stack: AsyncDisposableStack,
-  name: "obd" | "obd-native" | "obd-warm",
+  name: Exclude<ContenderName, "oci" | "umoci">,
   settings: RunSettings,
   { ctr }: Containerd,
   group: CostGroup | undefined,
@@ -252,6 +259,7 @@ async function runObd(
       "--quiet",
       "--api",
       api,
+      ...(name === "obd-trace" ? ["--trace", settings.traceFile] : []),
       `${settings.registry.proxy.address}/${image}`,
       mount,
     ], { env, group }),
@@ -264,6 +272,9 @@ async function runObd(
     await undo.status;
   });
   await ended(mounting, settings, "mount the image");
+  const recording = settings.records
+    ? await startRecording(api, signal)
+    : undefined;
   await runTool("mount the overlay", [
     "mount",
     "-t",
@@ -277,7 +288,7 @@ async function runObd(
     await runProgram("umount", [root]);
   });
   const rootSeconds = since(started);
-  return await runContainer(stack, settings, {
+  const measurement = await runContainer(stack, settings, {
     ctr,
     root: ["--rootfs", root],
     group,
@@ -285,6 +296,29 @@ async function runObd(
     rootSeconds,
     keeps: [cache, `${work}/upper`],
   });
+  await recording?.save(settings.traceFile);
+  return measurement;
+}
+
+/** Records what the one export of a serve reads from now on. */
+async function startRecording(
+  api: string,
+  signal: AbortSignal,
+): Promise<{ save(path: string): Promise<void> }> {
+  using client = createApiClient(api);
+  const { exports } = await client.status({ signal });
+  const { name } = exports[0]!;
+  await client.startTrace(name, { signal });
+  return {
+    save: async (path) => {
+      using client = createApiClient(api);
+      const ranges = await client.stopTrace(name, { signal });
+      await Deno.writeFile(
+        path,
+        encodeTrace(ranges.map((r) => ({ layer: DEVICE_LAYER, ...r }))),
+      );
+    },
+  };
 }
 
 /** The daemon of the obd contenders, ready and without images. @returns Its API. */

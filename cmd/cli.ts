@@ -91,6 +91,7 @@ export function createProgram(setExit: (code: number) => void): Command {
   addServe(add);
   addMountCommands(add);
   addReadCommands(add);
+  addTrace(add);
   addBench(add);
 
   program.command("completion")
@@ -236,7 +237,8 @@ function addMountCommands(add: Add): void {
       "mount an image's merged layers read-only",
       () => import("./mount.ts"),
     ),
-  ).option("--platform <os/arch[/variant]>", "platform of an index");
+  ).option("--platform <os/arch[/variant]>", "platform of an index")
+    .option("--trace <file>", "fetch ahead what this trace says");
   api(
     add("umount <dir>", "undo a mount", () => import("./umount.ts")),
   );
@@ -322,6 +324,18 @@ function addReadCommands(add: Add): void {
     .option("--api <address>", "status API of a running serve");
 }
 
+function addTrace(add: Add): void {
+  add(
+    "trace <action> <target>",
+    "record what an export reads, or show a recorded trace",
+    () => import("./trace.ts"),
+  )
+    .usage("[options] record <export> --output <file> | show <file>")
+    .option("--output <file>", "where to write the trace")
+    .option("--seconds <n>", "record for so long (default: until SIGINT)")
+    .option("--api <address>", "status API of the running serve");
+}
+
 function addBench(add: Add): void {
   add(
     "bench [image] [command...]",
@@ -335,8 +349,8 @@ function addBench(add: Add): void {
     )
     .option(
       "--contenders <names>",
-      "what to compare: oci, umoci, obd, obd-native, obd-warm",
-      "oci,obd,obd-warm",
+      "what to compare: oci, umoci, obd, obd-trace, obd-native, obd-warm",
+      "oci,obd,obd-trace,obd-warm",
     )
     .option("--link <rate>", "speed of the link, e.g. 500mbit")
     .option("--rtt <ms>", "round trip to the registry", "0")

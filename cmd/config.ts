@@ -25,6 +25,8 @@ export interface ImageConfig {
   /** Path of an overlaybd `config.v1.json`. */
   config?: string;
   platform?: string;
+  /** Path of a trace that is replayed when the image is opened. */
+  trace?: string;
 }
 
 /** A bounded cache directory. */

@@ -29,6 +29,7 @@ const image = v.pipe(
     image: v.optional(text),
     config: v.optional(text),
     platform: v.optional(text),
+    trace: v.optional(text),
   }),
   v.check(
     (i) => (i.image === undefined) !== (i.config === undefined),
@@ -136,5 +137,5 @@ function* knownKeys(): Generator<string> {
     }
   }
   yield* ["images[].export", "images[].image", "images[].config"];
-  yield "images[].platform";
+  yield* ["images[].platform", "images[].trace"];
 }

@@ -10,6 +10,7 @@ import { isAlive, makeMount, requireRoot, tearDown } from "./mount_steps.ts";
 interface MountFlags {
   api?: string;
   platform?: string;
+  trace?: string;
 }
 
 export async function run(
@@ -29,6 +30,7 @@ export async function run(
   const state = await makeMount(context, directory, {
     image: image!,
     platform: flags.platform,
+    trace: flags.trace,
     dir,
     driver,
     device: undefined,

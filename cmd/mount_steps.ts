@@ -50,6 +50,8 @@ export interface MountRequest {
   /** Mount point, absolute; without it only a device is made. */
   dir: string | undefined;
   driver: MountState["driver"];
+  /** `--trace` */
+  trace?: string | undefined;
   /** `--device` */
   device: string | undefined;
   /** `--api` */
@@ -192,6 +194,7 @@ async function openExport(
       name,
       ...(isConfigFile(image) ? { config: image } : { image }),
       ...(request.platform ? { platform: request.platform } : {}),
+      ...(request.trace ? { trace: absolutePath(request.trace) } : {}),
     }, signal);
   } catch (error) {
     if (!(error instanceof ObdError)) throw error;

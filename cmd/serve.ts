@@ -107,6 +107,7 @@ async function serve(
         (trusted, hosts) =>
           createApi(session, {
             trusted,
+            traces: session.traces,
             ...(hosts ? { hosts } : {}),
             ...(config.api.token ? { token: config.api.token } : {}),
           }),

@@ -7,6 +7,8 @@ import {
   type OpenedImage,
   openEnvironment,
   openImage,
+  replayTrace,
+  type TraceRecord,
 } from "../lib/image/mod.ts";
 import {
   errorText,
@@ -26,9 +28,11 @@ import type {
   HostStatus,
   ServeControl,
   ServeStatus,
+  TraceControl,
 } from "./api.ts";
 import type { ImageConfig, ServeConfig } from "./config.ts";
 import type { RegistrySettings } from "./context.ts";
+import { readTraceFile, TraceRecordings } from "./trace_files.ts";
 import { VERSION } from "./version.ts";
 
 /** Without a read for this long, memory is given back. */
@@ -39,6 +43,9 @@ interface Served {
   config: ImageConfig;
   image: OpenedImage;
   nbd: NbdExport;
+  /** Ends the replay of its trace. */
+  replay: AbortController;
+  replaying: Promise<void>;
 }
 
 /** Options of {@linkcode ServeSession.open}. */
@@ -60,6 +67,7 @@ export class ServeSession implements ServeControl {
   readonly #opening = new Set<string>();
   #address: NbdAddress | undefined;
   #ready = false;
+  readonly #recordings = new TraceRecordings((name) => this.#served.has(name));
   readonly #idleTimer: ReturnType<typeof setInterval>;
   #readsSeen = 0;
 
@@ -71,6 +79,8 @@ export class ServeSession implements ServeControl {
       logger: options.log,
       requestDeadlineMs: nbd.requestTimeoutMs,
       maxConnections: nbd.maxConnections,
+      onRead: (name, offset, length) =>
+        this.#recordings.note(name, offset, length),
     });
     this.#idleTimer = setInterval(() => this.#trim(), IDLE_INTERVAL_MS);
   }
@@ -131,6 +141,11 @@ export class ServeSession implements ServeControl {
     };
   }
 
+  /** What the API needs to record exports. */
+  get traces(): TraceControl {
+    return this.#recordings;
+  }
+
   recentLog(): readonly string[] {
     return this.#options.recentLog();
   }
@@ -144,6 +159,8 @@ export class ServeSession implements ServeControl {
     if (!served) throw new NotFoundError(`No export "${name}"`);
     await this.#server.removeExport(name);
     this.#served.delete(name);
+    this.#recordings.drop(name);
+    await endReplay(served);
     await served.image[Symbol.asyncDispose]();
     this.#options.log.info("export removed", { export: name });
   }
@@ -158,8 +175,9 @@ export class ServeSession implements ServeControl {
     this.#ready = false;
     clearInterval(this.#idleTimer);
     await this.#server.stop(deadlineMs);
-    for (const { image } of this.#served.values()) {
-      await image[Symbol.asyncDispose]();
+    for (const served of this.#served.values()) {
+      await endReplay(served);
+      await served.image[Symbol.asyncDispose]();
     }
     this.#served.clear();
     await this.#environment[Symbol.asyncDispose]();
@@ -182,6 +200,10 @@ export class ServeSession implements ServeControl {
     this.#opening.add(name);
     const { config: settings, log } = this.#options;
     try {
+      // A bad trace is told before anything is opened.
+      const trace = config.trace === undefined
+        ? []
+        : await readTraceFile(config.trace);
       const image = await openImage(
         this.#environment,
         config.image ?? config.config!,
@@ -198,7 +220,9 @@ export class ServeSession implements ServeControl {
         description: image.name,
         readOnly: true,
       });
-      const served = { config, image, nbd };
+      const replay = new AbortController();
+      const replaying = this.#replay(image, trace, replay.signal);
+      const served = { config, image, nbd, replay, replaying };
       this.#served.set(name, served);
       log.info("export added", { export: name, integrity: image.integrity });
       return served;
@@ -213,6 +237,25 @@ export class ServeSession implements ServeControl {
       );
     } finally {
       this.#opening.delete(name);
+    }
+  }
+
+  /** Fetches what a trace says, behind what clients ask for. */
+  async #replay(
+    image: OpenedImage,
+    records: readonly TraceRecord[],
+    signal: AbortSignal,
+  ): Promise<void> {
+    if (records.length === 0) return;
+    const { log } = this.#options;
+    try {
+      await replayTrace(image.source, records, { logger: log, signal });
+    } catch (error) {
+      if (signal.aborted) return;
+      log.warn("trace not replayed", {
+        image: image.name,
+        error: errorText(error),
+      });
     }
   }
 
@@ -273,4 +316,9 @@ export class ServeSession implements ServeControl {
   #hosts(): HostStatus[] {
     return this.#environment.hostStatistics();
   }
+}
+
+async function endReplay({ replay, replaying }: Served): Promise<void> {
+  replay.abort();
+  await replaying;
 }

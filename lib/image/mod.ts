@@ -41,6 +41,18 @@ export {
   type PublishOptions,
   type PublishReport,
 } from "./publish.ts";
+export {
+  type ReplayOptions,
+  type ReplayResult,
+  replayTrace,
+} from "./trace_replay.ts";
+export {
+  decodeTrace,
+  DEVICE_LAYER,
+  encodeTrace,
+  type TraceRecord,
+  TraceRecorder,
+} from "../layers/mod.ts";
 export { Ext4Reader, type InodeStat } from "../ext4/mod.ts";
 export type {
   CacheStats,

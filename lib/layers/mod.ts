@@ -20,6 +20,7 @@ export * from "./merge_layers.ts";
 export * from "./native_layer.ts";
 export * from "./pass/mod.ts";
 export * from "./tar_spool.ts";
+export * from "./trace.ts";
 export * from "./turbo_layer.ts";
 export { type PinnedOptions, PinnedSource } from "./pinned_source.ts";
 export {
@@ -27,9 +28,4 @@ export {
   PinnedStore,
   type PinnedStoreOptions,
 } from "./pinned_store.ts";
-export {
-  isLazyLayer,
-  isSeekable,
-  type ZstdDecoder,
-  ZstdSource,
-} from "./zstd_source.ts";
+export { isSeekable, type ZstdDecoder, ZstdSource } from "./zstd_source.ts";
