@@ -1,6 +1,11 @@
 /** `obd inspect`: what a name stands for, found out without changing anything. */
 
-import { FileSource, NotFoundError, readBytes } from "../io/mod.ts";
+import {
+  FileSource,
+  NotFoundError,
+  readBytes,
+  UnsupportedError,
+} from "../io/mod.ts";
 import {
   type FileReport,
   firstProblem,
@@ -58,6 +63,13 @@ export async function inspect(
     return await inspectLayout(environment, target);
   }
   if (!info) return await inspectImage(environment, target, options);
+  if (!info.isFile) {
+    // A pipe would wait for a writer, and a device has no size of its own.
+    throw new UnsupportedError(
+      "special file",
+      `"${target}" is neither a regular file nor a directory`,
+    );
+  }
   await using file = await FileSource.open(target);
   const head = await readBytes(file, 0, Math.min(HEAD_SIZE, file.size));
   if (/^\s*\{/.test(new TextDecoder().decode(head))) {

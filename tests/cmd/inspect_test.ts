@@ -447,6 +447,7 @@ Deno.test("a directory that is no layout, a name that is nothing", () =>
   withTempDir(async (dir) => {
     await assert.rejects(inspectTarget(dir), /is no OCI layout/);
     await assert.rejects(inspectTarget(`oci:${dir}/none:v1`), NotFoundError);
+    await assert.rejects(inspectTarget("/dev/null"), /neither a regular file/);
   }));
 
 // ---- images ---------------------------------------------------------------------
