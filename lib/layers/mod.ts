@@ -28,4 +28,9 @@ export {
   PinnedStore,
   type PinnedStoreOptions,
 } from "./pinned_store.ts";
-export { isSeekable, type ZstdDecoder, ZstdSource } from "./zstd_source.ts";
+export {
+  isLazyLayer,
+  isSeekable,
+  type ZstdDecoder,
+  ZstdSource,
+} from "./zstd_source.ts";
