@@ -378,6 +378,12 @@ class Builder {
     return `Layer ${index + 1} of ${layers.length} (${layers[index]!.digest})`;
   }
 
+  /** Short, for progress and warnings. */
+  #taskName(index: number): string {
+    const { layers } = this.#source.manifest;
+    return `layer ${index + 1}/${layers.length} ${shortDigest(layers[index]!)}`;
+  }
+
   async #firstBlock(): Promise<LayerBlock> {
     return {
       offset: 0,
@@ -413,6 +419,7 @@ class Builder {
     const turbo = this.#wants("turbo") && !converts
       ? await writeMetaLayer(scanned, content, virtualSize, stack, path)
       : undefined;
+    if (turbo && !isTurbo) this.#warnForeign(index, scanned);
     if (turbo && !isLazy) this.#warnUnseekable(index, scanned);
     if (!turbo) await stackLayer(content, virtualSize, stack, `${path}.fs`);
     const wantsNative = this.#wants("overlaybd") && !isFlat;
@@ -423,11 +430,22 @@ class Builder {
     if (wantsNative) built.overlaybd.push(native!);
   }
 
-  #warnUnseekable(index: number, { scan }: ScannedLayer): void {
-    const { layers } = this.#source.manifest;
+  /** Says what other readers refuse. */
+  #warnForeign(index: number, { scan }: ScannedLayer): void {
+    const kind = scan.compression === "zstd"
+      ? "zstd"
+      : `gzip of ${scan.members} members`;
     this.warnings.push(
-      `layer ${index + 1}/${layers.length} ${
-        shortDigest(layers[index]!)
+      `${
+        this.#taskName(index)
+      }: it is ${kind}, which only obd can read as TurboOCI: overlaybd refuses the image; --compat overlaybd makes it native instead`,
+    );
+  }
+
+  #warnUnseekable(index: number, { scan }: ScannedLayer): void {
+    this.warnings.push(
+      `${
+        this.#taskName(index)
       }: its zstd frames are too large to be read at random, so that serving it first decodes it, ${
         formatSize(scan.tarSize)
       }, into a file in the span cache; --convert-unseekable makes it native instead`,
@@ -443,8 +461,7 @@ class Builder {
     const { signal, progress } = this.#environment;
     const { repository, manifest, config } = this.#source;
     const layer = manifest.layers[index]!;
-    const count = manifest.layers.length;
-    const name = `layer ${index + 1}/${count} ${shortDigest(layer)}`;
+    const name = this.#taskName(index);
     const task = progress.start(name, layer.size);
     let received = 0;
     const spool = this.#converter?.spool(index);

@@ -32,6 +32,12 @@ export const DEFAULT_NATIVE: NativeParameters = {
   blockSize: 4096,
 };
 
+/**
+ * Bytes between the checkpoints of a pass that only converts: they are not
+ * kept, so the fewer the better.
+ */
+export const NATIVE_SPAN_SIZE = 16 * 1024 * 1024;
+
 /** Options of {@linkcode NativeConverter}. */
 export interface ConverterOptions {
   parameters: NativeParameters;
