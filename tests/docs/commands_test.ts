@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { ObdSandbox } from "../testutil/obd_command.ts";
+import { withOwnMounts } from "../testutil/mount_namespace.ts";
 import {
   dir,
   file,
@@ -53,17 +54,20 @@ for (const [name, parts] of sessions) {
     parts.flatMap((p) => p.marker?.kind === "run" ? p.marker.needs : []),
   );
   const has = [...needs].map((n) =>
-    n === "mount" ? requiresMount() : requires(n)
+    n === "mount" ? requiresMount() && requires("unshare") : requires(n)
   );
   Deno.test({
     name: `docs: ${name} (${parts[0]!.file}:${parts[0]!.line})`,
     ignore: !has.every((h) => h),
-    fn: () => runSession(parts),
+    fn: () => runSession(parts, needs.has("mount")),
   });
 }
 
 /** Runs the blocks as one script, in a directory of its own, beside a registry with an image. */
-async function runSession(parts: readonly ShellBlock[]): Promise<void> {
+async function runSession(
+  parts: readonly ShellBlock[],
+  mounts: boolean,
+): Promise<void> {
   await using box = await ObdSandbox.make();
   await using registry = await RegistryServer.start();
   const image = exampleImage();
@@ -87,8 +91,13 @@ async function runSession(parts: readonly ShellBlock[]): Promise<void> {
   ).join("").replaceAll(EXAMPLE_HOST, registry.host);
   await Deno.writeTextFile(`${box.dir}/script`, script);
   // A session of its own, so that what it leaves in the background ends with it.
-  const child = new Deno.Command("setsid", {
-    args: ["--wait", "bash", "-euxo", "pipefail", `${box.dir}/script`],
+  const bash = ["bash", "-euxo", "pipefail", `${box.dir}/script`];
+  const [shell, ...args] = [
+    ...["setsid", "--wait"],
+    ...(mounts ? withOwnMounts(bash) : bash),
+  ];
+  const child = new Deno.Command(shell!, {
+    args,
     cwd: box.dir,
     env: { ...box.env, PATH: `${bin}:${Deno.env.get("PATH")}:/usr/sbin:/sbin` },
     stdin: "null",

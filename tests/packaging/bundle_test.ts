@@ -13,9 +13,13 @@ import {
   whiteout,
   writeLayout,
 } from "../testutil/oci_image.ts";
+import { withOwnMounts } from "../testutil/mount_namespace.ts";
+import { requires, requiresMount } from "../testutil/requires.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
 const SUPPORTED = Deno.build.os === "linux";
+const CAN_MOUNT = requiresMount() &&
+  requires("nbdfuse", "losetup", "mount", "unshare");
 const NUMBERS = Uint8Array.from({ length: 3_000_000 }, (_, i) => i * i >> 7);
 
 interface Result {
@@ -181,6 +185,12 @@ Deno.test({
         await serveAndRead(program, env, temp);
       });
 
+      await t.step({
+        name: "mounts, with a serve that it starts of itself",
+        ignore: !CAN_MOUNT,
+        fn: () => mountAndRead(program, env, temp),
+      });
+
       await t.step("refuses to run when damaged", async () => {
         const bytes = await Deno.readFile(program);
         const damages: [string, (bytes: Uint8Array) => Uint8Array][] = [
@@ -283,4 +293,29 @@ async function serveAndRead(
     }
     await child.status;
   }
+}
+
+/** `obd mount` starts this same file once more. */
+async function mountAndRead(
+  program: string,
+  env: Record<string, string>,
+  temp: string,
+): Promise<void> {
+  const script = `set -eu
+    mkdir "$2/at"
+    "$1" mount "oci:$2/one:v1" "$2/at"
+    cat "$2/at/numbers" >"$2/numbers"
+    "$1" umount "$2/at"
+    "$1" mounts --json`;
+  const [shell, ...args] = withOwnMounts(
+    ["sh", "-c", script, "sh", program, temp],
+  );
+  const { code, stdout, stderr } = await run(shell!, args, {
+    ...env,
+    OBD_RUN_DIR: `${temp}/run`,
+    OBD_CACHE_DIR: `${temp}/cache`,
+  });
+  assert.equal(code, 0, stderr);
+  assert.ok(equalBytes(await Deno.readFile(`${temp}/numbers`), NUMBERS));
+  assert.match(stdout, /\{"mounts":\[\]\}\s*$/);
 }
