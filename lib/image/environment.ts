@@ -1,7 +1,9 @@
 /** What building and opening images share in one process: registries, caches, workers, where to log. */
 
 import {
+  errorText,
   type Logger,
+  ObdError,
   type Progress,
   silentLogger,
   silentProgress,
@@ -97,15 +99,7 @@ export async function openEnvironment(
   const openStore = async (
     name: string,
     settings: CacheSettings | undefined,
-  ) =>
-    settings && stack.use(
-      await CacheStore.open({
-        directory: settings.directory,
-        sizeBytes: settings.sizeBytes,
-        name,
-        logger: log,
-      }),
-    );
+  ) => settings && stack.use(await openCache(name, settings, log));
   const blobStore = await openStore("blob", options.blobCache);
   const spanStore = await openStore("gzip", options.spanCache);
   const pinnedStore = stack.use(
@@ -139,6 +133,23 @@ export async function openEnvironment(
       openRepository(reference, { create, client }),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
+}
+
+async function openCache(
+  name: string,
+  { directory, sizeBytes }: CacheSettings,
+  logger: Logger,
+): Promise<CacheStore> {
+  try {
+    return await CacheStore.open({ directory, sizeBytes, name, logger });
+  } catch (error) {
+    if (error instanceof ObdError) throw error;
+    throw new ObdError(
+      "state",
+      `Cannot use cache directory "${directory}": ${errorText(error)}`,
+      { cause: error },
+    );
+  }
 }
 
 /** A silent registry costs a read this part of its time. */

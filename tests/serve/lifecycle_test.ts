@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { NbdClient } from "../../lib/nbd/mod.ts";
 import { putImage } from "../testutil/oci_image.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
-import { requires } from "../testutil/requires.ts";
+import { requires, requiresMount } from "../testutil/requires.ts";
 import {
   blobReads,
   build,
@@ -14,6 +14,7 @@ import {
   imageOf,
   obd,
   ServeProcess,
+  sh,
   withTempDir,
   writeConfig,
 } from "./harness.ts";
@@ -380,6 +381,40 @@ for _ in range(2):
         // It has ended already.
       }
       await listener.status;
+    }
+  }),
+});
+
+Deno.test({
+  name: "serve: a full disk under the caches is said, a scarce one served from",
+  ignore: !requiresMount(),
+  fn: withPlace(async ({ dir, config }) => {
+    const disk = `${dir}/disk`;
+    await Deno.mkdir(disk);
+    await sh("mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk);
+    try {
+      const path = await config({
+        cacheConfig: { cacheDir: `${disk}/blobs` },
+        gzipCacheConfig: { cacheDir: `${disk}/gzip` },
+      });
+      {
+        // Too little room to store a single span.
+        await using serve = await ServeProcess.start(path);
+        await using client = await serve.connect("app");
+        await checkFiles(client, FILES);
+        assert.equal((await serve.end()).code, 0);
+      }
+      await Deno.remove(`${disk}/blobs`, { recursive: true });
+      await assert.rejects(
+        Deno.writeFile(`${disk}/filler`, new Uint8Array(2 ** 20)),
+      );
+      await refuses(
+        dir,
+        path,
+        /Cannot use cache directory ".*\/disk\/blobs": No space left/,
+      );
+    } finally {
+      await sh("umount", disk);
     }
   }),
 });
