@@ -139,7 +139,8 @@ Deno.test("a layer of one large frame is decoded when served, or made native", a
     assert.deepEqual(plain.report.platforms[0]!.warnings, []);
     const want = await imageTree(`oci:${layout}:plain-obd`);
     const { report } = await build({ source: `oci:${layout}:zstd` });
-    const [warning, ...more] = report.platforms[0]!.warnings;
+    const [foreign, warning, ...more] = report.platforms[0]!.warnings;
+    assert.match(foreign!, /it is zstd, which only obd can read/);
     assert.match(warning!, /zstd frames are too large.*--convert-unseekable/);
     assert.deepEqual(more, []);
     assert.deepEqual(await imageTree(`oci:${layout}:zstd-obd`), want);
