@@ -18,6 +18,13 @@ let made: Promise<void> | undefined;
 /** Downloads the kernel and packs the initramfs, once per machine. */
 function makeGuest(): Promise<void> {
   return made ??= (async () => {
+    // Test files run side by side, each with its own copy of this module.
+    await Deno.mkdir(CACHE, { recursive: true });
+    using lock = await Deno.open(`${CACHE}/lock`, {
+      write: true,
+      create: true,
+    });
+    await lock.lock(true);
     const script = new URL("../interop/make_guest.sh", import.meta.url);
     const { success, stderr } = await new Deno.Command(script.pathname, {
       args: [CACHE],
