@@ -62,7 +62,7 @@ const OUTPUT_STEP = 262147;
 /** A fitting capacity for the input ring in bytes. */
 export const INPUT_RING_SIZE = 64 * INPUT_STEP;
 /** A fitting capacity for the output ring in bytes. */
-export const OUTPUT_RING_SIZE = 62 * OUTPUT_STEP;
+export const OUTPUT_RING_SIZE = 31 * OUTPUT_STEP;
 
 interface Boundary {
   compressedOffset: number;
