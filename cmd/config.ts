@@ -325,6 +325,7 @@ function nameExports(images: NonNullable<RawConfig["images"]>): ImageConfig[] {
       ...(image.image === undefined ? {} : { image: image.image }),
       ...(image.config === undefined ? {} : { config: image.config }),
       ...(image.platform === undefined ? {} : { platform: image.platform }),
+      ...(image.trace === undefined ? {} : { trace: image.trace }),
     };
   });
 }
