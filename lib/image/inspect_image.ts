@@ -1,11 +1,6 @@
 /** What an image is, layer by layer, and what would serve it. */
 
-import {
-  CancelledError,
-  mapConcurrent,
-  NotFoundError,
-  type SourceDescription,
-} from "../io/mod.ts";
+import { CancelledError, mapConcurrent, NotFoundError } from "../io/mod.ts";
 import {
   CachedSource,
   type Fact,
@@ -32,7 +27,8 @@ import type { ImageEnvironment } from "./environment.ts";
 import { inspectMeta, type MetaSearch, NoteLogger } from "./inspect_meta.ts";
 import { fetchMetaBlob } from "./meta_blobs.ts";
 import { type LayerRole, layerRoles } from "./meta_image.ts";
-import { type LayerInfo, type OpenedImage, openImage } from "./open.ts";
+import { type StackInspection, stackOf } from "./inspect_stack.ts";
+import { type LayerInfo, openImage } from "./open.ts";
 import { resolveSource, type SourceImage } from "./source.ts";
 
 /** Layers that are looked at at once. */
@@ -61,12 +57,6 @@ export interface LayerInspection {
   /** The layer's map: number of entries, virtual size, mapped bytes. */
   map?: Record<string, Fact>;
   problem?: Problem;
-}
-
-/** The sources that would serve the image. */
-export interface StackInspection {
-  layers: { data: SourceDescription; target?: SourceDescription }[];
-  merged: SourceDescription;
 }
 
 /** One image. */
@@ -398,17 +388,4 @@ function configLayer(info: LayerInfo, index: number): LayerInspection {
       meta: { digest: "", size: info.metaSize, parts: [] },
     }),
   };
-}
-
-/** The merged device lists its layers' sources in one row: data, then the target of a TurboOCI layer. */
-function stackOf(image: OpenedImage): StackInspection | undefined {
-  const { inner = [], ...merged } = image.source.describe();
-  const rest = [...inner];
-  const layers = image.layers.map((layer) => ({
-    data: rest.shift()!,
-    ...(layer.kind === "turbo" ? { target: rest.shift()! } : {}),
-  }));
-  const complete = rest.length === 0 &&
-    layers.every((l) => l.data && (!("target" in l) || l.target));
-  return complete ? { layers, merged } : undefined;
 }

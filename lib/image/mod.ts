@@ -13,11 +13,8 @@ export {
   type Inspection,
   type InspectTargetOptions,
 } from "./inspect.ts";
-export type {
-  ImageInspection,
-  LayerInspection,
-  StackInspection,
-} from "./inspect_image.ts";
+export type { ImageInspection, LayerInspection } from "./inspect_image.ts";
+export type { StackInspection } from "./inspect_stack.ts";
 export type { LayoutEntry, LayoutInspection } from "./inspect_layout.ts";
 export type { MetaSearch } from "./inspect_meta.ts";
 export { mergeImage, type MergeOptions } from "./native_merge.ts";
