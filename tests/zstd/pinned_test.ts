@@ -188,7 +188,41 @@ Deno.test("what was decoded stays, is checked, and is not written again", async 
   });
 });
 
-Deno.test("a process that was killed leaves nothing that is believed", async () => {
+Deno.test("a process is killed while it decodes", async () => {
+  await withTempDir(async (dir) => {
+    scanned ??= await scan(BLOB);
+    await Deno.writeFile(`${dir}/blob`, BLOB);
+    const child = new Deno.Command(Deno.execPath(), {
+      args: [
+        ...["run", "-A", "--no-check"],
+        new URL("kill_child.ts", import.meta.url).pathname,
+        ...[`${dir}/blob`, `${dir}/pinned`],
+      ],
+      stdin: "null",
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+    const reader = child.stdout.getReader();
+    const { value } = await reader.read();
+    child.kill("SIGKILL");
+    await child.status;
+    await reader.cancel();
+    assert.equal(new TextDecoder().decode(value).trim(), "reading");
+    const left = await Deno.readFile(pinnedFile(`${dir}/pinned`));
+    assert.equal(left.length, TAR.length);
+    assert.ok(Buffer.compare(left, TAR) !== 0, "it was not in the middle");
+    await using store = await PinnedStore.open({
+      directory: `${dir}/pinned`,
+      keepFreeBytes: 0,
+    });
+    assert.equal(store.usedBytes, TAR.length);
+    await using source = await open(store, new TestSource(BLOB));
+    await reads(source, TAR.length - 10, 10);
+    await reads(source, 0, TAR.length);
+  });
+});
+
+Deno.test("what a crash tore is not believed", async () => {
   await withTempDir(async (dir) => {
     scanned ??= await scan(BLOB);
     const torn = TAR.slice();
