@@ -123,14 +123,17 @@ try {
     conversion.push(result.ms);
     bytes = result.bytes;
   }
-  const seconds = (list: number[]) => (median(list) / 1000).toFixed(2);
-  const ratio = median(conversion) / median(pipe);
-  console.log(`layers        ${files.length}, native ${bytes} bytes`);
-  console.log(`gzip | lz4    ${seconds(pipe)} s`);
-  console.log(
-    `obd           ${seconds(conversion)} s (${values.jobs} threads)`,
-  );
-  console.log(`ratio         ${ratio.toFixed(2)} (budget 2)`);
+  const seconds = (list: number[]) => Math.round(median(list) / 10) / 100;
+  console.log(JSON.stringify({
+    bench: "native_convert",
+    layers: files.length,
+    nativeBytes: bytes,
+    threads: Number(values.jobs),
+    pipeSeconds: seconds(pipe),
+    obdSeconds: seconds(conversion),
+    ratio: Math.round(median(conversion) / median(pipe) * 100) / 100,
+    budget: 2,
+  }));
 } finally {
   await Deno.remove(dir, { recursive: true });
 }
