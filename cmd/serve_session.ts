@@ -32,6 +32,7 @@ import type {
 } from "./api.ts";
 import type { ImageConfig, ServeConfig } from "./config.ts";
 import type { RegistrySettings } from "./context.ts";
+import { giveBackMemory } from "./give_back_memory.ts";
 import { readTraceFile, TraceRecordings } from "./trace_files.ts";
 import { VERSION } from "./version.ts";
 
@@ -70,6 +71,7 @@ export class ServeSession implements ServeControl {
   readonly #recordings = new TraceRecordings((name) => this.#served.has(name));
   readonly #idleTimer: ReturnType<typeof setInterval>;
   #readsSeen = 0;
+  #isTrimmed = true;
 
   private constructor(environment: ImageEnvironment, options: SessionOptions) {
     this.#environment = environment;
@@ -109,6 +111,7 @@ export class ServeSession implements ServeControl {
   /** Opens the configured images, all before any is served. */
   async openImages(): Promise<void> {
     for (const image of this.#options.config.images) await this.#open(image);
+    giveBackMemory();
   }
 
   /** Starts to answer clients. */
@@ -151,7 +154,9 @@ export class ServeSession implements ServeControl {
   }
 
   async add(config: ImageConfig): Promise<ExportStatus> {
-    return this.#exportStatus(await this.#open(config));
+    const served = await this.#open(config);
+    this.#isTrimmed = false;
+    return this.#exportStatus(served);
   }
 
   async remove(name: string): Promise<void> {
@@ -183,12 +188,17 @@ export class ServeSession implements ServeControl {
     await this.#environment[Symbol.asyncDispose]();
   }
 
-  /** Spans that are on disk too leave memory when nobody reads. */
+  /** When nobody reads any more, spans that are on disk too leave memory. */
   #trim(): void {
     const { memory, store } = this.#environment.spanCache;
     let reads = 0;
     for (const { nbd } of this.#served.values()) reads += nbd.stats.reads;
-    if (store && reads === this.#readsSeen) memory.clear();
+    if (reads !== this.#readsSeen) this.#isTrimmed = false;
+    else if (!this.#isTrimmed) {
+      if (store) memory.clear();
+      giveBackMemory();
+      this.#isTrimmed = true;
+    }
     this.#readsSeen = reads;
   }
 
