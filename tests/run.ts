@@ -42,6 +42,8 @@ async function runTests(
     cwd: ROOT,
     env: {
       NO_COLOR: "1",
+      // Where Debian keeps e2fsprogs and friends, also for users whose PATH leaves it out.
+      PATH: `${Deno.env.get("PATH") ?? ""}:/usr/sbin:/sbin`,
       OBD_SKIP_FILE: skipPath,
       DENO_JOBS: Deno.env.get("DENO_JOBS") ??
         String(Math.max(2, navigator.hardwareConcurrency)),
