@@ -37,6 +37,14 @@ const DAEMON_DEADLINE_MS = 30_000;
 const CONTAINER_PATH =
   "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/** Says when it runs, then becomes the service. */
+const ANNOUNCING_SHELL = [
+  "/bin/sh",
+  "-c",
+  'echo obd-bench-started; exec "$@"',
+  "sh",
+];
+
 /** What every run of a workload shares. */
 export interface RunSettings {
   workload: Workload;
@@ -65,8 +73,11 @@ export interface RunSettings {
 export interface Measurement {
   /** The root file system is there: pulled and unpacked, or mounted. */
   rootSeconds: number;
-  /** First byte of the first file that the container reads from it. */
-  firstByteSeconds: number;
+  /**
+   * The first program of the image runs. Images of the tree have a shell that
+   * says so; elsewhere it is the first output, undefined without any.
+   */
+  firstByteSeconds: number | undefined;
   /** The service is available. */
   readySeconds: number;
   traffic: Traffic;
@@ -382,9 +393,7 @@ async function runContainer(
   const { workload, registry, deadlineMs, signal } = settings;
   const { ctr, group, started, rootSeconds } = run;
   const id = `obd-bench-${Deno.pid}`;
-  const rootless = run.root[0] === "--rootfs";
   let firstOutput: number | undefined;
-  // A shell of the image says when it runs, then becomes the service.
   const container = stack.use(
     new BenchProcess([
       ...ctr,
@@ -394,13 +403,9 @@ async function runContainer(
       `PATH=${CONTAINER_PATH}`,
       "--cwd",
       "/",
-      ...(rootless ? [] : run.root.slice(0, -1)),
-      ...(rootless ? run.root : [run.root.at(-1)!]),
+      ...run.root,
       id,
-      "/bin/sh",
-      "-c",
-      'echo obd-bench-started; exec "$@"',
-      "sh",
+      ...(workload.madeImage ? ANNOUNCING_SHELL : []),
       ...workload.command,
     ], {
       group,
@@ -419,7 +424,7 @@ async function runContainer(
     : undefined;
   return {
     rootSeconds,
-    firstByteSeconds: firstOutput ?? readySeconds,
+    firstByteSeconds: firstOutput,
     readySeconds,
     traffic,
     cost,
