@@ -4,10 +4,12 @@
  * the layout or push it to a registry instead.
  */
 
+import { cacheRoot } from "./cache_root.ts";
+
 import { createHash } from "node:crypto";
 import { requires } from "./requires.ts";
 
-const CACHE = "/var/cache/obd-tests/images";
+const CACHE = `${cacheRoot()}/images`;
 const SCRIPT =
   new URL("../../bench/images/make_app_image.sh", import.meta.url).pathname;
 const TREE_SCRIPT = new URL("../interop/tree.py", import.meta.url).pathname;

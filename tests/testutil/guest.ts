@@ -1,6 +1,8 @@
 /** A guest kernel under QEMU, for what this machine's kernel lacks (the nbd driver). */
 
-const CACHE = "/var/cache/obd-tests/guest";
+import { cacheRoot } from "./cache_root.ts";
+
+const CACHE = `${cacheRoot()}/guest`;
 
 /** What a guest gets. */
 export interface GuestOptions {
