@@ -1,7 +1,7 @@
 /**
  * Resident memory of an idle `obd serve` with 10 images: after opening, while
  * it is read from, and when it has been left alone again. Budget
- * (architecture.md §8): at most 150 MB idle, both times.
+ * : at most 150 MB idle, both times.
  *
  *     deno run -A bench/idle_rss.ts [--layout DIR] [--images 10] [--read-mib 256] [--idle 60]
  *

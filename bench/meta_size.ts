@@ -1,7 +1,7 @@
 /**
  * Size of a meta image, with its breakdown, against the compressed image.
  *
- * Budget (architecture.md §8): ≤ 0.8 % for gzip layers with sparse windows. The
+ * Budget: ≤ 0.8 % for gzip layers with sparse windows. The
  * reference is TurboOCI's own form, 3.5 % (windows in full).
  *
  *     deno run -A bench/meta_size.ts [--image oci:DIR:TAG]
@@ -15,7 +15,7 @@ import { openEnvironment, publishImage } from "../lib/image/mod.ts";
 import { debianImage } from "../tests/testutil/debian_image.ts";
 
 const BUDGET_PERCENT = 0.8;
-/** TurboOCI's share as measured with the real tools (architecture.md §8). */
+/** TurboOCI's share as measured with the real tools. */
 const TURBO_OCI_PERCENT = 3.5;
 
 const { values } = parseArgs({

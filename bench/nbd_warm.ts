@@ -2,7 +2,7 @@
  * Warm reads over NBD: our server against `nbdkit file`, on the same raw file,
  * with the same clients, taking turns.
  *
- * Budget (architecture.md §8): sequential ≥ 0.8 × nbdkit, 4 KiB random at
+ * Budget: sequential ≥ 0.8 × nbdkit, 4 KiB random at
  * depth 16 ≥ 1.0 ×.
  *
  *     deno run -A bench/nbd_warm.ts [--mib 512] [--rounds 5] [--seconds 1] [--only random]

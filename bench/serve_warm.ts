@@ -2,7 +2,7 @@
  * Warm reads over NBD through a real `obd serve` of a real built image, against
  * `nbdkit file` on its dump: same client, taking turns, same run.
  *
- * Budget (architecture.md §8): sequential ≥ 0.8 × nbdkit, 4 KiB random at
+ * Budget: sequential ≥ 0.8 × nbdkit, 4 KiB random at
  * depth 16 ≥ 1.0 ×.
  *
  *     deno run -A bench/serve_warm.ts [--layout DIR] [--image TAG] [--rounds 5] [--seconds 1] [--only NAME]

@@ -12,7 +12,7 @@
 import { Inflate, STATUS } from "./inflate.ts";
 import { WINDOW_SIZE } from "./raw_inflate.ts";
 
-/** Where decoding can resume. Field meanings are those of a `gzip.meta` entry (formats.md §4.1). */
+/** Where decoding can resume. Field meanings are those of a `gzip.meta` entry (`lib/layers/gzip_meta.ts`). */
 export interface Checkpoint {
   /** Offset in the blob of the first whole byte (`en_pos`). */
   compressedOffset: number;

@@ -303,7 +303,7 @@ class Builder {
       }
       const below = this.#stack.table();
       const content = layerContent(model, emission, bodies, i, below);
-      // Readers take the lowest tag for the layer's own, so it must have one (formats.md §1.10).
+      // Readers take the lowest tag for the layer's own, so it must have one (overlaybd lsmt/file.cpp: open_warpfile_ro).
       const blocks = emission.blockCount === 0 && content.stored.length === 0
         ? [await this.#firstBlock()]
         : content.blocks;

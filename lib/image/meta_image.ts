@@ -274,7 +274,7 @@ function nativeDescriptor(
 function layerDescriptor(layer: BuiltLayerDescriptor): Descriptor {
   const trueType = layer.target.mediaType;
   // A reader that knows nothing of zstd must fail to open, not serve the raw
-  // blob: it is told gzip, and finds no gzip index (formats.md §1.10).
+  // blob: it is told gzip, and finds no gzip index (overlaybd lsmt/file.cpp: open_warpfile_ro).
   const told = layer.compression === "none"
     ? MediaType.ociLayer
     : MediaType.ociLayerGzip;

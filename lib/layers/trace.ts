@@ -2,7 +2,7 @@
  * Traces: which ranges a running image read, in the order of time, so that the
  * next start can have them fetched before they are asked for.
  *
- * The file is overlaybd's (formats.md §7.1): a header of 24 bytes
+ * The file is overlaybd's (src/prefetch.cpp): a header of 24 bytes
  *
  *     magic u32 0xC2EF1820 @0 · pad 4 · data_size u64 = 24 · records @8 ·
  *     checksum u32 @16 (CRC-32C over the records as stored, seed 0) · pad 4

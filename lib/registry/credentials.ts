@@ -72,7 +72,7 @@ interface AuthFile {
   credsStore?: string;
 }
 
-/** The order of architecture.md §5; files are read anew at each look, so a login is seen. */
+/** The order that the README states; files are read anew at each look, so a login is seen. */
 export function createCredentialSource(
   options: CredentialOptions = {},
 ): CredentialSource {

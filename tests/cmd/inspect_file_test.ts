@@ -23,7 +23,7 @@ import {
 } from "./inspect_harness.ts";
 import { withTempDir } from "./run_obd.ts";
 
-/** Golden file, its kind, facts that formats.md states of it. */
+/** Golden file, its kind, facts that its maker states of it. */
 const GOLDEN: [string, string, Record<string, unknown>][] = [
   ["unit/a2", "lsmt-layer", { entries: 2, zeroedSegments: 1 }],
   ["unit/a7", "lsmt-layer", { entries: 0 }],

@@ -244,7 +244,7 @@ async function run(
   return stdout;
 }
 
-/** The blocks of a golden ZFile: 512-byte header, then LZ4 or zstd blocks with a CRC each (formats.md §2.3). */
+/** The blocks of a golden ZFile: 512-byte header, then LZ4 or zstd blocks with a CRC each. */
 function* zfileBlocks(file: Uint8Array) {
   const view = new DataView(file.buffer);
   const trailer = file.length - 512;

@@ -16,7 +16,7 @@ import { DeflateWriter, gzipMember } from "./deflate_writer.ts";
 import { checkSpans, indexBlob } from "./index_blob.ts";
 import { mulberry32, sampleBytes } from "./samples.ts";
 
-/** The entries of a gzip.meta (formats.md §4.1). */
+/** The entries of a gzip.meta. */
 function goldenEntries(meta: Uint8Array) {
   const view = viewOf(meta);
   const start = Number(view.getBigUint64(313, true));

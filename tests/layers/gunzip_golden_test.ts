@@ -19,7 +19,7 @@ import { TestSource } from "../testutil/test_source.ts";
 const BLOB = golden("layers/layer1.tar.gz");
 const META = golden("turbo-gz/layer1.gzip.meta");
 
-/** A gzip.meta as formats.md §4.1 lays it out; trusted here. */
+/** A gzip.meta, read without checks. */
 function readIndex(
   meta: Uint8Array,
 ): { offsets: Float64Array; size: number; checkpoints: CheckpointTable } {

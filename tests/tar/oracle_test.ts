@@ -126,7 +126,7 @@ Deno.test({
     const tar = gunzipSync(await Deno.readFile(unit!));
     const starts = walk(tar).filter((e) => e.runs.length > 0)
       .map((e) => e.runs[0]!.tarSector * 512);
-    // formats.md, table of golden/unit: L.meta. The fourth, 0x2e2e00, is where
+    // The list that came with golden/unit: L.meta. The fourth, 0x2e2e00, is where
     // the body of a hard link would be.
     assert.deepEqual(starts, [0xc00, 0x4000, 0x5a00]);
   },
