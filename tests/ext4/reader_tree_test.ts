@@ -65,6 +65,8 @@ for (const [name, options] of Object.entries(FEATURE_SETS)) {
           "-q",
           "-F",
           ...mke2fs,
+          // Another user's tree does not belong to root.
+          ...["-E", `root_owner=${Deno.uid()}:${Deno.gid()}`],
           ...["-d", source, image, "160M"],
         ]);
         if (htree) await run("e2fsck", ["-fyD", image], { codes: [0, 1] });
