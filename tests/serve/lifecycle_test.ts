@@ -276,7 +276,8 @@ Deno.test(
       path: /manifests/,
       times: 100,
     });
-    const starting = ServeProcess.start(await config()).then(
+    const file = await config();
+    const starting = ServeProcess.start(file).then(
       () => assert.fail("it is ready"),
       (error: Error) => error.message,
     );
@@ -285,7 +286,8 @@ Deno.test(
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
     const started = performance.now();
-    for (const pid of await childrenOfThisProcess("serve")) {
+    // Tests beside this one in the same process have their own.
+    for (const pid of await childrenOfThisProcess(file)) {
       Deno.kill(pid, "SIGTERM");
     }
     assert.match(await starting, /^obd serve ended with 0: /);
