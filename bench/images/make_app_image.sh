@@ -3,7 +3,10 @@
 # application with deletions and every kind of entry. At least three gzip
 # layers, written to an OCI layout.
 #
-#   make_app_image.sh LAYOUT_DIR [TAG]          tag: v1 by default
+#   make_app_image.sh LAYOUT_DIR [TAG [HOST:PORT/REPOSITORY]]   tag: v1 by default
+#
+# With a repository, TAG is pushed there too (plain HTTP on loopback, as a local
+# docker-registry speaks it).
 #
 # Environment:
 #   OBD_IMAGE_PACKAGES   packages of the second layer (default: python3)
@@ -13,13 +16,15 @@
 # TAG-python (first two layers), so that builds on a shared base can be tried.
 set -euo pipefail
 
-layout=${1:?usage: make_app_image.sh LAYOUT_DIR [TAG]}
+layout=${1:?usage: make_app_image.sh LAYOUT_DIR [TAG [HOST:PORT/REPOSITORY]]}
 tag=${2:-v1}
+repository=${3:-}
 packages=${OBD_IMAGE_PACKAGES:-python3}
 
 need() { command -v "$1" >/dev/null || { echo "make_app_image.sh: $1 is not installed (apt-get install $1)" >&2; exit 1; }; }
 need debootstrap
 need umoci
+[ -z "$repository" ] || need skopeo
 [ "$(id -u)" = 0 ] || { echo "make_app_image.sh: needs root" >&2; exit 1; }
 
 release=$(. /etc/os-release && echo "$VERSION_CODENAME")
@@ -133,3 +138,7 @@ umoci config --image "$layout:$tag" --config.cmd python3 --config.cmd /srv/app/m
 umoci rm --image "$layout:$tag-empty"
 umoci gc --layout "$layout"
 echo "made $layout:$tag"
+if [ -n "$repository" ]; then
+  skopeo copy --quiet --dest-tls-verify=false "oci:$layout:$tag" "docker://$repository:$tag"
+  echo "pushed $repository:$tag"
+fi
