@@ -182,6 +182,8 @@ async function buildPeak(
       "-q",
       ...(jobs ? ["--jobs", jobs] : []),
     ],
+    // As the one-file executable starts it (packaging/header.sh).
+    env: { DENO_V8_FLAGS: "--max-semi-space-size=8" },
     stdin: "null",
   }).spawn();
   let peak = 0;
