@@ -137,7 +137,10 @@ Deno.test(
     await using serve = await ServeProcess.start(await config());
     await using client = await serve.connect("app");
     for (const [name, fault] of BURSTS) {
-      server.faults.add({ fault, path: new RegExp(LAYER.digest), times: 3 });
+      // A span that is wrong twice in a row is an error, as it should be; three
+      // wrong answers may hit one span or three, as it happens.
+      const times = fault.kind === "corrupt" ? 1 : 3;
+      server.faults.add({ fault, path: new RegExp(LAYER.digest), times });
       const before = server.requests.length;
       try {
         await checkFiles(client, FILES);
@@ -145,7 +148,7 @@ Deno.test(
         throw new Error(`${name}: ${(error as Error).message}\n${serve.log}`);
       }
       const hit = server.requests.slice(before).filter((r) => r.fault).length;
-      assert.equal(hit, 3, `${name} was met ${hit} times`);
+      assert.equal(hit, times, `${name} was met ${hit} times`);
     }
   }),
 );
