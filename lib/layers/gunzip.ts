@@ -227,7 +227,7 @@ function checkTables(
 
 /**
  * Reads, decodes and checks; once more when it was wrong and a cache below may
- * be to blame. Bytes that stay wrong are not left in that cache either.
+ * be to blame, its own or a neighbour's read. Bytes that stay wrong are not left in that cache either.
  *
  * @throws {IntegrityError} When the bytes are not what they should be.
  */
@@ -253,9 +253,12 @@ export async function makeChecked(job: {
       return await job.decode(input);
     } catch (error) {
       if (!isWrongData(error)) throw error;
-      const cached = isCaching(job.source) &&
+      if (isCaching(job.source)) {
         job.source.discard(job.start, job.length);
-      if (cached && attempt === 1) continue;
+        // Also when nothing was left to discard: a neighbour that read the same
+        // wrong block may have done so already.
+        if (attempt === 1) continue;
+      }
       const want = job.sha256 ? toHex(job.sha256) : "decodable";
       const got = error instanceof IntegrityError ? error.got : "not decodable";
       throw new IntegrityError(job.what, want, got, { cause: error });
