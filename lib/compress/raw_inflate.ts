@@ -10,6 +10,7 @@
 
 import * as zlib from "node:zlib";
 import { FormatError } from "../io/mod.ts";
+import { nativeCodec, type NativeHandle } from "./native_handle.ts";
 import { Inflate, STATUS } from "./inflate.ts";
 
 /** Bytes of history that a match may refer to (RFC 1951 §2). */
@@ -50,21 +51,6 @@ export interface RawInflate {
   close(): void;
 }
 
-interface NativeHandle {
-  writeSync(
-    flush: number,
-    input: Uint8Array,
-    inputAt: number,
-    inputSize: number,
-    output: Uint8Array,
-    outputAt: number,
-    outputSize: number,
-  ): void;
-  reset(): void;
-  close(): void;
-  onerror: (message: string, errno: number, code?: string) => void;
-}
-
 /** zlib behind a node:zlib stream that is never used as a stream. */
 class NativeRawInflate implements RawInflate {
   readonly #handle: NativeHandle;
@@ -72,12 +58,9 @@ class NativeRawInflate implements RawInflate {
   #problem: string | undefined;
 
   constructor() {
-    const stream = zlib.createInflateRaw() as unknown as {
-      _handle: NativeHandle;
-      _writeState: Uint32Array;
-    };
-    this.#handle = stream._handle;
-    this.#state = stream._writeState;
+    const { handle, state } = nativeCodec(zlib.createInflateRaw());
+    this.#handle = handle;
+    this.#state = state;
     this.#handle.onerror = (message) => {
       this.#problem = message;
     };

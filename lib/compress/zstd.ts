@@ -8,6 +8,7 @@
 
 import * as zlib from "node:zlib";
 import { FormatError, invariant, UnsupportedError } from "../io/mod.ts";
+import { nativeCodec, type NativeHandle } from "./native_handle.ts";
 import {
   readZstdBlock,
   readZstdHeader,
@@ -141,34 +142,18 @@ export function zstdDecompress(src: Uint8Array, dst: Uint8Array): number {
   return bytes.length;
 }
 
-interface ZstdHandle {
-  writeSync(
-    flush: number,
-    input: Uint8Array,
-    inputAt: number,
-    inputSize: number,
-    output: Uint8Array,
-    outputAt: number,
-    outputSize: number,
-  ): void;
-  reset(): void;
-}
-
 /** One native decoder for each thread, reset between frames: 4× faster for 4 KiB blocks. */
 class FastZstd {
-  readonly #handle: ZstdHandle;
+  readonly #handle: NativeHandle;
   readonly #state: Uint32Array;
 
   constructor() {
     const stream = zlib.createZstdDecompress();
     // An error closes the handle later and is reported here; decode() sees it at once.
     stream.on("error", () => {});
-    const internals = stream as unknown as {
-      _handle: ZstdHandle;
-      _writeState: Uint32Array;
-    };
-    this.#handle = internals._handle;
-    this.#state = internals._writeState;
+    const { handle, state } = nativeCodec(stream);
+    this.#handle = handle;
+    this.#state = state;
   }
 
   /** Whether `src` was used up and gave exactly `size` bytes. */

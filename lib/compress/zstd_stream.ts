@@ -13,6 +13,7 @@
 
 import * as zlib from "node:zlib";
 import { FormatError, ObdError, UnsupportedError } from "../io/mod.ts";
+import { nativeCodec, type NativeHandle } from "./native_handle.ts";
 import type { ByteRing } from "./byte_ring.ts";
 import {
   readZstdBlock,
@@ -231,33 +232,18 @@ export class ZstdStream {
   }
 }
 
-interface Handle {
-  writeSync(
-    flush: number,
-    input: Uint8Array,
-    inputAt: number,
-    inputSize: number,
-    output: Uint8Array,
-    outputAt: number,
-    outputSize: number,
-  ): void;
-  reset(): void;
-  close(): void;
-  onerror: (message: string) => void;
-}
-
 /** libzstd behind a node:zlib stream that is never used as a stream. */
 class NativeZstd {
-  readonly #handle: Handle;
+  readonly #handle: NativeHandle;
   readonly #state: Uint32Array;
   #problem: string | undefined;
 
   constructor() {
-    const stream = zlib.createZstdDecompress({
+    const { handle, state } = nativeCodec(zlib.createZstdDecompress({
       params: { [zlib.constants.ZSTD_d_windowLogMax]: WINDOW_LOG_MAX },
-    }) as unknown as { _handle: Handle; _writeState: Uint32Array };
-    this.#handle = stream._handle;
-    this.#state = stream._writeState;
+    }));
+    this.#handle = handle;
+    this.#state = state;
     this.#handle.onerror = (message) => {
       this.#problem = message;
     };

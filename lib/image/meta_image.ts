@@ -109,6 +109,25 @@ export function metaFormatVersion(manifest: ImageManifest): number {
 }
 
 /**
+ * Refuses an image that another version of the format wrote.
+ *
+ * @param what What the image is, for the message.
+ * @throws {FormatError} If the version is not this release's.
+ */
+export function checkFormatVersion(
+  manifest: ImageManifest,
+  what: string,
+): void {
+  const version = metaFormatVersion(manifest);
+  if (version === META_FORMAT_VERSION) return;
+  throw new FormatError(
+    what,
+    Annotation.obdFormat,
+    `is ${version}, expected ${META_FORMAT_VERSION}`,
+  );
+}
+
+/**
  * Why a meta image must not be used for a source, or undefined if it fits:
  * `subject` is exactly the source's manifest and the layers' targets are
  * exactly its layers.

@@ -7,7 +7,7 @@ import {
   parseManifest,
   type Repository,
 } from "../registry/mod.ts";
-import { Annotation, META_FORMAT_VERSION } from "./annotations.ts";
+import { Annotation } from "./annotations.ts";
 import type { BuildFormat } from "./build.ts";
 import {
   chainId,
@@ -16,7 +16,7 @@ import {
   chainTag,
 } from "./chain_key.ts";
 import type { ImageEnvironment } from "./environment.ts";
-import { layerRoles, metaFormatVersion } from "./meta_image.ts";
+import { checkFormatVersion, layerRoles } from "./meta_image.ts";
 import { findReusable, type ReusedLayer } from "./reuse.ts";
 import type { SourceImage } from "./source.ts";
 
@@ -100,13 +100,7 @@ async function openLayers(
   parameters: ChainParameters,
   count: number,
 ): Promise<ReusedLayer[]> {
-  if (metaFormatVersion(manifest) !== META_FORMAT_VERSION) {
-    throw new FormatError(
-      "native image",
-      Annotation.obdFormat,
-      `is ${metaFormatVersion(manifest)}, expected ${META_FORMAT_VERSION}`,
-    );
-  }
+  checkFormatVersion(manifest, "native image");
   const roles = layerRoles(manifest) ?? [];
   const layers: ReusedLayer[] = [];
   try {

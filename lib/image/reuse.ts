@@ -23,11 +23,11 @@ import {
   type Repository,
   type ResolvedManifest,
 } from "../registry/mod.ts";
-import { Annotation, META_FORMAT_VERSION } from "./annotations.ts";
+import { Annotation } from "./annotations.ts";
 import { chainKey, type ChainParameters, chainTag } from "./chain_key.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import { fetchMetaBlob } from "./meta_blobs.ts";
-import { layerRoles, metaFormatVersion } from "./meta_image.ts";
+import { checkFormatVersion, layerRoles } from "./meta_image.ts";
 import type { SourceImage } from "./source.ts";
 
 /** A meta layer that is in the repository already. */
@@ -118,13 +118,7 @@ async function loadLayers(
   manifest: ImageManifest,
   count: number,
 ): Promise<ReusedLayer[]> {
-  if (metaFormatVersion(manifest) !== META_FORMAT_VERSION) {
-    throw new FormatError(
-      "meta image",
-      Annotation.obdFormat,
-      `is ${metaFormatVersion(manifest)}, expected ${META_FORMAT_VERSION}`,
-    );
-  }
+  checkFormatVersion(manifest, "meta image");
   const roles = layerRoles(manifest) ?? [];
   const layers: ReusedLayer[] = [];
   try {
