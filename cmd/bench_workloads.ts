@@ -1,7 +1,7 @@
 /** What a bench starts, and when it counts as started. */
 
 import { ObdError, UsageError } from "../lib/io/mod.ts";
-import { runTool } from "./bench_process.ts";
+import { runTool } from "./bench/process.ts";
 
 /** When a service is available. */
 export type Ready =
@@ -35,6 +35,17 @@ export const WORKLOADS: readonly Workload[] = [
   ]),
   made("php-nginx", "php-nginx", ["/srv/app/php_start.sh"]),
   made("ai-classify", "ai-classify", ["python3", "/srv/app/classify.py"]),
+  made("node-express", "node-express", ["node", "/srv/app/express.js"]),
+  made("postgres", "postgres", ["/srv/app/postgres_start.sh"], {
+    kind: "log",
+    text: "database system is ready to accept connections",
+  }),
+  made("openjdk-hello", "openjdk-hello", [
+    "java",
+    "-cp",
+    "/srv/app",
+    "Hello",
+  ], { kind: "exit" }),
   made("du-all", "python", ["du", "-sx", "/"], { kind: "exit" }),
   made("tar-all", "python", [
     "sh",

@@ -340,7 +340,7 @@ function addBench(add: Add): void {
   add(
     "bench [image] [command...]",
     "measure the cold start of an image against plain OCI",
-    () => import("./bench.ts"),
+    () => import("./bench/command.ts"),
   )
     .option(
       "--workload <name>",

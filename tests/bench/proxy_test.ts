@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { LatencyProxy } from "../../cmd/bench_proxy.ts";
+import { LatencyProxy } from "../../cmd/bench/proxy.ts";
 
 /** An HTTP server that answers with as many bytes as the path says. */
 function startServer() {

@@ -1,11 +1,11 @@
 import assert from "node:assert/strict";
-import { parseRate } from "../../cmd/bench_link.ts";
+import { parseRate } from "../../cmd/bench/link.ts";
 import {
   renderTable,
   type RunResult,
   spreadOf,
   summarize,
-} from "../../cmd/bench_result.ts";
+} from "../../cmd/bench/result.ts";
 import { findWorkload, parseReady } from "../../cmd/bench_workloads.ts";
 import { UsageError } from "../../lib/io/mod.ts";
 

@@ -1,8 +1,8 @@
 /** Waits for a service to be available, and asks it as fast as it answers. */
 
-import { delay, ObdError } from "../lib/io/mod.ts";
-import type { BenchProcess } from "./bench_process.ts";
-import type { Ready } from "./bench_workloads.ts";
+import { delay, ObdError } from "../../lib/io/mod.ts";
+import type { BenchProcess } from "./process.ts";
+import type { Ready } from "../bench_workloads.ts";
 
 const POLL_INTERVAL_MS = 5;
 const ANSWER_DEADLINE_MS = 120_000;

@@ -1,6 +1,6 @@
 /** Results of a bench: statistics, the table for people, what a line of JSON says. */
 
-import type { Measurement } from "./bench_contenders.ts";
+import type { Measurement } from "./contenders.ts";
 
 /** One run of one contender. A failure is a result too. */
 export interface RunResult {

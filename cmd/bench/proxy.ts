@@ -4,7 +4,7 @@
  * one more. It also counts, so that every contender is counted alike.
  */
 
-import { delay } from "../lib/io/mod.ts";
+import { delay } from "../../lib/io/mod.ts";
 
 /** Bytes in flight on one connection and direction: 100 ms of 2.5 Gbit/s. */
 const IN_FLIGHT_MAX = 32 * 1024 * 1024;

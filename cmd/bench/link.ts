@@ -3,10 +3,10 @@
  * behind a veth pair whose speed tc shapes, and our proxy for the round trip.
  */
 
-import { ObdError } from "../lib/io/mod.ts";
-import { LatencyProxy } from "./bench_proxy.ts";
-import { BenchProcess, runTool } from "./bench_process.ts";
-import { runProgram, waitUntil } from "./mount_process.ts";
+import { ObdError } from "../../lib/io/mod.ts";
+import { LatencyProxy } from "./proxy.ts";
+import { BenchProcess, runTool } from "./process.ts";
+import { runProgram, waitUntil } from "../mount_process.ts";
 
 const PORT = 5000;
 const READY_DEADLINE_MS = 20_000;

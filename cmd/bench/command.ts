@@ -1,20 +1,16 @@
 /** `obd bench`: cold start against plain OCI, on the user's own machine and images. */
 
-import { errorText, ObdError, UsageError } from "../lib/io/mod.ts";
-import {
-  type ContenderName,
-  CONTENDERS,
-  runContender,
-} from "./bench_contenders.ts";
+import { errorText, ObdError, UsageError } from "../../lib/io/mod.ts";
+import { type ContenderName, CONTENDERS, runContender } from "./contenders.ts";
 import {
   type BenchRegistry,
   type LinkSettings,
   parseRate,
   startRegistry,
-} from "./bench_link.ts";
-import { describeMachine, requirePackages } from "./bench_machine.ts";
-import { runTool } from "./bench_process.ts";
-import { renderTable, type RunResult, summarize } from "./bench_result.ts";
+} from "./link.ts";
+import { describeMachine, requirePackages } from "./machine.ts";
+import { runTool } from "./process.ts";
+import { renderTable, type RunResult, summarize } from "./result.ts";
 import {
   findWorkload,
   type ImageSource,
@@ -22,10 +18,10 @@ import {
   parseReady,
   userImage,
   type Workload,
-} from "./bench_workloads.ts";
-import type { Context } from "./context.ts";
-import { selfCommand } from "./mount_serve.ts";
-import { requireRoot } from "./mount_steps.ts";
+} from "../bench_workloads.ts";
+import type { Context } from "../context.ts";
+import { selfCommand } from "../mount_serve.ts";
+import { requireRoot } from "../mount_steps.ts";
 
 interface BenchFlags {
   workload?: string[];

@@ -1,7 +1,7 @@
 /** Processes of a bench: what they cost is counted by the kernel, and none outlives it. */
 
-import { delay, ObdError } from "../lib/io/mod.ts";
-import { findProgram, waitUntil } from "./mount_process.ts";
+import { delay, ObdError } from "../../lib/io/mod.ts";
+import { findProgram, waitUntil } from "../mount_process.ts";
 
 const TAIL_BYTES = 16 * 1024;
 const KILL_DEADLINE_MS = 10_000;

@@ -1,8 +1,8 @@
 /** What a result must say of where it was measured, and what must be installed for that. */
 
-import { ObdError } from "../lib/io/mod.ts";
-import { hasProgram, runProgram } from "./mount_process.ts";
-import { VERSION } from "./version.ts";
+import { ObdError } from "../../lib/io/mod.ts";
+import { hasProgram, runProgram } from "../mount_process.ts";
+import { VERSION } from "../version.ts";
 
 /** Debian's package for each program that a bench runs. */
 const PROGRAMS: readonly (readonly [program: string, debian: string])[] = [

@@ -4,21 +4,16 @@
  * runs from the pull or mount command.
  */
 
-import { DEVICE_LAYER, encodeTrace } from "../lib/image/mod.ts";
-import { ObdError } from "../lib/io/mod.ts";
-import { createApiClient } from "./api_client.ts";
-import type { BenchRegistry } from "./bench_link.ts";
-import {
-  BenchProcess,
-  type Cost,
-  CostGroup,
-  runTool,
-} from "./bench_process.ts";
-import { requireFreePort, steadyRate, waitForReady } from "./bench_ready.ts";
-import type { Traffic } from "./bench_proxy.ts";
-import type { Workload } from "./bench_workloads.ts";
-import { runProgram, waitUntil } from "./mount_process.ts";
-import { selfCommand } from "./mount_serve.ts";
+import { DEVICE_LAYER, encodeTrace } from "../../lib/image/mod.ts";
+import { ObdError } from "../../lib/io/mod.ts";
+import { createApiClient } from "../api_client.ts";
+import type { BenchRegistry } from "./link.ts";
+import { BenchProcess, type Cost, CostGroup, runTool } from "./process.ts";
+import { requireFreePort, steadyRate, waitForReady } from "./ready.ts";
+import type { Traffic } from "./proxy.ts";
+import type { Workload } from "../bench_workloads.ts";
+import { runProgram, waitUntil } from "../mount_process.ts";
+import { selfCommand } from "../mount_serve.ts";
 
 /** Names of contenders. */
 export const CONTENDERS = [
