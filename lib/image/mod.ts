@@ -26,6 +26,7 @@ export {
   type VerifyOptions,
 } from "./verify.ts";
 export { META_WAYS, type MetaWay } from "./find_meta.ts";
+export { type LayerReads, layerReads } from "./layer_reads.ts";
 export {
   type LayerInfo,
   type OpenedImage,

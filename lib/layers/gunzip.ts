@@ -6,7 +6,6 @@ import {
   FormatError,
   IntegrityError,
   ObdError,
-  type Priority,
   type ReadOptions,
   type SourceDescription,
   toHex,
@@ -15,9 +14,11 @@ import {
 import { isCaching } from "./cache/mod.ts";
 import {
   digestKey,
+  type MakeOptions,
   type SpanMaker,
   SpanSource,
   type SpanSourceOptions,
+  type StoredUnit,
 } from "./span_source.ts";
 import { MAX_SPAN_BYTES, type SpanTable } from "./span_table.ts";
 
@@ -100,10 +101,7 @@ class GunzipMaker implements SpanMaker {
     return `${this.#cacheKey}/gunzip/${offset}+${this.spans.sizeOf(index)}`;
   }
 
-  make(
-    index: number,
-    options: { signal: AbortSignal; priority: Priority },
-  ): Promise<Uint8Array> {
+  make(index: number, options: MakeOptions): Promise<Uint8Array> {
     const { start, length } = this.#range(index);
     return makeChecked({
       what: `Span ${index} of layer "${this.name}"`,
@@ -117,10 +115,14 @@ class GunzipMaker implements SpanMaker {
     });
   }
 
-  hurry(index: number): void {
-    if (!isCaching(this.#compressed)) return;
+  unitOf(index: number): StoredUnit {
     const { start, length } = this.#range(index);
-    this.#compressed.hurry(start, length);
+    return {
+      offset: this.spans.offsetOf(index),
+      length: this.spans.sizeOf(index),
+      blobOffset: start,
+      blobLength: length,
+    };
   }
 
   async #decode(

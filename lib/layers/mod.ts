@@ -5,7 +5,11 @@ export * from "./tar_wrapper.ts";
 export * from "./cache/mod.ts";
 export * from "./gunzip.ts";
 export * from "./plain_target.ts";
-export { SpanCache, type SpanSourceOptions } from "./span_source.ts";
+export {
+  SpanCache,
+  SpanSource,
+  type SpanSourceOptions,
+} from "./span_source.ts";
 export { MAX_SPAN_BYTES, SpanTable } from "./span_table.ts";
 export * from "./gzip_meta.ts";
 export * from "./meta_blob.ts";

@@ -6,17 +6,17 @@ import {
   equalBytes,
   FormatError,
   IntegrityError,
-  type Priority,
   type SourceDescription,
   toHex,
 } from "../io/mod.ts";
-import { isCaching } from "./cache/mod.ts";
 import { makeChecked } from "./gunzip.ts";
 import {
   digestKey,
+  type MakeOptions,
   type SpanMaker,
   SpanSource,
   type SpanSourceOptions,
+  type StoredUnit,
 } from "./span_source.ts";
 import type { SpanTable } from "./span_table.ts";
 
@@ -64,10 +64,7 @@ class PlainMaker implements SpanMaker {
     return digestKey(this.spans.digestOf(index)!);
   }
 
-  make(
-    index: number,
-    options: { signal: AbortSignal; priority: Priority },
-  ): Promise<Uint8Array> {
+  make(index: number, options: MakeOptions): Promise<Uint8Array> {
     const what = `Span ${index} of layer "${this.name}"`;
     const want = this.spans.digestOf(index)!;
     return makeChecked({
@@ -87,9 +84,10 @@ class PlainMaker implements SpanMaker {
     });
   }
 
-  hurry(index: number): void {
-    if (!isCaching(this.#inner)) return;
-    this.#inner.hurry(this.spans.offsetOf(index), this.spans.sizeOf(index));
+  unitOf(index: number): StoredUnit {
+    const offset = this.spans.offsetOf(index);
+    const length = this.spans.sizeOf(index);
+    return { offset, length, blobOffset: offset, blobLength: length };
   }
 
   describe(): SourceDescription {

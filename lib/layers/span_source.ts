@@ -9,12 +9,13 @@ import {
   checkRange,
   type Logger,
   ObdError,
-  type Priority,
+  priorityOf,
   type ReadOptions,
   SharedFlight,
   silentLogger,
   type SourceDescription,
   toHex,
+  Urgency,
   withDeadline,
 } from "../io/mod.ts";
 import {
@@ -70,6 +71,12 @@ export interface SpanSourceOptions {
   deadlineMs?: number;
 }
 
+/** How a span is made: until it is cancelled, and faster once somebody waits. */
+export interface MakeOptions {
+  signal: AbortSignal;
+  urgency: Urgency;
+}
+
 /** Makes the bytes of a span. */
 export interface SpanMaker {
   /** For people: the layer's digest. */
@@ -81,14 +88,21 @@ export interface SpanMaker {
    * The span's bytes: as long as the table says and checked, where there is
    * something to check them against.
    */
-  make(
-    index: number,
-    options: { signal: AbortSignal; priority: Priority },
-  ): Promise<Uint8Array>;
-  /** A span that is being made as prefetch is wanted now. */
-  hurry(index: number): void;
+  make(index: number, options: MakeOptions): Promise<Uint8Array>;
+  /** What must be fetched and decoded to have a span. */
+  unitOf(index: number): StoredUnit;
   describe(): SourceDescription;
   dispose(): Promise<void>;
+}
+
+/** A piece of a layer that is decoded as a whole; bytes. */
+export interface StoredUnit {
+  /** In the uncompressed tar. */
+  offset: number;
+  length: number;
+  /** In the blob as it is stored. */
+  blobOffset: number;
+  blobLength: number;
 }
 
 interface Span {
@@ -98,9 +112,7 @@ interface Span {
   entry: CacheEntry | undefined;
   flight: SharedFlight<Uint8Array> | undefined;
   /** Of the flight. */
-  priority: Priority;
-  /** Aborted when a demand read joins a prefetch flight that still waits for memory. */
-  waiting: AbortController | undefined;
+  urgency: Urgency | undefined;
   loggedAt: number;
 }
 
@@ -137,6 +149,19 @@ export class SpanSource implements ByteSource {
         options.cache.memory.limit / 4,
       ),
     );
+  }
+
+  /**
+   * About where the blob holds a byte of the tar: at the ends of what is
+   * decoded as a whole exactly, between them by proportion.
+   */
+  storedAt(offset: number): number {
+    if (this.size === 0) return 0;
+    const unit = this.#maker.unitOf(
+      this.#table.find(Math.min(offset, this.size - 1)),
+    );
+    const share = (offset - unit.offset) / Math.max(1, unit.length);
+    return Math.round(unit.blobOffset + share * unit.blobLength);
   }
 
   preadNow(dst: Uint8Array, offset: number): boolean {
@@ -176,7 +201,7 @@ export class SpanSource implements ByteSource {
       parts.push(this.#readPart(span, part, inside, options));
       at += length;
     }
-    if (options.priority !== "prefetch") this.#note(offset, dst.length);
+    if (priorityOf(options) === "demand") this.#note(offset, dst.length);
     // All of them, also after a failure: `dst` is ours until none writes to it.
     await allSettled(parts);
   }
@@ -217,8 +242,7 @@ export class SpanSource implements ByteSource {
         memory: undefined,
         entry: undefined,
         flight: undefined,
-        priority: "demand",
-        waiting: undefined,
+        urgency: undefined,
         loggedAt: -Infinity,
       };
       this.#spans.set(index, span);
@@ -272,25 +296,32 @@ export class SpanSource implements ByteSource {
     if (entry?.state === "ready") {
       if (await this.#cache.store!.pread(entry, dst, inside)) return;
     }
-    const flight = this.#flightOf(span, options.priority ?? "demand");
-    const bytes = await flight.join(options.signal);
+    const bytes = await this.#join(span, options);
     dst.set(bytes.subarray(inside, inside + dst.length));
   }
 
-  #flightOf(span: Span, priority: Priority): SharedFlight<Uint8Array> {
-    if (this.#closed) throw closedError();
-    if (span.flight) {
-      if (priority === "demand") this.#hurry(span);
-      return span.flight;
+  /** Waits for a span that is under way, or starts it. */
+  async #join(span: Span, options: ReadOptions): Promise<Uint8Array> {
+    const flight = this.#flightOf(span);
+    const leave = span.urgency!.follow(options);
+    try {
+      return await flight.join(options.signal);
+    } finally {
+      leave();
     }
+  }
+
+  #flightOf(span: Span): SharedFlight<Uint8Array> {
+    if (this.#closed) throw closedError();
+    if (span.flight) return span.flight;
     const control = new AbortController();
     const flight = new SharedFlight<Uint8Array>(() => {
       if (span.flight === flight) span.flight = undefined;
       control.abort();
     });
     span.flight = flight;
-    span.priority = priority;
-    const done = this.#load(span, control.signal).then(
+    const urgency = span.urgency = new Urgency("prefetch");
+    const done = this.#load(span, { signal: control.signal, urgency }).then(
       (bytes) => flight.resolve(bytes),
       (error) => flight.reject(error),
     ).finally(() => {
@@ -301,18 +332,8 @@ export class SpanSource implements ByteSource {
     return flight;
   }
 
-  #hurry(span: Span): void {
-    if (span.priority === "demand") return;
-    span.priority = "demand";
-    span.waiting?.abort();
-    this.#maker.hurry(span.index);
-  }
-
   /** Brings a span to memory: from the store if it is there, else made anew and stored. */
-  async #load(
-    span: Span,
-    signal: AbortSignal,
-  ): Promise<Uint8Array> {
+  async #load(span: Span, options: MakeOptions): Promise<Uint8Array> {
     const { memory, store } = this.#cache;
     const entry = this.#entryOf(span);
     const stored = entry && await store!.readAll(entry);
@@ -320,7 +341,7 @@ export class SpanSource implements ByteSource {
       span.memory = memory.set(span.key, stored);
       return stored;
     }
-    const bytes = await this.#make(span, signal);
+    const bytes = await this.#make(span, options);
     span.memory = memory.set(span.key, bytes);
     span.entry = store?.put(
       span.key,
@@ -332,20 +353,16 @@ export class SpanSource implements ByteSource {
 
   async #make(
     span: Span,
-    signal: AbortSignal,
+    { signal, urgency }: MakeOptions,
   ): Promise<Uint8Array> {
     const what = `Span ${span.index} of layer "${this.#maker.name}"`;
     const size = this.#table.sizeOf(span.index);
-    const release = await this.#acquire(span, size, signal);
+    const release = await this.#cache.budget.acquire(size, { signal, urgency });
     try {
       return await withDeadline(
         what,
         this.#deadlineMs,
-        (inner) =>
-          this.#maker.make(span.index, {
-            signal: inner,
-            priority: span.priority,
-          }),
+        (inner) => this.#maker.make(span.index, { signal: inner, urgency }),
         signal,
       );
     } catch (error) {
@@ -354,28 +371,6 @@ export class SpanSource implements ByteSource {
     } finally {
       release();
     }
-  }
-
-  async #acquire(
-    span: Span,
-    size: number,
-    signal: AbortSignal,
-  ): Promise<() => void> {
-    const { budget } = this.#cache;
-    if (span.priority === "prefetch") {
-      span.waiting = new AbortController();
-      try {
-        return await budget.acquire(size, {
-          priority: "prefetch",
-          signal: AbortSignal.any([signal, span.waiting.signal]),
-        });
-      } catch (error) {
-        if (!span.waiting.signal.aborted) throw error;
-      } finally {
-        span.waiting = undefined;
-      }
-    }
-    return await budget.acquire(size, { signal });
   }
 
   #logFailure(span: Span, error: unknown): void {
@@ -421,9 +416,7 @@ export class SpanSource implements ByteSource {
   #prefetch(span: Span): void {
     this.#ahead++;
     // Nobody is told of a failure: the read that needs the span tries again.
-    this.#flightOf(span, "prefetch").join().catch(() => {}).finally(() =>
-      this.#ahead--
-    );
+    this.#flightOf(span).join().catch(() => {}).finally(() => this.#ahead--);
   }
 }
 

@@ -18,6 +18,7 @@ import {
   type SpanMaker,
   SpanSource,
   type SpanSourceOptions,
+  type StoredUnit,
 } from "./span_source.ts";
 import type { LayerScan } from "./pass/mod.ts";
 import { SpanTable } from "./span_table.ts";
@@ -122,6 +123,11 @@ export class ZstdSource extends SpanSource {
   }
 }
 
+interface GroupFlight {
+  flight: SharedFlight<Uint8Array>;
+  urgency: Urgency;
+}
+
 class ZstdMaker implements SpanMaker {
   readonly name: string;
   readonly spans: SpanTable;
@@ -129,7 +135,7 @@ class ZstdMaker implements SpanMaker {
   readonly #checkpoints: SpanCheckpoints;
   readonly #decoder: ZstdDecoder;
   readonly #cache: SpanCache;
-  readonly #flights = new Map<number, SharedFlight<Uint8Array>>();
+  readonly #flights = new Map<number, GroupFlight>();
 
   constructor(compressed: ByteSource, options: ZstdOptions) {
     this.name = options.digest;
@@ -156,28 +162,16 @@ class ZstdMaker implements SpanMaker {
     return digestKey(this.spans.digestOf(index)!);
   }
 
-  async make(
-    index: number,
-    options: { signal: AbortSignal; priority: Priority },
-  ): Promise<Uint8Array> {
+  async make(index: number, options: MakeOptions): Promise<Uint8Array> {
     const number = this.#find(index);
     const group = this.#group(number);
     if (group.endSpan - group.firstSpan === 1) {
       return await this.#decode(group, options);
     }
-    const bytes = await this.#flightOf(number, group, options.priority)
-      .join(options.signal);
+    const bytes = await this.#join(number, group, options);
     const at = this.spans.offsetOf(index) -
       this.spans.offsetOf(group.firstSpan);
     return bytes.slice(at, at + this.spans.sizeOf(index));
-  }
-
-  hurry(index: number): void {
-    if (!isCaching(this.#compressed)) return;
-    const { compressedStart, compressedLength } = this.#group(
-      this.#find(index),
-    );
-    this.#compressed.hurry(compressedStart, compressedLength);
   }
 
   /** The group of a span. */
@@ -198,32 +192,47 @@ class ZstdMaker implements SpanMaker {
     return groupAt(size, this.spans, this.#checkpoints, number);
   }
 
-  #flightOf(
+  /** The bytes of a group, which several of its spans may be waiting for. */
+  async #join(
     number: number,
     group: Group,
-    priority: Priority,
-  ): SharedFlight<Uint8Array> {
+    options: MakeOptions,
+  ): Promise<Uint8Array> {
+    const { flight, urgency } = this.#flightOf(number, group);
+    const leave = urgency.follow(options);
+    try {
+      return await flight.join(options.signal);
+    } finally {
+      leave();
+    }
+  }
+
+  #flightOf(number: number, group: Group): GroupFlight {
     const running = this.#flights.get(number);
     if (running) return running;
     const control = new AbortController();
+    const urgency = new Urgency("prefetch");
     const forget = () => {
-      if (this.#flights.get(number) === flight) this.#flights.delete(number);
+      if (this.#flights.get(number)?.flight === flight) {
+        this.#flights.delete(number);
+      }
     };
     const flight = new SharedFlight<Uint8Array>(() => {
       forget();
       control.abort();
     });
-    this.#flights.set(number, flight);
-    this.#decodeGroup(group, { signal: control.signal, priority }).then(
+    const started = { flight, urgency };
+    this.#flights.set(number, started);
+    this.#decodeGroup(group, { signal: control.signal, urgency }).then(
       (bytes) => flight.resolve(bytes),
       (error) => flight.reject(error),
     ).finally(forget);
-    return flight;
+    return started;
   }
 
   async #decodeGroup(
     group: Group,
-    options: { signal: AbortSignal; priority: Priority },
+    options: MakeOptions,
   ): Promise<Uint8Array> {
     const release = await groupBudget.acquire(group.length, options);
     try {
@@ -251,7 +260,7 @@ class ZstdMaker implements SpanMaker {
 
   #decode(
     group: Group,
-    options: { signal: AbortSignal; priority: Priority },
+    options: MakeOptions,
   ): Promise<Uint8Array> {
     const { firstSpan, endSpan, compressedStart, compressedLength } = group;
     const spans = endSpan - firstSpan === 1

@@ -29,6 +29,19 @@ export interface StackLayer {
   target?: ByteSource | undefined;
 }
 
+/** A piece of a device as a layer stores it; bytes. */
+export interface Origin {
+  /** Position in the stack, 0 = bottom. */
+  layer: number;
+  /** Whether it is in the layer's target (the uncompressed tar), else in its own LSMT file. */
+  isTarget: boolean;
+  /** That file; borrowed. */
+  source: ByteSource;
+  /** In it. */
+  offset: number;
+  length: number;
+}
+
 /**
  * Inner reads of one request that may be under way at once. A request over
  * thousands of tiny files is served in batches of this many.
@@ -142,6 +155,27 @@ export class LsmtSource implements ByteSource, MappedRanges {
       at = stop;
     }
     if (start < end) yield extent(start, end, data);
+  }
+
+  /** Where a range's bytes are stored, in order; what reads as zeros is left out. */
+  *origins(offset: number, length: number): Iterable<Origin> {
+    checkRange(this.size, offset, length);
+    const end = offset + length;
+    let row = this.table.find(Math.floor(offset / SECTOR));
+    for (let at = offset; at < end;) {
+      const stop = this.#pieceEnd(row, at, end);
+      if (this.#isData(row, at)) {
+        yield {
+          layer: this.table.layer[row]!,
+          isTarget: this.table.kind[row] === KIND.target,
+          source: this.#source(row),
+          offset: this.#position(row, at),
+          length: stop - at,
+        };
+      }
+      if (this.#isMapped(row, at)) row++;
+      at = stop;
+    }
   }
 
   highestMapped(): number {
