@@ -10,8 +10,9 @@ import {
   CancelledError,
   DeadlineError,
   ObdError,
-  type Priority,
   startWorker,
+  UrgencyQueue,
+  type Urgent,
 } from "../io/mod.ts";
 import {
   CODEC_ROLE,
@@ -23,11 +24,9 @@ import { unpackError } from "./worker_errors.ts";
 import type { ZstdSpans } from "./zstd_spans.ts";
 
 /** Where a job may wait and who may call it off. */
-export interface JobOptions {
+export interface JobOptions extends Urgent {
   /** Rejects with `CancelledError`; a job that already runs is left to end by itself. */
   signal?: AbortSignal | undefined;
-  /** Demand jobs go first. Defaults to `"demand"`. */
-  priority?: Priority | undefined;
 }
 
 /** One span to decode. */
@@ -82,8 +81,7 @@ export class CodecPool implements Disposable {
   readonly #jobTimeoutMs: number;
   readonly #members = new Set<Member>();
   readonly #idle: Member[] = [];
-  readonly #demand: Job[] = [];
-  readonly #prefetch: Job[] = [];
+  readonly #queue = new UrgencyQueue<Job>();
   #nextId = 0;
   #disposed = false;
 
@@ -152,7 +150,7 @@ export class CodecPool implements Disposable {
     if (this.#disposed) return;
     this.#disposed = true;
     const gone = new CancelledError("Codec pool was closed");
-    for (const job of [...this.#demand, ...this.#prefetch]) job.reject(gone);
+    for (let job; (job = this.#queue.shift());) job.reject(gone);
     for (const member of [...this.#members]) this.#end(member, gone);
   }
 
@@ -162,13 +160,9 @@ export class CodecPool implements Disposable {
       return Promise.reject(new CancelledError("Codec pool was closed"));
     }
     if (signal?.aborted) return Promise.reject(new CancelledError());
-    const queue = options.priority === "prefetch"
-      ? this.#prefetch
-      : this.#demand;
     return new Promise((resolve, reject) => {
       const onAbort = () => {
-        const at = queue.indexOf(job);
-        if (at >= 0) queue.splice(at, 1);
+        leave();
         reject(new CancelledError());
       };
       const settle = () => signal?.removeEventListener("abort", onAbort);
@@ -178,20 +172,20 @@ export class CodecPool implements Disposable {
         reject: (error) => (settle(), reject(error)),
       };
       signal?.addEventListener("abort", onAbort, { once: true });
-      queue.push(job);
+      const leave = this.#queue.push(job, options);
       this.#pump();
     });
   }
 
   /** Gives waiting jobs to idle workers, starting more up to the bound. */
   #pump(): void {
-    while (this.#demand.length > 0 || this.#prefetch.length > 0) {
+    while (this.#queue.length > 0) {
       let member = this.#idle.pop();
       if (member === undefined) {
         if (this.#members.size >= this.#threads) return;
         member = this.#start();
       }
-      this.#give(member, (this.#demand.shift() ?? this.#prefetch.shift())!);
+      this.#give(member, this.#queue.shift()!);
     }
   }
 

@@ -1,7 +1,7 @@
 /** Bounds on memory in flight, and work that several callers wait for. */
 
 import { CancelledError } from "./errors.ts";
-import type { Priority } from "./source.ts";
+import { priorityOf, UrgencyQueue, type Urgent } from "./urgency.ts";
 
 interface BudgetWaiter {
   bytes: number;
@@ -16,8 +16,7 @@ interface BudgetWaiter {
 export class ByteBudget {
   readonly limit: number;
   #free: number;
-  readonly #demand: BudgetWaiter[] = [];
-  readonly #prefetch: BudgetWaiter[] = [];
+  readonly #queue = new UrgencyQueue<BudgetWaiter>();
 
   /** @param limit Bytes that may be taken at once, ≥ 1. */
   constructor(limit: number) {
@@ -39,20 +38,13 @@ export class ByteBudget {
    */
   async acquire(
     bytes: number,
-    options: {
-      priority?: Priority | undefined;
-      signal?: AbortSignal | undefined;
-    } = {},
+    options: Urgent & { signal?: AbortSignal | undefined } = {},
   ): Promise<() => void> {
     const weight = Math.min(bytes, this.limit);
     if (options.signal?.aborted) throw new CancelledError();
-    const queue = options.priority === "prefetch"
-      ? this.#prefetch
-      : this.#demand;
-    const ahead = this.#demand.length +
-      (queue === this.#prefetch ? this.#prefetch.length : 0);
+    const ahead = this.#queue.ahead(priorityOf(options));
     if (ahead === 0 && weight <= this.#free) this.#free -= weight;
-    else await this.#wait(queue, weight, options.signal);
+    else await this.#wait(weight, options);
     return () => {
       this.#free += weight;
       this.#grant();
@@ -60,34 +52,36 @@ export class ByteBudget {
   }
 
   #wait(
-    queue: BudgetWaiter[],
     bytes: number,
-    signal: AbortSignal | undefined,
+    options: Urgent & { signal?: AbortSignal | undefined },
   ): Promise<void> {
+    const { signal } = options;
     return new Promise((resolve, reject) => {
       const onAbort = () => {
-        queue.splice(queue.indexOf(waiter), 1);
+        leave();
         reject(new CancelledError());
         this.#grant();
       };
-      const waiter: BudgetWaiter = {
-        bytes,
-        grant: () => {
-          signal?.removeEventListener("abort", onAbort);
-          resolve();
+      const leave = this.#queue.push(
+        {
+          bytes,
+          grant: () => {
+            signal?.removeEventListener("abort", onAbort);
+            resolve();
+          },
         },
-      };
+        options,
+        () => this.#grant(),
+      );
       signal?.addEventListener("abort", onAbort, { once: true });
-      queue.push(waiter);
     });
   }
 
   #grant(): void {
     for (;;) {
-      const queue = this.#demand.length > 0 ? this.#demand : this.#prefetch;
-      const head = queue[0];
+      const head = this.#queue.peek();
       if (!head || head.bytes > this.#free) return;
-      queue.shift();
+      this.#queue.shift();
       this.#free -= head.bytes;
       head.grant();
     }

@@ -1,67 +1,99 @@
 /** Bounded concurrency, deadlines and shared flights. */
 
 import { CancelledError, DeadlineError } from "./errors.ts";
-import type { Priority } from "./source.ts";
-
-interface Waiter {
-  grant(): void;
-}
+import { priorityOf, UrgencyQueue, type Urgent } from "./urgency.ts";
 
 /**
- * A counting semaphore with two queues: demand waiters are always served
- * before prefetch waiters.
+ * A counting semaphore: demand waiters are always served before prefetch
+ * waiters, and prefetch can be kept to a part of the permits, so that demand
+ * finds a free one at once.
  */
 export class Semaphore {
+  readonly #prefetchMax: number;
   #free: number;
-  readonly #demand: Waiter[] = [];
-  readonly #prefetch: Waiter[] = [];
+  /** Permits that work which began as prefetch has. */
+  #prefetching = 0;
+  readonly #queue = new UrgencyQueue<(isPrefetch: boolean) => void>();
 
-  constructor(permits: number) {
+  /** @param prefetchMax Most permits that prefetch may have; default all. */
+  constructor(permits: number, prefetchMax: number = permits) {
     this.#free = permits;
+    this.#prefetchMax = Math.max(1, prefetchMax);
   }
 
   /** Waiters of both kinds. */
   get waiting(): number {
-    return this.#demand.length + this.#prefetch.length;
+    return this.#queue.length;
   }
 
-  /** Runs `work` with a permit. */
+  /**
+   * Runs `work` with a permit.
+   *
+   * @throws {CancelledError} When `signal` is aborted before there is one.
+   */
   async run<T>(
     work: () => Promise<T>,
-    options: {
-      priority?: Priority | undefined;
-      signal?: AbortSignal | undefined;
-    } = {},
+    options: Urgent & { signal?: AbortSignal | undefined } = {},
   ): Promise<T> {
-    if (this.#free > 0) this.#free--;
-    else await this.#wait(options.priority ?? "demand", options.signal);
+    const isPrefetch = await this.#acquire(options);
     try {
       return await work();
     } finally {
-      const next = this.#demand.shift() ?? this.#prefetch.shift();
-      if (next) next.grant();
-      else this.#free++;
+      this.#free++;
+      if (isPrefetch) this.#prefetching--;
+      this.#grant();
     }
   }
 
-  #wait(priority: Priority, signal: AbortSignal | undefined): Promise<void> {
-    const queue = priority === "demand" ? this.#demand : this.#prefetch;
+  /** @returns Whether the permit was given to prefetch. */
+  #acquire(
+    options: Urgent & { signal?: AbortSignal | undefined },
+  ): boolean | Promise<boolean> {
+    const { signal } = options;
+    const isPrefetch = priorityOf(options) === "prefetch";
+    const isFree = isPrefetch ? this.#mayPrefetch : this.#free > 0;
+    if (isFree && this.#queue.ahead(isPrefetch ? "prefetch" : "demand") === 0) {
+      this.#take(isPrefetch);
+      return isPrefetch;
+    }
     return new Promise((resolve, reject) => {
       if (signal?.aborted) return reject(new CancelledError());
       const onAbort = () => {
-        const at = queue.indexOf(waiter);
-        if (at >= 0) queue.splice(at, 1);
+        leave();
         reject(new CancelledError());
       };
-      const waiter: Waiter = {
-        grant: () => {
+      const leave = this.#queue.push(
+        (asPrefetch) => {
           signal?.removeEventListener("abort", onAbort);
-          resolve();
+          resolve(asPrefetch);
         },
-      };
+        options,
+        () => this.#grant(),
+      );
       signal?.addEventListener("abort", onAbort, { once: true });
-      queue.push(waiter);
     });
+  }
+
+  get #mayPrefetch(): boolean {
+    return this.#free > 0 && this.#prefetching < this.#prefetchMax;
+  }
+
+  #take(isPrefetch: boolean): void {
+    this.#free--;
+    if (isPrefetch) this.#prefetching++;
+  }
+
+  #grant(): void {
+    while (this.#free > 0) {
+      let grant = this.#queue.shift("demand");
+      const isPrefetch = grant === undefined;
+      if (isPrefetch && this.#mayPrefetch) {
+        grant = this.#queue.shift("prefetch");
+      }
+      if (!grant) return;
+      this.#take(isPrefetch);
+      grant(isPrefetch);
+    }
   }
 }
 

@@ -11,4 +11,5 @@ export * from "./progress.ts";
 export * from "./sink.ts";
 export * from "./source.ts";
 export * from "./unix_socket.ts";
+export * from "./urgency.ts";
 export * from "./worker.ts";

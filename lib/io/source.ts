@@ -9,15 +9,12 @@
  * space.
  */
 
-/** How urgent a read is; demand reads go before prefetch in every queue. */
-export type Priority = "demand" | "prefetch";
+import type { Urgent } from "./urgency.ts";
 
 /** Options of {@linkcode ByteSource.pread}. */
-export interface ReadOptions {
+export interface ReadOptions extends Urgent {
   /** Rejects the read with a `CancelledError`; the buffer's content is then undefined. */
   signal?: AbortSignal | undefined;
-  /** Defaults to `"demand"`. */
-  priority?: Priority | undefined;
 }
 
 /** What a byte range holds. `hole` and `zero` both read as zeros; a `hole` owns no storage. */

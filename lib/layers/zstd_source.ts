@@ -6,14 +6,14 @@ import {
   type ByteSource,
   FormatError,
   ObdError,
-  type Priority,
   SharedFlight,
   type SourceDescription,
+  Urgency,
 } from "../io/mod.ts";
-import { isCaching } from "./cache/mod.ts";
 import { makeChecked } from "./gunzip.ts";
 import {
   digestKey,
+  type MakeOptions,
   type SpanCache,
   type SpanMaker,
   SpanSource,
@@ -172,6 +172,16 @@ class ZstdMaker implements SpanMaker {
     const at = this.spans.offsetOf(index) -
       this.spans.offsetOf(group.firstSpan);
     return bytes.slice(at, at + this.spans.sizeOf(index));
+  }
+
+  unitOf(index: number): StoredUnit {
+    const group = this.#group(this.#find(index));
+    return {
+      offset: this.spans.offsetOf(group.firstSpan),
+      length: group.length,
+      blobOffset: group.compressedStart,
+      blobLength: group.compressedLength,
+    };
   }
 
   /** The group of a span. */

@@ -3,7 +3,7 @@
  * errors, retries.
  */
 
-import type { Priority } from "../io/mod.ts";
+import type { Urgent } from "../io/mod.ts";
 import { mayRedirect } from "./addresses.ts";
 import { Authenticator, type Scope } from "./auth.ts";
 import { answerError, redactUrl, RegistryError } from "./errors.ts";
@@ -15,7 +15,7 @@ import type { Exchange, Transport } from "./transport.ts";
 export type Access = "pull" | "push";
 
 /** A request of a {@linkcode Session}. */
-export interface SessionRequest {
+export interface SessionRequest extends Urgent {
   method: string;
   /** Path below `/v2/REPOSITORY/`, or a full URL that the registry gave. */
   target: string | URL;
@@ -27,7 +27,6 @@ export interface SessionRequest {
   /** Leave redirects of these statuses to the caller. */
   keepRedirects?: readonly number[] | undefined;
   signal?: AbortSignal | undefined;
-  priority?: Priority | undefined;
 }
 
 /** Most hops of one request. */
@@ -165,6 +164,7 @@ export class Session {
         body: request.body,
         signal: request.signal,
         priority: request.priority,
+        urgency: request.urgency,
       });
       if (!isFollowed(request, answer.status)) return answer;
       await answer.discard();

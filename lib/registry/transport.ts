@@ -8,9 +8,9 @@ import {
   LimitError,
   type Logger,
   ObdError,
-  type Priority,
   Semaphore,
   silentLogger,
+  type Urgent,
 } from "../io/mod.ts";
 import { hostKind } from "./addresses.ts";
 import { type Clock, systemClock } from "./clock.ts";
@@ -82,13 +82,12 @@ export interface TransportOptions {
 }
 
 /** A request to an absolute URL. */
-export interface ExchangeRequest {
+export interface ExchangeRequest extends Urgent {
   method: string;
   url: URL;
   headers?: Record<string, string> | undefined;
   body?: RequestBody | undefined;
   signal?: AbortSignal | undefined;
-  priority?: Priority | undefined;
 }
 
 /** An answer whose body is still to be read. One of its methods must see the end of it. */
@@ -116,6 +115,8 @@ export interface HostStatistics {
   errors: number;
 }
 
+/** Part of a host's permits that prefetch may hold: demand finds the others free. */
+const PREFETCH_SHARE = 0.5;
 const DRAIN_SIZE_MAX = 64 * 1024;
 const USER_AGENT = "obd/0.1";
 
@@ -193,7 +194,10 @@ export class Transport implements AsyncDisposable {
   #semaphore(host: string): Semaphore {
     let semaphore = this.#permits.get(host);
     if (!semaphore) {
-      semaphore = new Semaphore(this.#concurrency);
+      semaphore = new Semaphore(
+        this.#concurrency,
+        Math.ceil(this.#concurrency * PREFETCH_SHARE),
+      );
       this.#permits.set(host, semaphore);
     }
     return semaphore;

@@ -5,10 +5,10 @@ import {
   type ByteSource,
   checkRange,
   ObdError,
-  type Priority,
   type ReadOptions,
   SharedFlight,
   type SourceDescription,
+  Urgency,
 } from "../../io/mod.ts";
 import type { CacheEntry } from "./entry.ts";
 import type { CacheStore } from "./store.ts";
@@ -16,7 +16,10 @@ import type { CacheStore } from "./store.ts";
 const DEFAULT_BLOCK_SIZE = 256 * 1024;
 const DEFAULT_FETCH_BYTES = 1024 * 1024;
 const DEFAULT_IN_FLIGHT_BYTES = 32 * 1024 * 1024;
-const MAX_FETCHES = 8;
+/** As many as a registry is asked at once (lib/registry: Transport). */
+const MAX_FETCHES = 16;
+/** Prefetch starts nothing beyond this, so that demand finds room. */
+const MAX_PREFETCHES = 8;
 /** Blocks that the store did not take and that are kept in memory, per source. */
 const MAX_RECENT = 4;
 
@@ -42,24 +45,23 @@ export interface CachingSource extends ByteSource {
    * @returns Whether anything was: reading again may give other bytes.
    */
   discard(offset: number, length: number): boolean;
-  /** A range that was asked for as prefetch is wanted now. */
-  hurry(offset: number, length: number): void;
 }
 
 /** Whether a source is a {@linkcode CachingSource}. */
 export function isCaching(source: ByteSource): source is CachingSource {
-  return "discard" in source && typeof source.discard === "function" &&
-    "hurry" in source && typeof source.hurry === "function";
+  return "discard" in source && typeof source.discard === "function";
 }
 
 interface BlockFlight extends SharedFlight<Uint8Array> {
   block: number;
-  priority: Priority;
+  urgency: Urgency;
   fetch: Fetch | undefined;
 }
 
 interface Fetch {
   control: AbortController;
+  /** Rises with any of its blocks'. */
+  urgency: Urgency;
   /** Blocks that somebody still waits for. */
   wanted: number;
 }
@@ -155,15 +157,6 @@ export class CachedSource implements CachingSource {
     return any;
   }
 
-  hurry(offset: number, length: number): void {
-    const end = Math.ceil((offset + length) / this.#blockSize);
-    let block = Math.floor(offset / this.#blockSize);
-    for (; block < end; block++) {
-      const flight = this.#flights.get(block);
-      if (flight) this.#hurry(flight);
-    }
-  }
-
   describe(): SourceDescription {
     const inner = this.#inner.describe?.();
     return {
@@ -230,41 +223,45 @@ export class CachedSource implements CachingSource {
     if (this.#readNow(dst, block, inside)) return;
     const entry = this.#lookup(block);
     if (entry && await this.#store!.pread(entry, dst, inside)) return;
-    const flight = this.#flightOf(block, options.priority ?? "demand");
-    const bytes = await flight.join(options.signal);
-    dst.set(bytes.subarray(inside, inside + dst.length));
+    const flight = this.#flightOf(block);
+    const leave = flight.urgency.follow(options);
+    try {
+      const bytes = await flight.join(options.signal);
+      dst.set(bytes.subarray(inside, inside + dst.length));
+    } finally {
+      leave();
+    }
   }
 
-  /** The flight of a block: joined, and hurried up if need be, or started. */
-  #flightOf(block: number, priority: Priority): BlockFlight {
+  /** The flight of a block: the one under way, or a new one, which waits as prefetch. */
+  #flightOf(block: number): BlockFlight {
     if (this.#closed) throw closedError();
     const running = this.#flights.get(block);
-    if (running) {
-      if (priority === "demand") this.#hurry(running);
-      return running;
-    }
+    if (running) return running;
+    const urgency = new Urgency("prefetch");
     const flight: BlockFlight = Object.assign(
       new SharedFlight<Uint8Array>(() => this.#abandon(flight)),
-      { block, priority, fetch: undefined },
+      { block, urgency, fetch: undefined },
     );
     this.#flights.set(block, flight);
-    this.#queues[priority].set(block, flight);
+    this.#queues.prefetch.set(block, flight);
+    urgency.onHurry(() => {
+      flight.fetch?.urgency.hurry();
+      if (!this.#queues.prefetch.delete(block)) return;
+      this.#queues.demand.set(block, flight);
+      this.#scheduleDispatch();
+    });
     this.#scheduleDispatch();
     return flight;
-  }
-
-  #hurry(flight: BlockFlight): void {
-    if (!this.#queues.prefetch.delete(flight.block)) return;
-    flight.priority = "demand";
-    this.#queues.demand.set(flight.block, flight);
   }
 
   #abandon(flight: BlockFlight): void {
     if (this.#flights.get(flight.block) === flight) {
       this.#flights.delete(flight.block);
     }
-    if (!flight.fetch) this.#queues[flight.priority].delete(flight.block);
-    else if (--flight.fetch.wanted === 0) flight.fetch.control.abort();
+    if (!flight.fetch) {
+      this.#queues[flight.urgency.priority].delete(flight.block);
+    } else if (--flight.fetch.wanted === 0) flight.fetch.control.abort();
   }
 
   /** After this turn, so that all blocks wanted in it are seen together. */
@@ -278,11 +275,15 @@ export class CachedSource implements CachingSource {
   }
 
   #dispatch(): void {
-    const { demand, prefetch } = this.#queues;
-    while (this.#fetches.size < MAX_FETCHES && !this.#closed) {
-      const queue = demand.size > 0 ? demand : prefetch;
+    while (!this.#closed) {
+      const queue = this.#queues.demand.size > 0
+        ? this.#queues.demand
+        : this.#queues.prefetch;
+      const limit = queue === this.#queues.demand
+        ? MAX_FETCHES
+        : MAX_PREFETCHES;
       const next = queue.keys().next();
-      if (next.done) return;
+      if (next.done || this.#fetches.size >= limit) return;
       // Only neighbours of the same urgency: prefetch must not delay demand.
       let first = next.value;
       let end = first + 1;
@@ -298,9 +299,13 @@ export class CachedSource implements CachingSource {
   }
 
   #start(flights: BlockFlight[]): void {
-    const fetch = { control: new AbortController(), wanted: flights.length };
+    const fetch = {
+      control: new AbortController(),
+      urgency: new Urgency(flights[0]!.urgency.priority),
+      wanted: flights.length,
+    };
     for (const flight of flights) flight.fetch = fetch;
-    const done = this.#fetch(flights, fetch.control.signal).finally(() => {
+    const done = this.#fetch(flights, fetch).finally(() => {
       this.#fetches.delete(done);
       this.#dispatch();
     });
@@ -308,18 +313,20 @@ export class CachedSource implements CachingSource {
   }
 
   /** Reads a run of adjacent blocks and settles their flights; never rejects. */
-  async #fetch(flights: BlockFlight[], signal: AbortSignal): Promise<void> {
+  async #fetch(
+    flights: BlockFlight[],
+    { control: { signal }, urgency }: Fetch,
+  ): Promise<void> {
     const start = flights[0]!.block * this.#blockSize;
     const length = Math.min(
       flights.length * this.#blockSize,
       this.size - start,
     );
-    const { priority } = flights[0]!;
     let release: (() => void) | undefined;
     try {
-      release = await this.#budget.acquire(length, { priority, signal });
+      release = await this.#budget.acquire(length, { urgency, signal });
       const bytes = new Uint8Array(length);
-      await this.#inner.pread(bytes, start, { priority, signal });
+      await this.#inner.pread(bytes, start, { urgency, signal });
       for (const flight of flights) this.#arrived(flight, bytes, start);
     } catch (error) {
       for (const flight of flights) {
