@@ -7,6 +7,7 @@ import {
   equalBytes,
   FormatError,
   IntegrityError,
+  priorityOf,
   toHex,
 } from "../../lib/io/mod.ts";
 import type { SpanJob } from "../../lib/compress/mod.ts";
@@ -93,7 +94,7 @@ export class TestInflater implements SpanInflater {
   async inflateSpan(job: SpanJob): Promise<Uint8Array> {
     this.jobs.push({
       length: job.length,
-      priority: job.priority ?? "demand",
+      priority: priorityOf(job),
     });
     this.mostRunning = Math.max(this.mostRunning, ++this.running);
     try {

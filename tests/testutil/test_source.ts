@@ -6,6 +6,7 @@ import {
   checkRange,
   type LogFields,
   type Logger,
+  priorityOf,
   type ReadOptions,
 } from "../../lib/io/mod.ts";
 
@@ -46,7 +47,7 @@ export class TestSource implements ByteSource {
     this.reads.push({
       offset,
       length: dst.length,
-      priority: options.priority ?? "demand",
+      priority: priorityOf(options),
     });
     this.running++;
     this.mostRunning = Math.max(this.mostRunning, this.running);
