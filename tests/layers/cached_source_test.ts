@@ -4,6 +4,8 @@ import {
   CancelledError,
   FileSource,
   MemorySource,
+  priorityOf,
+  type ReadOptions,
   SliceSource,
 } from "../../lib/io/mod.ts";
 import { CachedSource, CacheStore } from "../../lib/layers/cache/mod.ts";
@@ -193,6 +195,29 @@ Deno.test("CachedSource serves demand before prefetch and hurries what is joined
       "prefetch",
     ]],
   );
+});
+
+Deno.test("CachedSource hurries a fetch that the source below still keeps waiting", async () => {
+  const inner = new TestSource(seededBytes(10 * BLOCK, 1));
+  const { open, wait } = gate();
+  inner.gate = wait;
+  const seen: ReadOptions[] = [];
+  const pread = inner.pread.bind(inner);
+  inner.pread = (dst, offset, options = {}) => {
+    seen.push(options);
+    return pread(dst, offset, options);
+  };
+  await using source = new CachedSource(inner, { key: "a", blockSize: BLOCK });
+  const reads = [
+    source.pread(new Uint8Array(2 * BLOCK), 0, { priority: "prefetch" }),
+    source.pread(new Uint8Array(1), 5 * BLOCK, { priority: "prefetch" }),
+  ];
+  await turn();
+  reads.push(source.pread(new Uint8Array(1), BLOCK));
+  await turn();
+  assert.deepEqual(seen.map(priorityOf), ["demand", "prefetch"]);
+  open();
+  await Promise.all(reads);
 });
 
 Deno.test("CachedSource keeps the bytes in flight within the budget", async () => {
