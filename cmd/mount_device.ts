@@ -30,8 +30,12 @@ import {
 
 /** Connections to the server; reads in flight at once are what lazy loading lives on. */
 const CONNECTIONS = 4;
-/** 512-byte sectors, 4 MiB: a cold read costs a round trip to a registry. */
-const READAHEAD_SECTORS = 8192;
+/**
+ * 512-byte sectors, 1 MiB: about one span. obd itself reads ahead of sequential
+ * readers; the kernel would also do so around every page fault, where more than
+ * this is fetched for nothing (bench/README.md).
+ */
+const READAHEAD_SECTORS = 2048;
 /**
  * Seconds after which the kernel gives up on a server that does not answer:
  * more than serve's own deadline for a request, after which it answers EIO.

@@ -4,8 +4,8 @@
 #
 #   make_workload_image.sh NAME LAYOUT_DIR      writes LAYOUT_DIR:NAME
 #
-# NAME is python (for python-small-import and python-large-import), php-nginx or
-# ai-classify. Environment:
+# NAME is python (for python-small-import and python-large-import), php-nginx,
+# ai-classify, node-express, postgres or openjdk-hello. Environment:
 #   OBD_IMAGE_SITE   Debian mirror (default: the one this machine's apt uses)
 #
 # Needs root, debootstrap and umoci. The base layer is made once per layout and
@@ -41,7 +41,16 @@ case $name in
   ai-classify)
     layers=("python3 python3-numpy" "python3-scipy python3-pil")
     files=(classify.py) ;;
-  *) fail "unknown image \"$name\" (python, php-nginx, ai-classify)" ;;
+  node-express)
+    layers=("nodejs node-express" "npm build-essential python3 git")
+    files=(express.js) ;;
+  postgres)
+    layers=("postgresql" "postgresql-contrib postgis")
+    files=(postgres_start.sh) ;;
+  openjdk-hello)
+    layers=("openjdk-17-jdk-headless" "maven git")
+    files=(Hello.java) ;;
+  *) fail "unknown image \"$name\" (python, php-nginx, ai-classify, node-express, postgres, openjdk-hello)" ;;
 esac
 
 release=$(. /etc/os-release && echo "$VERSION_CODENAME")
@@ -109,7 +118,10 @@ done
 mkdir -p "$rootfs/srv/app"
 for file in "${files[@]}"; do cp "$here/apps/$file" "$rootfs/srv/app/$file"; done
 chmod 755 "$rootfs/srv/app"/*
-if [ "$name" = ai-classify ]; then in_root python3 /srv/app/classify.py make; fi
+case $name in
+  ai-classify) in_root python3 /srv/app/classify.py make ;;
+  openjdk-hello) in_root javac -d /srv/app /srv/app/Hello.java ;;
+esac
 find "$rootfs/srv/app" -exec touch -h -d '2024-01-01T00:00:00Z' {} +
 umoci repack --image "$layout:$name-new" "$bundle" >/dev/null
 umoci tag --image "$layout:$name-new" "$name"
