@@ -35,7 +35,7 @@ const ALLOWED: Record<string, string[]> = {
 /** Folder → third-party packages; `node:` modules are free. */
 const PACKAGES: Record<string, string[]> = {
   "lib/registry": ["valibot"],
-  "lib/image": ["valibot"],
+  "lib/image": ["valibot", "mysql2"],
   "cmd": ["hono", "commander", "valibot", "jsonc-parser", "@zip.js/zip.js"],
 };
 
