@@ -259,7 +259,13 @@ export class ServeSession implements ServeControl {
     if (records.length === 0) return;
     const { log } = this.#options;
     try {
-      await replayTrace(image.source, records, { logger: log, signal });
+      const { store, memory } = this.#environment.spanCache;
+      await replayTrace(image, records, {
+        logger: log,
+        signal,
+        // More would push out what was fetched first, and what others need.
+        limitBytes: (store?.sizeBytes ?? memory.limit) / 2,
+      });
     } catch (error) {
       if (signal.aborted) return;
       log.warn("trace not replayed", {

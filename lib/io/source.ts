@@ -55,6 +55,19 @@ export interface ByteSource extends AsyncDisposable {
    */
   preadNow?(dst: Uint8Array, offset: number): boolean;
 
+  /**
+   * Brings a range near, so that reading it soon after waits for no network:
+   * everything that must be fetched and decoded to have it, as prefetch, with
+   * nothing copied. Absent: what is read ahead would not be kept.
+   *
+   * @throws {RangeError} If the range is not inside `[0, size]`.
+   */
+  prefetch?(
+    offset: number,
+    length: number,
+    options?: { signal?: AbortSignal | undefined },
+  ): Promise<void>;
+
   /** Sparse map of a range, in order and without gaps; absent means "everything is data". */
   extents?(offset: number, length: number): Iterable<Extent>;
 
@@ -144,6 +157,7 @@ export class SliceSource implements ByteSource {
   readonly #offset: number;
   readonly #borrow: boolean;
   readonly preadNow?: (dst: Uint8Array, offset: number) => boolean;
+  readonly prefetch?: ByteSource["prefetch"] & {};
 
   constructor(
     inner: ByteSource,
@@ -160,6 +174,12 @@ export class SliceSource implements ByteSource {
       this.preadNow = (dst, at) => {
         checkRange(this.size, at, dst.length);
         return inner.preadNow!(dst, at + offset);
+      };
+    }
+    if (inner.prefetch) {
+      this.prefetch = (at, length, options) => {
+        checkRange(this.size, at, length);
+        return inner.prefetch!(at + offset, length, options);
       };
     }
   }

@@ -133,6 +133,20 @@ export class PinnedSource implements ByteSource {
     await this.#file.pread(dst, offset);
   }
 
+  /** Starts the decoder, which fetches in its own order; waiting for it would hold up what else is prefetched. */
+  // deno-lint-ignore require-await -- a range error must reject, not throw
+  async prefetch(offset: number, length: number): Promise<void> {
+    checkRange(this.size, offset, length);
+    if (this.#closed || length === 0) return;
+    const last = this.#spans.find(offset + length - 1);
+    for (let i = this.#spans.find(offset); i <= last; i++) {
+      // What an earlier process left may be right: a read will see.
+      if (this.#pinned.verified[i] !== 1 && this.#absent[i] === 1) {
+        return this.#start();
+      }
+    }
+  }
+
   #isVerified(offset: number, length: number): boolean {
     if (length === 0) return true;
     const { verified } = this.#pinned;

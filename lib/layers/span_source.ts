@@ -206,6 +206,29 @@ export class SpanSource implements ByteSource {
     await allSettled(parts);
   }
 
+  async prefetch(
+    offset: number,
+    length: number,
+    options: { signal?: AbortSignal | undefined } = {},
+  ): Promise<void> {
+    checkRange(this.size, offset, length);
+    const parts: Promise<unknown>[] = [];
+    for (let at = offset; at < offset + length;) {
+      const index = this.#table.find(at);
+      const span = this.#span(index);
+      if (!this.#isNear(span)) {
+        parts.push(this.#flightOf(span).join(options.signal));
+      }
+      at = this.#table.offsetOf(index) + this.#table.sizeOf(index);
+    }
+    await allSettled(parts);
+  }
+
+  /** What is fetched and decoded to have a byte of the tar. */
+  unitAt(offset: number): StoredUnit {
+    return this.#maker.unitOf(this.#table.find(offset));
+  }
+
   describe(): SourceDescription {
     return this.#maker.describe();
   }

@@ -58,6 +58,7 @@ export class ZFileSource implements ByteSource {
   /** Stored bytes on the fast path; never used across an await. */
   #stored: Uint8Array | undefined;
   #disposed = false;
+  readonly prefetch?: ByteSource["prefetch"] & {};
 
   /** @param inner The whole ZFile, owned. */
   constructor(inner: ByteSource, table: JumpTable, geometry: ZFileGeometry) {
@@ -67,6 +68,16 @@ export class ZFileSource implements ByteSource {
     this.codec = geometry.codec;
     this.blockSize = geometry.blockSize;
     this.verify = geometry.verify;
+    if (inner.prefetch) {
+      this.prefetch = (offset, length, options) => {
+        checkRange(this.size, offset, length);
+        if (length === 0) return Promise.resolve();
+        // Stored blocks only: decoded ones are not kept.
+        const at = table.position(Math.floor(offset / this.blockSize));
+        const end = table.position(this.#blockLimit(offset + length));
+        return inner.prefetch!(at, end - at, options);
+      };
+    }
   }
 
   async pread(

@@ -1,98 +1,95 @@
 import assert from "node:assert/strict";
 import { replayTrace } from "../../lib/image/mod.ts";
-import {
-  type ByteSource,
-  CancelledError,
-  ObdError,
-  type ReadOptions,
-  silentLogger,
-} from "../../lib/io/mod.ts";
+import { CancelledError, ObdError, silentLogger } from "../../lib/io/mod.ts";
 import { DEVICE_LAYER } from "../../lib/layers/mod.ts";
+import { Prefetched, traceImage } from "./trace_image.ts";
 
-/** Notes what is read of it. */
-class Noted implements ByteSource {
-  readonly size = 4 * 1024 * 1024;
-  readonly reads: [offset: number, length: number][] = [];
-  failAt = -1;
+const MIB = 1024 * 1024;
+const options = { logger: silentLogger, signal: new AbortController().signal };
+const turn = () => new Promise((resolve) => setTimeout(resolve, 0));
 
-  // deno-lint-ignore require-await
-  async pread(
-    dst: Uint8Array,
-    offset: number,
-    options?: ReadOptions,
-  ): Promise<void> {
-    assert.equal(options?.priority, "prefetch");
-    this.reads.push([offset, dst.length]);
-    if (offset === this.failAt) throw new ObdError("registry", "away");
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {}
+function image() {
+  const target = new Prefetched(64 * MIB);
+  const rows = [{ offset: 0, length: 64 * MIB, from: 0 }];
+  return { target, ...traceImage(64 * MIB, rows, [target]) };
 }
 
-const options = { logger: silentLogger, signal: new AbortController().signal };
+/** Pieces that are no neighbours. */
+const records = Array.from({ length: 40 }, (_, i) => ({
+  layer: DEVICE_LAYER,
+  offset: (40 - i) * MIB,
+  length: 4096,
+}));
 
-Deno.test("replayTrace() reads in order, in bounds, in pieces of 1 MiB", async () => {
-  const source = new Noted();
-  const MiB = 1024 * 1024;
-  const result = await replayTrace(source, [
-    { layer: DEVICE_LAYER, offset: 4096, length: 8192 },
-    { layer: 0, offset: 0, length: 4096 },
-    { layer: DEVICE_LAYER, offset: source.size - 10, length: 4096 },
-    { layer: DEVICE_LAYER, offset: source.size + 10, length: 4096 },
-    { layer: DEVICE_LAYER, offset: 0, length: 2 * MiB + 5 },
-  ], options);
-  assert.deepEqual(source.reads, [
-    [4096, 8192],
-    [source.size - 10, 10],
-    [0, MiB],
-    [MiB, MiB],
-    [2 * MiB, 5],
+Deno.test("replayTrace() fetches in order, many pieces at once", async () => {
+  const { target, ...stack } = image();
+  const open = Promise.withResolvers<void>();
+  target.gate = open.promise;
+  const replay = replayTrace(stack, records, options);
+  await turn();
+  assert.equal(target.running, 16);
+  open.resolve();
+  const result = await replay;
+  assert.deepEqual(target.seen.map(([at]) => at / MIB), [
+    ...Array.from({ length: 40 }, (_, i) => 40 - i),
   ]);
   assert.deepEqual(result, {
-    records: 5,
-    bytes: 8192 + 10 + 2 * MiB + 5,
+    jobs: 40,
     failures: 0,
+    bytes: 40 * 65536,
+    storedBytes: 40 * 32768,
+    isCut: false,
   });
 });
 
-Deno.test("replayTrace() goes on behind a failed read", async () => {
-  const source = new Noted();
-  source.failAt = 0;
-  const result = await replayTrace(
-    source,
-    [0, 1, 2].map((i) => ({
-      layer: DEVICE_LAYER,
-      offset: i * 4096,
-      length: 4096,
-    })),
-    options,
-  );
-  assert.equal(result.failures, 1);
-  assert.equal(source.reads.length, 3);
-});
-
-Deno.test("replayTrace() keeps to its budget, and stops when told", async () => {
-  const records = Array.from({ length: 5 }, (_, i) => ({
-    layer: DEVICE_LAYER,
-    offset: i * 100_000,
-    length: 100_000,
-  }));
-  const started = performance.now();
-  await replayTrace(new Noted(), records, {
+Deno.test("replayTrace() goes on behind failures, but not for ever", async () => {
+  const { target, ...stack } = image();
+  target.failure = new ObdError("registry", "away");
+  const few = await replayTrace(stack, records.slice(0, 3), options);
+  assert.deepEqual([few.jobs, few.failures, few.isCut], [3, 3, false]);
+  const result = await replayTrace(stack, records, {
     ...options,
-    bytesPerSecond: 4_000_000,
     concurrency: 1,
   });
-  assert.ok(performance.now() - started >= 98);
+  assert.deepEqual([result.jobs, result.failures, result.isCut], [
+    32,
+    32,
+    true,
+  ]);
+  target.failure = new TypeError("a defect");
+  await assert.rejects(replayTrace(stack, records, options), TypeError);
+});
+
+Deno.test("replayTrace() stops at what the caches can keep", async () => {
+  const { target, ...stack } = image();
+  const result = await replayTrace(stack, records, {
+    ...options,
+    limitBytes: 5 * 65536 + 1,
+  });
+  assert.equal(target.seen.length, 5);
+  assert.deepEqual([result.jobs, result.isCut], [5, true]);
+});
+
+Deno.test("replayTrace() keeps to its rate, and stops when told", async () => {
+  const { target, ...stack } = image();
+  const started = performance.now();
+  await replayTrace(stack, records.slice(0, 5), {
+    ...options,
+    bytesPerSecond: 4 * 32768 / 0.1,
+  });
+  assert.ok(performance.now() - started >= 99);
+  assert.equal(target.seen.length, 5);
   const stop = new AbortController();
-  const source = new Noted();
-  const replay = replayTrace(source, records, {
+  target.seen.length = 0;
+  target.gate = new Promise(() => {});
+  const replay = replayTrace(stack, records, {
     ...options,
     signal: stop.signal,
     bytesPerSecond: 1000,
-    concurrency: 1,
   });
+  await turn();
   stop.abort();
   await assert.rejects(replay, CancelledError);
-  assert.ok(source.reads.length <= 1);
+  assert.equal(target.seen.length, 1);
+  assert.equal(target.running, 0);
 });

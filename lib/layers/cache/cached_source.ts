@@ -145,6 +145,23 @@ export class CachedSource implements CachingSource {
     await allSettled(parts);
   }
 
+  /** Without a store nothing would stay, so nothing is done. */
+  async prefetch(
+    offset: number,
+    length: number,
+    options: { signal?: AbortSignal | undefined } = {},
+  ): Promise<void> {
+    checkRange(this.size, offset, length);
+    if (!this.#store) return;
+    const end = Math.ceil((offset + length) / this.#blockSize);
+    const parts: Promise<unknown>[] = [];
+    for (let b = Math.floor(offset / this.#blockSize); b < end; b++) {
+      if (this.#recent.has(b) || this.#lookup(b)) continue;
+      parts.push(this.#flightOf(b).join(options.signal));
+    }
+    await allSettled(parts);
+  }
+
   discard(offset: number, length: number): boolean {
     const first = Math.floor(offset / this.#blockSize);
     const end = Math.ceil((offset + length) / this.#blockSize);
@@ -370,8 +387,10 @@ function closedError(): ObdError {
 }
 
 /** Waits for all; then throws the first failure, if any. */
-export async function allSettled(parts: Promise<void>[]): Promise<void> {
-  if (parts.length === 1) return await parts[0];
+export async function allSettled(
+  parts: readonly Promise<unknown>[],
+): Promise<void> {
+  if (parts.length === 1) return void await parts[0];
   const results = await Promise.allSettled(parts);
   for (const result of results) {
     if (result.status === "rejected") throw result.reason;

@@ -157,6 +157,11 @@ export class LsmtSource implements ByteSource, MappedRanges {
     if (start < end) yield extent(start, end, data);
   }
 
+  /** A layer's own LSMT file, borrowed; undefined if there is no such layer. */
+  layerData(layer: number): ByteSource | undefined {
+    return this.#layers[layer]?.data;
+  }
+
   /** Where a range's bytes are stored, in order; what reads as zeros is left out. */
   *origins(offset: number, length: number): Iterable<Origin> {
     checkRange(this.size, offset, length);
