@@ -369,10 +369,26 @@ function addBench(add: Add): void {
     )
     .option(
       "--cache <dir>",
-      "images, registry and caches between runs",
-      "/var/cache/obd-bench",
+      "images, registry and caches between runs (default: /var/cache/obd-bench, or below ~/.cache)",
     )
     .option("--output <file>", "append results as JSON lines")
+    .option("--html <file>", "write a report with charts, in one file")
+    .option(
+      "--from <files...>",
+      "report results that --output or --json wrote, run nothing",
+    )
+    .option(
+      "--compare <files...>",
+      "compare two such results, run nothing",
+    )
+    .option(
+      "--reduced",
+      "without containers, mounts and root: replay what the command reads (default for other users)",
+    )
+    .option(
+      "--reads <file>",
+      "for --reduced: what to replay, a trace or a list of paths (default: what strace sees)",
+    )
     .option("--ready-exit", "ready when the command exits with 0 (default)")
     .option(
       "--ready-http <port/path>",

@@ -29,8 +29,6 @@ export interface BenchRegistry extends AsyncDisposable {
   readonly direct: string;
   /** What contenders use. */
   readonly proxy: LatencyProxy;
-  /** Bytes per second that the link lets through; undefined = not shaped. */
-  readonly bytesPerSecond: number | undefined;
   /** For people: how the link is made. */
   readonly method: string;
   /** Turns the shaping on. */
@@ -46,19 +44,21 @@ export function parseRate(rate: string): number | undefined {
   return value >= 1000 && value <= 1e11 ? value : undefined;
 }
 
-/**
- * Starts the registry.
- *
- * @param storage Directory of its content; kept.
- * @param work Directory for its configuration.
- */
-export async function startRegistry(options: {
+/** How to start one. */
+export interface RegistryOptions {
+  /** Directory of its content; kept. */
   storage: string;
+  /** Directory for its configuration. */
   work: string;
   link: LinkSettings;
   signal: AbortSignal;
-}): Promise<BenchRegistry> {
-  const { storage, work, link, signal } = options;
+}
+
+/** Starts the registry in a namespace of its own; needs root. */
+export async function startRegistry(
+  options: RegistryOptions,
+): Promise<BenchRegistry> {
+  const { work, link, signal } = options;
   await using stack = new AsyncDisposableStack();
   const id = Deno.pid % 65536;
   const namespace = `obdb${id}`;
@@ -70,14 +70,15 @@ export async function startRegistry(options: {
   const ip = (...args: string[]) =>
     runTool("set up the network", ["ip", ...args], signal);
 
-  await ip("netns", "add", namespace);
+  await Deno.mkdir(work, { recursive: true });
   stack.defer(async () => {
     await runProgram("ip", ["netns", "del", namespace]);
   });
-  await ip("link", "add", outer, "type", "veth", "peer", "name", inner);
+  await ip("netns", "add", namespace);
   stack.defer(async () => {
     await runProgram("ip", ["link", "del", outer]);
   });
+  await ip("link", "add", outer, "type", "veth", "peer", "name", inner);
   await ip("link", "set", inner, "netns", namespace);
   await ip("addr", "add", `${here}/30`, "dev", outer);
   await ip("link", "set", outer, "up");
@@ -85,48 +86,19 @@ export async function startRegistry(options: {
   await ip("-n", namespace, "link", "set", inner, "up");
   await ip("-n", namespace, "link", "set", "lo", "up");
 
-  const config = `${work}/registry.yml`;
-  await Deno.mkdir(storage, { recursive: true });
-  await Deno.writeTextFile(config, registryConfig(storage, there));
-  const server = stack.use(
-    new BenchProcess([
-      "ip",
-      "netns",
-      "exec",
-      namespace,
-      "docker-registry",
-      "serve",
-      config,
-    ]),
-  );
-  const isUp = await waitUntil(
-    async () => {
-      if (server.ended) return true;
-      try {
-        const answer = await fetch(`http://${there}:${PORT}/v2/`);
-        await answer.body?.cancel();
-        return answer.ok;
-      } catch {
-        return false;
-      }
-    },
-    READY_DEADLINE_MS,
-    signal,
-  );
-  if (!isUp || server.ended) {
-    throw new ObdError(
-      "state",
-      `Cannot start docker-registry: ${server.tail || "it does not answer"}`,
-    );
-  }
+  await serveRegistry(stack, options, { hostname: there, port: PORT }, [
+    "ip",
+    "netns",
+    "exec",
+    namespace,
+  ]);
   const proxy = stack.use(
-    new LatencyProxy({ hostname: there, port: PORT }, link.rttMs),
+    new LatencyProxy({ hostname: there, port: PORT }, { rttMs: link.rttMs }),
   );
   const owned = stack.move();
   return {
     direct: `${there}:${PORT}`,
     proxy,
-    bytesPerSecond: link.rate === undefined ? undefined : parseRate(link.rate),
     method: linkMethod(link),
     shape: async () => {
       if (link.rate === undefined) return;
@@ -154,7 +126,81 @@ export async function startRegistry(options: {
   };
 }
 
-function registryConfig(storage: string, host: string): string {
+/** Starts the registry on loopback; the proxy shapes the link too. Needs no root. */
+export async function startUserRegistry(
+  options: RegistryOptions,
+): Promise<BenchRegistry> {
+  const { link } = options;
+  await using stack = new AsyncDisposableStack();
+  await Deno.mkdir(options.work, { recursive: true });
+  const target = { hostname: "127.0.0.1", port: freePort() };
+  await serveRegistry(stack, options, target, []);
+  const bytesPerSecond = link.rate === undefined
+    ? undefined
+    : parseRate(link.rate);
+  const proxy = stack.use(
+    new LatencyProxy(target, { rttMs: link.rttMs, bytesPerSecond }),
+  );
+  const owned = stack.move();
+  return {
+    direct: `${target.hostname}:${target.port}`,
+    proxy,
+    method: [
+      "docker-registry on loopback",
+      link.rate === undefined
+        ? "not shaped"
+        : `${link.rate} towards the client by a proxy`,
+      roundTripMethod(link),
+    ].join(", "),
+    shape: () => Promise.resolve(),
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  };
+}
+
+/** One that nobody listens at now. */
+function freePort(): number {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return listener.addr.port;
+}
+
+/** Starts docker-registry behind some command, and waits until it answers. */
+async function serveRegistry(
+  stack: AsyncDisposableStack,
+  { storage, work, signal }: RegistryOptions,
+  { hostname, port }: { hostname: string; port: number },
+  prefix: string[],
+): Promise<void> {
+  const config = `${work}/registry.yml`;
+  await Deno.mkdir(storage, { recursive: true });
+  await Deno.writeTextFile(
+    config,
+    registryConfig(storage, `${hostname}:${port}`),
+  );
+  const server = stack.use(
+    new BenchProcess([...prefix, "docker-registry", "serve", config]),
+  );
+  const isUp = await waitUntil(
+    async () => {
+      if (server.ended) return true;
+      try {
+        const answer = await fetch(`http://${hostname}:${port}/v2/`);
+        await answer.body?.cancel();
+        return answer.ok;
+      } catch {
+        return false;
+      }
+    },
+    READY_DEADLINE_MS,
+    signal,
+  );
+  if (isUp && !server.ended) return;
+  throw new ObdError(
+    "state",
+    `Cannot start docker-registry: ${server.tail || "it does not answer"}`,
+  );
+}
+
+function registryConfig(storage: string, address: string): string {
   return JSON.stringify({
     version: 0.1,
     log: { level: "error", accesslog: { disabled: true } },
@@ -162,21 +208,22 @@ function registryConfig(storage: string, host: string): string {
       filesystem: { rootdirectory: storage },
       delete: { enabled: true },
     },
-    http: { addr: `${host}:${PORT}` },
+    http: { addr: address },
   });
 }
 
-function linkMethod({ rate, rttMs }: LinkSettings): string {
-  const parts = ["docker-registry in a network namespace behind a veth pair"];
-  parts.push(
-    rate === undefined
+function linkMethod(link: LinkSettings): string {
+  return [
+    "docker-registry in a network namespace behind a veth pair",
+    link.rate === undefined
       ? "not shaped"
-      : `tc tbf ${rate} burst ${BURST} towards the client`,
-  );
-  parts.push(
-    rttMs === 0
-      ? "counted by a proxy on loopback that adds no delay"
-      : `${rttMs} ms round trip by a proxy on loopback (half each way, one more per connection; slow start is the veth's)`,
-  );
-  return parts.join(", ");
+      : `tc tbf ${link.rate} burst ${BURST} towards the client`,
+    roundTripMethod(link),
+  ].join(", ");
+}
+
+function roundTripMethod({ rttMs }: LinkSettings): string {
+  return rttMs === 0
+    ? "counted by a proxy on loopback that adds no delay"
+    : `${rttMs} ms round trip by a proxy on loopback (half each way, one more per connection; slow start is not that of a distant host)`;
 }

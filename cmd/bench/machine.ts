@@ -3,12 +3,19 @@
 import { ObdError } from "../../lib/io/mod.ts";
 import { hasProgram, runProgram } from "../mount_process.ts";
 import { VERSION } from "../version.ts";
+import type { MachineFacts } from "./result.ts";
 
-/** Debian's package for each program that a bench runs. */
-const PROGRAMS: readonly (readonly [program: string, debian: string])[] = [
+/** A program that a bench runs, and Debian's package of it. */
+type Program = readonly [program: string, debian: string];
+
+const ALWAYS: readonly Program[] = [
+  ["docker-registry", "docker-registry"],
+  ["skopeo", "skopeo"],
+];
+/** For containers and a shaped link, which need root. */
+const FULL: readonly Program[] = [
   ["containerd", "containerd"],
   ["ctr", "containerd"],
-  ["docker-registry", "docker-registry"],
   ["ip", "iproute2"],
   ["tc", "iproute2"],
   ["losetup", "mount"],
@@ -16,18 +23,40 @@ const PROGRAMS: readonly (readonly [program: string, debian: string])[] = [
   // containerd unpacks with it where it is there.
   ["unpigz", "pigz"],
   ["runc", "runc"],
-  ["skopeo", "skopeo"],
-  ["umoci", "umoci"],
 ];
+/** Unpacks without containerd; images of the tree are made with it too. */
+const UMOCI: Program = ["umoci", "umoci"];
 /** Needed only to make the images of the tree. */
-const IMAGE_PROGRAMS: readonly (readonly [string, string])[] = [
+const IMAGE_PROGRAMS: readonly Program[] = [
   ["bash", "bash"],
   ["debootstrap", "debootstrap"],
 ];
+/** Finds out which files a command opens. */
+const TRACER: readonly Program[] = [
+  ["strace", "strace"],
+  ["unshare", "util-linux"],
+];
+
+/** What a bench will do, as far as it decides which programs it needs. */
+export interface Needs {
+  mode: "full" | "reduced";
+  /** Images of the tree. */
+  makesImages: boolean;
+  /** Without containerd. */
+  unpacks: boolean;
+  /** Which files a command opens, without root. */
+  traces: boolean;
+}
 
 /** @throws {ObdError} Naming every package that is missing, in one line. */
-export function requirePackages(makesImages: boolean): void {
-  const programs = [...PROGRAMS, ...(makesImages ? IMAGE_PROGRAMS : [])];
+export function requirePackages(needs: Needs): void {
+  const programs = [
+    ...ALWAYS,
+    ...(needs.mode === "full" ? FULL : []),
+    ...(needs.unpacks || needs.makesImages ? [UMOCI] : []),
+    ...(needs.makesImages ? IMAGE_PROGRAMS : []),
+    ...(needs.traces ? TRACER : []),
+  ];
   const missing = new Set(
     programs.filter(([program]) => !hasProgram(program)).map(([, debian]) =>
       debian
@@ -41,16 +70,10 @@ export function requirePackages(makesImages: boolean): void {
 }
 
 /** The machine, as a line of JSON has it. */
-export interface Machine {
-  cpu: string;
-  cores: number;
-  memoryBytes: number;
-  kernel: string;
-  /** Versions by program. */
-  versions: Record<string, string>;
-  /** Of the source tree, where there is one. */
-  commit: string | null;
-}
+export type Machine = Pick<
+  MachineFacts,
+  "cpu" | "cores" | "memoryBytes" | "kernel" | "versions" | "commit"
+>;
 
 /** Describes this machine. */
 export async function describeMachine(): Promise<Machine> {
@@ -76,6 +99,7 @@ export async function describeMachine(): Promise<Machine> {
       "docker-registry": await firstLine("docker-registry", "--version"),
       pigz: await firstLine("pigz", "--version"),
       nbdfuse: await firstLine("nbdfuse", "--version"),
+      skopeo: await firstLine("skopeo", "--version"),
       umoci: await firstLine("umoci", "--version"),
     },
     commit: await commitOfTree(),

@@ -1,18 +1,19 @@
-/** Processes of a bench: what they cost is counted by the kernel, and none outlives it. */
+/** Processes of a bench: what they say is kept, and none outlives it. */
 
-import { delay, ObdError } from "../../lib/io/mod.ts";
+import { ObdError } from "../../lib/io/mod.ts";
 import { findProgram, waitUntil } from "../mount_process.ts";
+import type { CostGroup } from "./cost.ts";
 
 const TAIL_BYTES = 16 * 1024;
 const KILL_DEADLINE_MS = 10_000;
-const SAMPLE_INTERVAL_MS = 100;
-const CGROUPS = "/sys/fs/cgroup";
 
 /** How {@linkcode BenchProcess} starts a program. */
 export interface SpawnOptions {
   env?: Record<string, string>;
   /** What the process and its children cost is counted here. */
   group?: CostGroup | undefined;
+  /** What the process is called in the list of costs; default its program. */
+  name?: string;
   /** Gets every piece of stdout and stderr. */
   onOutput?: (text: string) => void;
 }
@@ -45,8 +46,11 @@ export class BenchProcess implements AsyncDisposable {
       stdin: "null",
       stdout: "piped",
       stderr: "piped",
+      // Ctrl-C is for the bench alone: daemons are needed to undo what they hold.
+      detached: true,
     }).spawn();
     this.pid = this.#child.pid;
+    options.group?.add(this.pid, options.name ?? this.#name);
     const out = this.#read(this.#child.stdout);
     const err = this.#read(this.#child.stderr);
     this.status = this.#child.status.then(({ code }) => {
@@ -91,12 +95,9 @@ export class BenchProcess implements AsyncDisposable {
     );
   }
 
+  /** Signals it and what it started, unless that has a session of its own. */
   signal(name: Deno.Signal): void {
-    try {
-      if (!this.#ended) this.#child.kill(name);
-    } catch {
-      // It has ended in between.
-    }
+    if (!this.#ended) signalGroup(this.pid, name);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -104,6 +105,14 @@ export class BenchProcess implements AsyncDisposable {
     if (await waitUntil(() => this.#ended, KILL_DEADLINE_MS)) return;
     this.signal("SIGKILL");
     await this.status;
+  }
+}
+
+function signalGroup(pid: number, name: Deno.Signal): void {
+  try {
+    Deno.kill(-pid, name);
+  } catch {
+    // It has ended in between.
   }
 }
 
@@ -124,132 +133,23 @@ export async function runTool(
     stdin: "null",
     stdout: "piped",
     stderr: "piped",
-    signal,
+    detached: true,
   }).spawn();
-  const { code, stdout: out, stderr } = await child.output();
-  signal.throwIfAborted();
-  const stdout = new TextDecoder().decode(out);
-  if (code === 0) return stdout;
-  const said = new TextDecoder().decode(stderr).trim()
-    .replaceAll(/\s*\n\s*/g, "; ").slice(-1000);
-  throw new ObdError(
-    "state",
-    `Cannot ${action}: ${command[0]} ended with ${code}: ${said}`,
-  );
-}
-
-/** What a group of processes cost. */
-export interface Cost {
-  /** Of all its processes, also those that have ended; undefined without cgroups. */
-  cpuSeconds: number | undefined;
-  /** Most resident memory of all its processes together, sampled ten times a second. */
-  peakRssBytes: number | undefined;
-}
-
-/** Counts what processes cost, by cgroups of version 1 (cpuacct) or 2. */
-export class CostGroup implements AsyncDisposable {
-  readonly #path: string;
-  readonly #kind: "v1" | "v2";
-  readonly #timer = new AbortController();
-  readonly #sampling: Promise<void>;
-  #peak = 0;
-
-  private constructor(path: string, kind: "v1" | "v2") {
-    this.#path = path;
-    this.#kind = kind;
-    this.#sampling = this.#sample();
-  }
-
-  /** Undefined where cgroups cannot be made. */
-  static async create(name: string): Promise<CostGroup | undefined> {
-    for (
-      const [base, kind] of [
-        [`${CGROUPS}/cpuacct`, "v1"],
-        [CGROUPS, "v2"],
-      ] as const
-    ) {
-      const file = kind === "v1" ? "cpuacct.usage" : "cpu.stat";
-      try {
-        await Deno.stat(`${base}/${file}`);
-        await Deno.mkdir(`${base}/${name}`);
-        return new CostGroup(`${base}/${name}`, kind);
-      } catch {
-        // Not of this version, or not ours to make.
-      }
-    }
-    return undefined;
-  }
-
-  /** A process joins by writing its id there. */
-  get procsFiles(): string[] {
-    return [`${this.#path}/cgroup.procs`];
-  }
-
-  async cost(): Promise<Cost> {
-    return {
-      cpuSeconds: await readCpuSeconds(this.#path, this.#kind),
-      peakRssBytes: this.#peak,
-    };
-  }
-
-  async #sample(): Promise<void> {
-    try {
-      for (;;) {
-        let sum = 0;
-        for (const pid of await this.#pids()) sum += await residentBytes(pid);
-        this.#peak = Math.max(this.#peak, sum);
-        await delay(SAMPLE_INTERVAL_MS, this.#timer.signal);
-      }
-    } catch {
-      // Told to end.
-    }
-  }
-
-  async #pids(): Promise<string[]> {
-    const text = await Deno.readTextFile(`${this.#path}/cgroup.procs`);
-    return text.split("\n").filter((line) => line !== "");
-  }
-
-  /** Ends what is left in the group, then removes it. */
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#timer.abort();
-    await this.#sampling;
-    await waitUntil(async () => {
-      try {
-        for (const pid of await this.#pids()) Deno.kill(Number(pid), "SIGKILL");
-      } catch {
-        // Ended in between.
-      }
-      try {
-        await Deno.remove(this.#path);
-        return true;
-      } catch {
-        return false;
-      }
-    }, KILL_DEADLINE_MS);
-  }
-}
-
-async function readCpuSeconds(
-  path: string,
-  kind: "v1" | "v2",
-): Promise<number | undefined> {
+  // Scripts wait for what they run, so that has to be told too.
+  const onAbort = () => signalGroup(child.pid, "SIGTERM");
+  signal.addEventListener("abort", onAbort);
   try {
-    if (kind === "v1") {
-      return Number(await Deno.readTextFile(`${path}/cpuacct.usage`)) / 1e9;
-    }
-    const text = await Deno.readTextFile(`${path}/cpu.stat`);
-    return Number(/^usage_usec (\d+)/m.exec(text)![1]) / 1e6;
-  } catch {
-    return undefined;
-  }
-}
-
-async function residentBytes(pid: string): Promise<number> {
-  try {
-    const text = await Deno.readTextFile(`/proc/${pid}/status`);
-    return Number(/^VmRSS:\s+(\d+) kB/m.exec(text)?.[1] ?? 0) * 1024;
-  } catch {
-    return 0;
+    const { code, stdout: out, stderr } = await child.output();
+    signal.throwIfAborted();
+    const stdout = new TextDecoder().decode(out);
+    if (code === 0) return stdout;
+    const said = new TextDecoder().decode(stderr).trim()
+      .replaceAll(/\s*\n\s*/g, "; ").slice(-1000);
+    throw new ObdError(
+      "state",
+      `Cannot ${action}: ${command[0]} ended with ${code}: ${said}`,
+    );
+  } finally {
+    signal.removeEventListener("abort", onAbort);
   }
 }

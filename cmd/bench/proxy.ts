@@ -1,26 +1,43 @@
 /**
  * A TCP proxy that adds the round trip of a distant registry: what comes in
  * leaves half a round trip later, in both directions, and a connection costs
- * one more. It also counts, so that every contender is counted alike.
+ * one more. It also counts, so that every contender is counted alike, and
+ * where nothing else shapes the link it can do that too.
  */
 
 import { delay } from "../../lib/io/mod.ts";
+import { type BlobTraffic, RequestHeads } from "./request_heads.ts";
 
 /** Bytes in flight on one connection and direction: 100 ms of 2.5 Gbit/s. */
 const IN_FLIGHT_MAX = 32 * 1024 * 1024;
 const PIECE_SIZE = 256 * 1024;
+/** With a rate: pieces are small against a round trip, and what waits for the line is bounded. */
+const PACED_PIECE_SIZE = 64 * 1024;
+const PACED_QUEUE_SECONDS = 0.05;
 /** Distance of the points of the curve of bytes over time. */
 const CURVE_INTERVAL_MS = 50;
 
 /** What went through the proxy since {@linkcode LatencyProxy.reset}. */
 export interface Traffic {
-  /** HTTP requests: pieces that clients sent and that begin with a method. */
+  /** HTTP requests. */
   requests: number;
   connections: number;
   /** Bytes from the registry, headers included. */
   bytes: number;
   /** Points of (seconds since the reset, bytes so far). */
   curve: [seconds: number, bytes: number][];
+  /** When the first request came; undefined without one. */
+  firstRequestSeconds?: number;
+  /** What of each blob was asked for. */
+  blobs: BlobTraffic[];
+}
+
+/** How far away the proxy makes its target. */
+export interface ProxyLink {
+  /** Round trip, in ms. */
+  rttMs: number;
+  /** Towards the client; undefined = as fast as it goes. */
+  bytesPerSecond?: number | undefined;
 }
 
 /** See the module's comment. */
@@ -28,13 +45,18 @@ export class LatencyProxy implements AsyncDisposable {
   readonly #listener: Deno.TcpListener;
   readonly #target: { hostname: string; port: number };
   readonly #oneWayMs: number;
+  readonly #bytesPerSecond: number | undefined;
+  /** When the line towards the clients has sent what waits for it, as `performance.now()`. */
+  #lineFreeAt = 0;
   readonly #connections = new Set<Deno.TcpConn>();
   #traffic = emptyTraffic();
+  #heads = new RequestHeads();
   #started = performance.now();
 
-  constructor(target: { hostname: string; port: number }, rttMs: number) {
+  constructor(target: { hostname: string; port: number }, link: ProxyLink) {
     this.#target = target;
-    this.#oneWayMs = rttMs / 2;
+    this.#oneWayMs = link.rttMs / 2;
+    this.#bytesPerSecond = link.bytesPerSecond;
     this.#listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     this.#accept();
   }
@@ -50,12 +72,13 @@ export class LatencyProxy implements AsyncDisposable {
     if (last && last[1] !== this.#traffic.bytes) {
       curve.push([this.#seconds(), this.#traffic.bytes]);
     }
-    return { ...this.#traffic, curve };
+    return { ...this.#traffic, curve, blobs: this.#heads.blobs() };
   }
 
   /** Counts from zero. */
   reset(): void {
     this.#traffic = emptyTraffic();
+    this.#heads = new RequestHeads();
     this.#started = performance.now();
   }
 
@@ -82,13 +105,18 @@ export class LatencyProxy implements AsyncDisposable {
       server.setNoDelay();
       // The handshake, which ended here, would have taken one round trip.
       const handshakeMs = 2 * this.#oneWayMs;
-      const up = this.#pump(client, server, handshakeMs, (piece) => {
-        if (/^(GET|HEAD|POST|PUT|PATCH) /.test(ascii(piece))) {
+      const up = this.#pump(client, server, {
+        firstExtraMs: handshakeMs,
+        note: (piece) => {
+          if (!this.#heads.note(piece)) return;
           this.#traffic.requests++;
-        }
+          this.#traffic.firstRequestSeconds ??= this.#seconds();
+        },
       });
-      const down = this.#pump(server, client, 0, (piece) => {
-        this.#count(piece.length);
+      const down = this.#pump(server, client, {
+        firstExtraMs: 0,
+        bytesPerSecond: this.#bytesPerSecond,
+        note: (piece) => this.#count(piece.length),
       });
       await Promise.all([up, down]);
     } finally {
@@ -114,21 +142,33 @@ export class LatencyProxy implements AsyncDisposable {
   async #pump(
     from: Deno.TcpConn,
     to: Deno.TcpConn,
-    firstExtraMs: number,
-    note: (piece: Uint8Array) => void,
+    { firstExtraMs, note, bytesPerSecond }: {
+      firstExtraMs: number;
+      note: (piece: Uint8Array) => void;
+      bytesPerSecond?: number | undefined;
+    },
   ): Promise<void> {
     let inFlight = 0;
     let extraMs = firstExtraMs;
+    const inFlightMax = bytesPerSecond === undefined ? IN_FLIGHT_MAX : Math.max(
+      2 * PACED_PIECE_SIZE,
+      bytesPerSecond * (PACED_QUEUE_SECONDS + 2 * this.#oneWayMs / 1000),
+    );
     let wake = () => {};
     let writing: Promise<void> = Promise.resolve();
     let failed = false;
-    const buffer = new Uint8Array(PIECE_SIZE);
+    const buffer = new Uint8Array(
+      bytesPerSecond === undefined ? PIECE_SIZE : PACED_PIECE_SIZE,
+    );
     for (;;) {
       const length = await from.read(buffer);
       if (length === null || failed) break;
       const piece = buffer.slice(0, length);
       note(piece);
-      const due = performance.now() + this.#oneWayMs + extraMs;
+      const sent = bytesPerSecond === undefined
+        ? performance.now()
+        : this.#sentAt(length, bytesPerSecond);
+      const due = sent + this.#oneWayMs + extraMs;
       extraMs = 0;
       inFlight += length;
       writing = writing.then(async () => {
@@ -142,12 +182,19 @@ export class LatencyProxy implements AsyncDisposable {
         closeQuietly(from);
         wake();
       });
-      while (inFlight > IN_FLIGHT_MAX && !failed) {
+      while (inFlight > inFlightMax && !failed) {
         await new Promise<void>((resolve) => wake = resolve);
       }
     }
     await writing;
     if (!failed) await to.closeWrite();
+  }
+
+  /** When the last byte of a piece has left a line that all connections share. */
+  #sentAt(length: number, bytesPerSecond: number): number {
+    const start = Math.max(performance.now(), this.#lineFreeAt);
+    this.#lineFreeAt = start + length / bytesPerSecond * 1000;
+    return this.#lineFreeAt;
   }
 
   // deno-lint-ignore require-await
@@ -158,11 +205,7 @@ export class LatencyProxy implements AsyncDisposable {
 }
 
 function emptyTraffic(): Traffic {
-  return { requests: 0, connections: 0, bytes: 0, curve: [[0, 0]] };
-}
-
-function ascii(piece: Uint8Array): string {
-  return String.fromCharCode(...piece.subarray(0, 8));
+  return { requests: 0, connections: 0, bytes: 0, curve: [[0, 0]], blobs: [] };
 }
 
 async function writeAll(to: Deno.TcpConn, bytes: Uint8Array): Promise<void> {

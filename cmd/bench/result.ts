@@ -1,6 +1,8 @@
-/** Results of a bench: statistics, the table for people, what a line of JSON says. */
+/** Results of a bench: what its lines of JSON say, and statistics over them. */
 
-import type { Measurement } from "./contenders.ts";
+import type { LayerReads } from "../../lib/image/mod.ts";
+import type { Measurement } from "./measurement.ts";
+import { type Limit, readAmplification } from "./limit.ts";
 
 /** One run of one contender. A failure is a result too. */
 export interface RunResult {
@@ -10,6 +12,71 @@ export interface RunResult {
   round: number;
   measurement?: Measurement;
   failure?: string;
+}
+
+/** Where it was measured, and how. */
+export interface MachineFacts {
+  cpu: string;
+  cores: number;
+  memoryBytes: number;
+  kernel: string;
+  /** Versions by program. */
+  versions: Record<string, string>;
+  commit: string | null;
+  /** When, in ISO 8601. */
+  started: string;
+  command: string[];
+  /** `full` runs containers as root; `reduced` replays reads as an ordinary user. */
+  mode: "full" | "reduced";
+  /** What a reduced result does not have. */
+  leavesOut: string[];
+  link: {
+    rate: string | null;
+    bytesPerSecond: number | null;
+    rttMs: number;
+    method: string;
+  };
+}
+
+/** One image of a bench. */
+export interface ImageFacts {
+  workload: string;
+  reference: string;
+  digest: string;
+  /** Of all layers. */
+  compressedBytes: number;
+  layers: { digest: string; size: number }[];
+  build: BuildFacts;
+  /** Of the native image, where there is one. */
+  native?: BuildFacts & { layers: { digest: string; size: number }[] };
+}
+
+/** What a build cost. */
+export interface BuildFacts {
+  seconds: number;
+  /** Of the meta image, or of the native image. */
+  bytes: number;
+}
+
+/** What a service reads until it is available, recorded once. */
+export interface Touched {
+  workload: string;
+  /** Where recording failed; nothing else is known then. */
+  failure?: string;
+  /** Distinct blocks of 4 KiB, as bytes. */
+  bytes: number;
+  /** What they take as the layers are stored. */
+  storedBytes: number;
+  layers: LayerReads[];
+  limit?: Limit;
+}
+
+/** One bench. */
+export interface Session {
+  machine: MachineFacts;
+  images: ImageFacts[];
+  touched: Touched[];
+  runs: RunResult[];
 }
 
 /** Where half of the values lie below; and the ends. */
@@ -36,131 +103,147 @@ export interface Summary {
   contender: string;
   runs: number;
   failures: string[];
+  firstRequest?: Spread;
+  opened?: Spread;
   root?: Spread;
   firstByte?: Spread;
   ready?: Spread;
+  /** Each run's, in their order. */
+  readyRuns: number[];
   bytes?: Spread;
   requests?: Spread;
+  /** Bytes that were read of the block device. */
+  edgeBytes?: Spread;
+  /** Bytes fetched for each byte read of the block device. */
+  amplification?: Spread;
+  /** Bytes fetched for each byte that what the service touches takes in its layers. */
+  perTouched?: Spread;
   cpuSeconds?: Spread;
+  machineCpuSeconds?: Spread;
   peakRssBytes?: Spread;
   diskBytes?: Spread;
   steadyRate?: Spread;
-  /** Median of `ready` against that of plain OCI by containerd. */
+  processes: ProcessSummary[];
+  /** Median of `ready` against that of plain OCI. */
   ratio?: number;
+  /** Median of `ready` against the limit. */
+  limitMultiple?: number;
+  /** Median of `steadyRate` against that of plain OCI. */
+  steadyRatio?: number;
 }
 
+/** One program of a contender. */
+export interface ProcessSummary {
+  name: string;
+  cpuSeconds: Spread;
+  peakRssBytes?: Spread;
+}
+
+/** Contenders that are plain OCI, best first. */
+const PLAIN = ["oci", "umoci"];
+
 /** One summary for each contender of each workload, in the order of their first runs. */
-export function summarize(results: readonly RunResult[]): Summary[] {
+export function summarize(
+  runs: readonly RunResult[],
+  touched: readonly Touched[] = [],
+): Summary[] {
   const groups = new Map<string, RunResult[]>();
-  for (const result of results) {
-    const key = `${result.workload}\0${result.contender}`;
-    groups.set(key, [...groups.get(key) ?? [], result]);
+  for (const run of runs) {
+    const key = `${run.workload}\0${run.contender}`;
+    groups.set(key, [...groups.get(key) ?? [], run]);
   }
-  const summaries = [...groups.values()].map(summarizeOne);
+  const summaries = [...groups.values()].map((group) =>
+    summarizeOne(group, touched.find((t) => t.workload === group[0]!.workload))
+  );
   for (const summary of summaries) {
-    const plain = summaries.find((s) =>
-      s.workload === summary.workload && s.contender === "oci"
-    );
-    if (plain?.ready && summary.ready && plain.ready.median > 0) {
-      summary.ratio = summary.ready.median / plain.ready.median;
-    }
+    const plain = plainOf(summaries, summary.workload);
+    const ratio = quotient(summary.ready, plain?.ready);
+    const steady = quotient(summary.steadyRate, plain?.steadyRate);
+    if (ratio !== undefined) summary.ratio = ratio;
+    if (steady !== undefined) summary.steadyRatio = steady;
   }
   return summaries;
 }
 
-function summarizeOne(results: RunResult[]): Summary {
+/** What the others are compared with: the best plain OCI that ever got ready. */
+export function plainOf(
+  summaries: readonly Summary[],
+  workload: string,
+): Summary | undefined {
+  const plain = summaries.filter((s) =>
+    s.workload === workload && s.ready && PLAIN.includes(s.contender)
+  );
+  return plain.sort((a, b) =>
+    PLAIN.indexOf(a.contender) - PLAIN.indexOf(b.contender)
+  )[0];
+}
+
+function quotient(
+  a: Spread | undefined,
+  b: Spread | undefined,
+): number | undefined {
+  return a && b && b.median > 0 ? a.median / b.median : undefined;
+}
+
+function summarizeOne(
+  results: RunResult[],
+  touched: Touched | undefined,
+): Summary {
   const measured = results.flatMap((r) => r.measurement ? [r.measurement] : []);
   const spread = (value: (m: Measurement) => number | undefined) =>
     spreadOf(measured.map(value).filter((n) => n !== undefined));
+  const stored = touched?.storedBytes ?? 0;
   const all = {
+    firstRequest: spread((m) => m.traffic.firstRequestSeconds),
+    opened: spread((m) => m.openedSeconds),
     root: spread((m) => m.rootSeconds),
     firstByte: spread((m) => m.firstByteSeconds),
     ready: spread((m) => m.readySeconds),
     bytes: spread((m) => m.traffic.bytes),
     requests: spread((m) => m.traffic.requests),
+    edgeBytes: spread((m) => m.edge?.bytes),
+    amplification: spread((m) =>
+      readAmplification(m.traffic.bytes, m.edge?.bytes)
+    ),
+    perTouched: spread((m) => readAmplification(m.traffic.bytes, stored)),
     cpuSeconds: spread((m) => m.cost.cpuSeconds),
+    machineCpuSeconds: spread((m) => m.cost.machineCpuSeconds),
     peakRssBytes: spread((m) => m.cost.peakRssBytes),
     diskBytes: spread((m) => m.diskBytes),
     steadyRate: spread((m) => m.steadyRate),
   };
+  const limit = touched?.limit?.totalSeconds;
   const { workload, contender } = results[0]!;
   return {
     workload,
     contender,
     runs: results.length,
     failures: results.flatMap((r) => r.failure === undefined ? [] : r.failure),
+    readyRuns: measured.map((m) => m.readySeconds),
+    processes: summarizeProcesses(measured),
     ...Object.fromEntries(
       Object.entries(all).filter(([, value]) => value !== undefined),
     ),
+    ...(all.ready && limit ? { limitMultiple: all.ready.median / limit } : {}),
   };
 }
 
-/** The table for a terminal. */
-export function renderTable(summaries: readonly Summary[]): string {
-  const lines: string[] = [];
-  const workloads = new Set(summaries.map((s) => s.workload));
-  for (const workload of workloads) {
-    const rows = summaries.filter((s) => s.workload === workload);
-    lines.push(workload, ...alignColumns([HEADER, ...rows.map(row)]));
-    for (const { contender, failures, runs } of rows) {
-      if (failures.length === 0) continue;
-      lines.push(
-        `  ${contender} failed in ${failures.length} of ${runs} runs: ${
-          failures[0]
-        }`,
-      );
-    }
-    lines.push("");
-  }
-  return lines.join("\n").trimEnd();
-}
-
-const HEADER = [
-  "contender",
-  "ready s",
-  "min–max",
-  "× oci",
-  "root s",
-  "first byte s",
-  "MB fetched",
-  "requests",
-  "CPU s",
-  "RSS MB",
-  "disk MB",
-  "req/s",
-];
-
-function row(s: Summary): string[] {
-  const megabytes = (spread: Spread | undefined) =>
-    spread ? (spread.median / 1e6).toFixed(1) : "-";
-  const seconds = (spread: Spread | undefined) =>
-    spread ? spread.median.toFixed(2) : "-";
-  const count = (spread: Spread | undefined) =>
-    spread ? spread.median.toFixed(0) : "-";
-  return [
-    s.contender,
-    s.ready ? seconds(s.ready) : "failed",
-    s.ready ? `${s.ready.min.toFixed(2)}–${s.ready.max.toFixed(2)}` : "-",
-    s.ratio === undefined ? "-" : s.ratio.toFixed(3),
-    seconds(s.root),
-    seconds(s.firstByte),
-    megabytes(s.bytes),
-    count(s.requests),
-    seconds(s.cpuSeconds),
-    megabytes(s.peakRssBytes),
-    megabytes(s.diskBytes),
-    count(s.steadyRate),
-  ];
-}
-
-function alignColumns(rows: string[][]): string[] {
-  const widths = rows[0]!.map((_, i) =>
-    Math.max(...rows.map((r) => r[i]!.length))
+function summarizeProcesses(measured: readonly Measurement[]) {
+  const names = new Set(
+    measured.flatMap((m) => m.cost.processes.map((p) => p.name)),
   );
-  return rows.map((r) =>
-    "  " +
-    r.map((cell, i) =>
-      i === 0 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]!)
-    ).join("  ")
-  );
+  return [...names].map((name): ProcessSummary => {
+    const own = measured.map((m) =>
+      m.cost.processes.find((p) => p.name === name)
+    );
+    const memory = spreadOf(
+      own.map((p) => p?.peakRssBytes).filter((n) => n !== undefined),
+    );
+    return {
+      name,
+      // A run in which nobody saw it is one in which it cost nothing.
+      cpuSeconds: spreadOf(own.map((p) => p?.cpuSeconds ?? 0))!,
+      ...(memory ? { peakRssBytes: memory } : {}),
+    };
+  }).sort((a, b) => b.cpuSeconds.median - a.cpuSeconds.median);
 }

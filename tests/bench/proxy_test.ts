@@ -23,7 +23,7 @@ async function get(url: string, client: Deno.HttpClient): Promise<number> {
 Deno.test("LatencyProxy delays both ways, passes bytes on and counts", async () => {
   const server = startServer();
   const { hostname, port } = server.addr;
-  const proxy = new LatencyProxy({ hostname, port }, 60);
+  const proxy = new LatencyProxy({ hostname, port }, { rttMs: 60 });
   const client = Deno.createHttpClient({ http2: false });
   try {
     const url = `http://${proxy.address}/`;
@@ -55,7 +55,9 @@ Deno.test("LatencyProxy: a server that is away closes its client", async () => {
   const closed = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const { port } = closed.addr;
   closed.close();
-  await using proxy = new LatencyProxy({ hostname: "127.0.0.1", port }, 0);
+  await using proxy = new LatencyProxy({ hostname: "127.0.0.1", port }, {
+    rttMs: 0,
+  });
   const [hostname, proxyPort] = proxy.address.split(":");
   using client = await Deno.connect({
     hostname: hostname!,

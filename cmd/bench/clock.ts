@@ -1,0 +1,36 @@
+/** The start of a run's clock, and commands that count in it. */
+
+import type { CostGroup } from "./cost.ts";
+import { type BenchProcess, runTool } from "./process.ts";
+import type { RunSettings } from "./settings.ts";
+
+/**
+ * Page cache dropped (as root), counters at zero.
+ *
+ * @returns The time at which the command starts.
+ */
+export async function startClock(
+  { registry, signal }: RunSettings,
+  group: CostGroup,
+): Promise<number> {
+  if (Deno.uid() === 0) {
+    await runTool("write back", ["sync"], signal);
+    await Deno.writeTextFile("/proc/sys/vm/drop_caches", "3");
+  }
+  await group.begin();
+  registry.proxy.reset();
+  return performance.now();
+}
+
+/** Waits for a command's good end. */
+export async function ended(
+  process: BenchProcess,
+  { deadlineMs, signal }: RunSettings,
+  action: string,
+): Promise<void> {
+  const stop = AbortSignal.any([signal, AbortSignal.timeout(deadlineMs)]);
+  const stopped = new Promise<never>((_, reject) => {
+    stop.addEventListener("abort", () => reject(stop.reason), { once: true });
+  });
+  await Promise.race([process.success(action), stopped]);
+}

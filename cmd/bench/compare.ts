@@ -1,0 +1,151 @@
+/** Two results side by side: did something change, or is it noise? */
+
+import { UsageError } from "../../lib/io/mod.ts";
+import {
+  type RunResult,
+  type Session,
+  type Spread,
+  spreadOf,
+} from "./result.ts";
+import { alignColumns } from "./table.ts";
+
+/** What a comparison says of one contender on one workload. */
+export interface Comparison {
+  workload: string;
+  contender: string;
+  /** Seconds until the service was available; undefined where every run failed or none was. */
+  first?: Spread;
+  second?: Spread;
+  /** Runs that failed. */
+  failures: [first: number, second: number];
+  /** Second median ÷ first median. */
+  ratio?: number;
+  verdict: Verdict;
+}
+
+/** The second median lies within the first's minimum and maximum, or on which side of them. */
+export type Verdict =
+  | "within noise"
+  | "faster"
+  | "slower"
+  | "only in the first"
+  | "only in the second"
+  | "failed";
+
+/** Compares all runs of one result with those of another. */
+export function compareResults(
+  first: readonly Session[],
+  second: readonly Session[],
+): Comparison[] {
+  const [a, b] = [runsOf(first), runsOf(second)];
+  const names = new Map<string, [string, string]>();
+  for (const { workload, contender } of [...a, ...b]) {
+    names.set(`${workload}\0${contender}`, [workload, contender]);
+  }
+  return [...names.values()].map(([workload, contender]) => {
+    const pick = (runs: RunResult[]) =>
+      runs.filter((r) => r.workload === workload && r.contender === contender);
+    return compareOne(workload, contender, pick(a), pick(b));
+  });
+}
+
+function runsOf(sessions: readonly Session[]): RunResult[] {
+  return sessions.flatMap((session) => session.runs);
+}
+
+function compareOne(
+  workload: string,
+  contender: string,
+  a: RunResult[],
+  b: RunResult[],
+): Comparison {
+  const ready = (runs: RunResult[]) =>
+    spreadOf(
+      runs.flatMap((r) => r.measurement ? [r.measurement.readySeconds] : []),
+    );
+  const failed = (runs: RunResult[]) =>
+    runs.filter((r) => r.failure !== undefined).length;
+  const [first, second] = [ready(a), ready(b)];
+  return {
+    workload,
+    contender,
+    ...(first ? { first } : {}),
+    ...(second ? { second } : {}),
+    failures: [failed(a), failed(b)],
+    ...(first && second && first.median > 0
+      ? { ratio: second.median / first.median }
+      : {}),
+    verdict: a.length === 0
+      ? "only in the second"
+      : b.length === 0
+      ? "only in the first"
+      : verdictOf(first, second),
+  };
+}
+
+function verdictOf(
+  first: Spread | undefined,
+  second: Spread | undefined,
+): Verdict {
+  if (!first || !second) return "failed";
+  if (second.median < first.min) return "faster";
+  return second.median > first.max ? "slower" : "within noise";
+}
+
+/** What makes two results hard to compare, in words. */
+export function differences(
+  first: readonly Session[],
+  second: readonly Session[],
+): string[] {
+  const facts: [string, (s: Session) => string][] = [
+    ["mode", (s) => s.machine.mode],
+    ["link", (s) => s.machine.link.rate ?? "not shaped"],
+    ["round trip", (s) => `${s.machine.link.rttMs} ms`],
+    ["CPU", (s) => `${s.machine.cores} × ${s.machine.cpu}`],
+    ["kernel", (s) => s.machine.kernel],
+    ["commit", (s) => s.machine.commit ?? "unknown"],
+    [
+      "images",
+      (s) => [...new Set(s.images.map((i) => i.digest))].sort().join(", "),
+    ],
+  ];
+  const all = (sessions: readonly Session[], of: (s: Session) => string) =>
+    [...new Set(sessions.map(of))].join(" and ");
+  return facts.flatMap(([name, of]) => {
+    const [a, b] = [all(first, of), all(second, of)];
+    return a === b ? [] : [`${name}: ${a} against ${b}`];
+  });
+}
+
+/** The comparison for a terminal. */
+export function renderComparison(
+  comparisons: readonly Comparison[],
+  notes: readonly string[],
+): string {
+  if (comparisons.length === 0) {
+    throw new UsageError("There are no runs to compare");
+  }
+  const cell = (s: Spread | undefined, failures: number) =>
+    (s
+      ? `${s.median.toFixed(2)} (${s.min.toFixed(2)}–${s.max.toFixed(2)})`
+      : "-") + (failures > 0 ? `, ${failures} failed` : "");
+  const lines = notes.map((note) => `not alike: ${note}`);
+  for (const workload of new Set(comparisons.map((c) => c.workload))) {
+    const own = comparisons.filter((c) => c.workload === workload);
+    lines.push(
+      workload,
+      ...alignColumns([
+        ["contender", "first s", "second s", "ratio", "verdict"],
+        ...own.map((c) => [
+          c.contender,
+          cell(c.first, c.failures[0]),
+          cell(c.second, c.failures[1]),
+          c.ratio === undefined ? "-" : c.ratio.toFixed(3),
+          c.verdict,
+        ]),
+      ]),
+      "",
+    );
+  }
+  return lines.join("\n").trimEnd();
+}

@@ -1,0 +1,39 @@
+/** What one run of one contender measured. Seconds since the command. */
+
+import type { Cost } from "./cost.ts";
+import type { Traffic } from "./proxy.ts";
+
+/** See the module's comment. */
+export interface Measurement {
+  /** obd has read the image's documents and its meta image. */
+  openedSeconds?: number;
+  /** The root file system is there: pulled and unpacked, or mounted. */
+  rootSeconds: number;
+  /**
+   * The first program of the image runs. Images of the tree have a shell that
+   * says so; elsewhere it is the first output, undefined without any.
+   */
+  firstByteSeconds?: number;
+  /** The service is available. */
+  readySeconds: number;
+  traffic: Traffic;
+  /** What was read of the block device until then, at obd's NBD server. */
+  edge?: EdgeReads;
+  /** Of the contender's daemons, commands and helpers. */
+  cost: Cost;
+  /** Bytes on disk of what the contender keeps. */
+  diskBytes: number;
+  /** Requests per second of the warm service. */
+  steadyRate?: number;
+}
+
+/** Reads that arrived at a server, as its client asked for them. */
+export interface EdgeReads {
+  reads: number;
+  bytes: number;
+}
+
+/** Milliseconds are as fine as it gets. */
+export function since(started: number): number {
+  return Math.round(performance.now() - started) / 1000;
+}

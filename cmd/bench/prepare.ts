@@ -1,0 +1,132 @@
+/** Before the runs: images, their meta images and native images in the bench's registry. */
+
+import { errorText } from "../../lib/io/mod.ts";
+import type { ImageSource, Workload } from "../bench_workloads.ts";
+import { selfCommand } from "../mount_serve.ts";
+import type { BenchRegistry } from "./link.ts";
+import { runTool } from "./process.ts";
+import type { BuildFacts, ImageFacts } from "./result.ts";
+
+/** One image in the bench's registry, with its meta image. */
+export interface Prepared {
+  workload: Workload;
+  /** Repository and tag, without the host. */
+  image: string;
+  nativeImage: string | undefined;
+  facts: ImageFacts;
+  /** Why a native image that was asked for is not there. */
+  nativeFailure: string | undefined;
+}
+
+/** What `obd build --json` prints, as far as it is used here. */
+interface BuildReport {
+  source: { digest: string };
+  meta: { size: number };
+  layers: { digest: string; size: number; metaSize: number }[];
+  seconds: number;
+}
+
+/** Puts image and meta image into the registry, past the link. */
+export async function prepareImage(options: {
+  registry: BenchRegistry;
+  workload: Workload;
+  source: ImageSource;
+  /** Also a native image. */
+  native: boolean;
+  note: (text: string) => void;
+  signal: AbortSignal;
+}): Promise<Prepared> {
+  const { registry, workload, native, note, signal } = options;
+  const { skopeo, repository } = options.source;
+  const image = `${repository}:v1`;
+  const direct = `${registry.direct}/${image}`;
+  note(`pushing ${image}`);
+  await runTool(`copy "${skopeo}" to the registry`, [
+    "skopeo",
+    "copy",
+    "--quiet",
+    "--insecure-policy",
+    "--dest-tls-verify=false",
+    skopeo,
+    `docker://${direct}`,
+  ], signal);
+  const build = async (what: string, ...more: string[]) => {
+    note(`building the ${what} image of ${image}`);
+    const report = JSON.parse(
+      await runTool(`build the ${what} image of "${image}"`, [
+        ...selfCommand(),
+        "build",
+        "--json",
+        "--plain-http",
+        ...more,
+        direct,
+      ], signal),
+    ) as BuildReport;
+    return report;
+  };
+  const built = await build("meta");
+  const facts: ImageFacts = {
+    workload: workload.name,
+    reference: image,
+    digest: built.source.digest,
+    compressedBytes: sizeOf(built.layers),
+    layers: built.layers.map(({ digest, size }) => ({ digest, size })),
+    build: factsOf(built),
+  };
+  const prepared: Prepared = {
+    workload,
+    image,
+    nativeImage: undefined,
+    facts,
+    nativeFailure: undefined,
+  };
+  if (!native) return prepared;
+  const tag = "v1-native";
+  try {
+    const report = await build(
+      "native",
+      "--format",
+      "overlaybd",
+      "--tag",
+      tag,
+    );
+    prepared.nativeImage = `${repository}:${tag}`;
+    facts.native = {
+      ...factsOf(report),
+      layers: await nativeLayers(registry, repository, tag, signal),
+    };
+  } catch (error) {
+    signal.throwIfAborted();
+    prepared.nativeFailure = errorText(error);
+    note(prepared.nativeFailure);
+  }
+  return prepared;
+}
+
+function sizeOf(layers: { size: number }[]): number {
+  return layers.reduce((sum, layer) => sum + layer.size, 0);
+}
+
+function factsOf({ seconds, meta }: BuildReport): BuildFacts {
+  return { seconds, bytes: meta.size };
+}
+
+/** What is fetched of a native image are layers of its own. */
+async function nativeLayers(
+  { direct }: BenchRegistry,
+  repository: string,
+  tag: string,
+  signal: AbortSignal,
+): Promise<{ digest: string; size: number }[]> {
+  const answer = await fetch(
+    `http://${direct}/v2/${repository}/manifests/${tag}`,
+    {
+      headers: { accept: "application/vnd.oci.image.manifest.v1+json" },
+      signal,
+    },
+  );
+  const { layers } = await answer.json();
+  return (layers as { digest: string; size: number }[]).map((
+    { digest, size },
+  ) => ({ digest, size }));
+}

@@ -1,0 +1,334 @@
+/** One bench from its images to its summaries. */
+
+import { layerReads, openEnvironment, openImage } from "../../lib/image/mod.ts";
+import { errorText, ObdError } from "../../lib/io/mod.ts";
+import {
+  type ImageSource,
+  makeImage,
+  userImage,
+  type Workload,
+} from "../bench_workloads.ts";
+import type { Context } from "../context.ts";
+import type { ContenderName } from "./contenders.ts";
+import { limitOf } from "./limit.ts";
+import { type BenchRegistry, parseRate } from "./link.ts";
+import { describeMachine } from "./machine.ts";
+import { type BenchMode, FULL_MODE } from "./mode.ts";
+import type { Recording } from "./obd.ts";
+import type { BenchOptions } from "./options.ts";
+import { type Prepared, prepareImage } from "./prepare.ts";
+import {
+  type RunResult,
+  type Session,
+  spreadOf,
+  summarize,
+  type Touched,
+} from "./result.ts";
+import type { RunSettings } from "./settings.ts";
+
+/** Parts of a blob that a read map shows. */
+const MAP_CELLS = 200;
+const BLOCK = 4096;
+
+/** What a bench is run with. */
+export interface BenchRun {
+  context: Context;
+  options: BenchOptions;
+  mode: BenchMode;
+  /** Gets each line of the result as soon as it is known. */
+  line: (value: Record<string, unknown>) => Promise<void>;
+}
+
+/** Runs everything; what fails is in the result. */
+export async function runBench(run: BenchRun): Promise<Session> {
+  const { context, options, mode, line } = run;
+  const { cache, link } = options;
+  await Deno.mkdir(cache, { recursive: true });
+  await using stack = new AsyncDisposableStack();
+  await lockCache(stack, cache);
+  const work = `${cache}/work`;
+  await Deno.mkdir(work, { recursive: true });
+  const sources = await imageSources(run);
+  const registry = stack.use(
+    await mode.startRegistry({
+      storage: `${cache}/registry`,
+      work,
+      link,
+      signal: context.signal,
+    }),
+  );
+  const session: Session = {
+    machine: {
+      ...await describeMachine(),
+      started: new Date().toISOString(),
+      command: ["obd", ...Deno.args],
+      mode: mode.name,
+      leavesOut: mode.leavesOut,
+      link: {
+        rate: link.rate ?? null,
+        bytesPerSecond: (link.rate && parseRate(link.rate)) || null,
+        rttMs: link.rttMs,
+        method: registry.method,
+      },
+    },
+    images: [],
+    touched: [],
+    runs: [],
+  };
+  await line({ event: "machine", ...session.machine });
+  const prepared = await prepareAll(run, registry, sources, session);
+  await registry.shape();
+  for (const one of prepared) {
+    await runWorkload(run, registry, one, session);
+  }
+  for (const summary of summarize(session.runs, session.touched)) {
+    await line({ event: "summary", ...summary });
+  }
+  return session;
+}
+
+/** Two benches would drop each other's page cache, and share the registry's storage. */
+async function lockCache(
+  stack: AsyncDisposableStack,
+  cache: string,
+): Promise<void> {
+  const lock = stack.use(
+    await Deno.open(`${cache}/lock`, { write: true, create: true }),
+  );
+  if (await lock.tryLock(true)) return;
+  throw new ObdError("conflict", `Another bench uses "${cache}"`);
+}
+
+/** Where images come from, or why one cannot be made. */
+async function imageSources(
+  { context, options }: BenchRun,
+): Promise<Map<Workload, ImageSource | { failure: string }>> {
+  const sources = new Map<Workload, ImageSource | { failure: string }>();
+  const made = new Map<string, ImageSource | { failure: string }>();
+  for (const workload of options.workloads) {
+    const name = workload.madeImage;
+    if (name === undefined) {
+      sources.set(workload, userImage(options.image!));
+      continue;
+    }
+    if (!made.has(name)) {
+      note(context, `image ${name}`);
+      try {
+        made.set(name, await makeImage(name, options.cache, context.signal));
+      } catch (error) {
+        context.signal.throwIfAborted();
+        made.set(name, { failure: errorText(error) });
+      }
+    }
+    sources.set(workload, made.get(name)!);
+  }
+  return sources;
+}
+
+async function prepareAll(
+  run: BenchRun,
+  registry: BenchRegistry,
+  sources: Map<Workload, ImageSource | { failure: string }>,
+  session: Session,
+): Promise<Prepared[]> {
+  const { context, options } = run;
+  const { signal } = context;
+  const prepared: Prepared[] = [];
+  for (const [workload, source] of sources) {
+    try {
+      if ("failure" in source) throw new ObdError("state", source.failure);
+      const one = await prepareImage({
+        registry,
+        workload,
+        source,
+        native: options.contenders.includes("obd-native"),
+        note: (text) => note(context, text),
+        signal,
+      });
+      session.images.push(one.facts);
+      await run.line({ event: "image", ...one.facts });
+      prepared.push(one);
+    } catch (error) {
+      signal.throwIfAborted();
+      const failure = errorText(error);
+      note(context, `${workload.name} failed: ${failure}`);
+      for (const contender of options.contenders) {
+        await addRun(run, session, {
+          workload: workload.name,
+          contender,
+          round: 1,
+          failure,
+        });
+      }
+    }
+  }
+  return prepared;
+}
+
+async function addRun(
+  { line }: BenchRun,
+  session: Session,
+  result: RunResult,
+): Promise<void> {
+  session.runs.push(result);
+  await line({ event: "run", ...result });
+}
+
+async function runWorkload(
+  run: BenchRun,
+  registry: BenchRegistry,
+  prepared: Prepared,
+  session: Session,
+): Promise<void> {
+  const { context, options, mode } = run;
+  const { workload } = prepared;
+  const { cache, contenders } = options;
+  const settings: RunSettings = {
+    workload,
+    registry,
+    image: prepared.image,
+    nativeImage: prepared.nativeImage,
+    work: `${cache}/work/run`,
+    runDir: await runDirectory(cache),
+    warmCache: `${cache}/work/warm`,
+    traceFile: `${cache}/work/trace`,
+    readsFile: options.readsFile,
+    deadlineMs: options.timeoutMs,
+    steadySeconds: options.steadySeconds,
+    signal: context.signal,
+  };
+  const forget = async () => {
+    for (const path of [settings.warmCache, settings.traceFile]) {
+      await Deno.remove(path, { recursive: true }).catch(() => {});
+    }
+  };
+  await forget();
+  try {
+    note(context, `${workload.name}: recording what it reads`);
+    const touched = await record(run, settings);
+    session.touched.push(touched);
+    await run.line({ event: "touched", ...touched });
+    for (let round = 1; round <= options.runs; round++) {
+      // Back and forth, so that what drifts meets all alike.
+      const order = round % 2 === 1 ? contenders : contenders.toReversed();
+      for (const contender of order) {
+        const result = await measure(context, contender, round, () => {
+          if (contender === "obd-native" && prepared.nativeFailure) {
+            throw new ObdError("state", prepared.nativeFailure);
+          }
+          return mode.run(contender, settings);
+        }, { workload: workload.name, of: options.runs });
+        await addRun(run, session, result);
+      }
+    }
+  } finally {
+    await forget();
+  }
+}
+
+async function measure(
+  context: Context,
+  contender: ContenderName,
+  round: number,
+  start: () => Promise<NonNullable<RunResult["measurement"]>>,
+  { workload, of }: { workload: string; of: number },
+): Promise<RunResult> {
+  const result: RunResult = { workload, contender, round };
+  try {
+    result.measurement = await start();
+    note(
+      context,
+      `${workload} ${contender} ${round}/${of}: ready after ${
+        result.measurement.readySeconds.toFixed(2)
+      } s`,
+    );
+  } catch (error) {
+    context.signal.throwIfAborted();
+    result.failure = errorText(error);
+    note(context, `${workload} ${contender} failed: ${result.failure}`);
+  }
+  return result;
+}
+
+/** What the service reads, and what follows from that; a failure is told, not thrown. */
+async function record(
+  { context, options, mode }: BenchRun,
+  settings: RunSettings,
+): Promise<Touched> {
+  const workload = settings.workload.name;
+  try {
+    const { ranges, warmSeconds } = await mode.record(settings);
+    const layers = await readsByLayer(context, settings, ranges);
+    const storedBytes = layers.reduce((sum, l) => sum + l.storedBytes, 0);
+    const { rate, rttMs } = options.link;
+    return {
+      workload,
+      bytes: ranges.reduce((sum, { length }) => sum + length, 0),
+      storedBytes,
+      layers,
+      limit: limitOf({
+        warmSeconds: spreadOf(warmSeconds)!.median,
+        storedBytes,
+        bytesPerSecond: rate === undefined ? undefined : parseRate(rate),
+        rttMs,
+      }),
+    };
+  } catch (error) {
+    context.signal.throwIfAborted();
+    const failure = errorText(error);
+    note(context, `${workload}: cannot record what it reads: ${failure}`);
+    return { workload, failure, bytes: 0, storedBytes: 0, layers: [] };
+  }
+}
+
+async function readsByLayer(
+  { signal }: Context,
+  { registry, image }: RunSettings,
+  ranges: Recording["ranges"],
+): Promise<Touched["layers"]> {
+  await using environment = await openEnvironment({
+    signal,
+    registry: { plainHttp: true },
+    workers: 1,
+  });
+  await using opened = await openImage(
+    environment,
+    `${registry.direct}/${image}`,
+    { metaFrom: ["tag", "referrer"] },
+  );
+  const layers = layerReads(opened, wholeBlocks(ranges), MAP_CELLS);
+  for (const layer of layers) {
+    layer.cells = layer.cells.map((share) => Math.round(share * 1000) / 1000);
+  }
+  return layers;
+}
+
+/** Ranges are of whole blocks already; one that is not would count for more than it was. */
+function* wholeBlocks(ranges: Recording["ranges"]) {
+  for (const { offset, length } of ranges) {
+    const start = Math.floor(offset / BLOCK) * BLOCK;
+    const end = Math.ceil((offset + length) / BLOCK) * BLOCK;
+    yield { offset: start, length: end - start };
+  }
+}
+
+/** A directory for sockets, whose paths must be short. */
+async function runDirectory(cache: string): Promise<string> {
+  const base = Deno.uid() === 0
+    ? "/run"
+    : Deno.env.get("XDG_RUNTIME_DIR") ?? `${cache}/run`;
+  await Deno.mkdir(base, { recursive: true });
+  return `${base}/obd-bench-${Deno.pid}`;
+}
+
+/** Progress for people, on stderr. */
+export function note(context: Context, text: string): void {
+  if (!context.quiet) console.error(`bench: ${text}`);
+}
+
+/** The mode for the options. */
+export async function modeOf({ mode }: BenchOptions): Promise<BenchMode> {
+  if (mode === "full") return FULL_MODE;
+  const { REDUCED_MODE } = await import("./reduced.ts");
+  return REDUCED_MODE;
+}

@@ -1,0 +1,38 @@
+/** The files of one run: removed with what is mounted among them, and measured. */
+
+import { runProgram } from "../mount_process.ts";
+import { runTool } from "./process.ts";
+
+const REMOVE_DEADLINE_MS = 120_000;
+
+/** Removes a directory; what is still mounted below it is unmounted first, never deleted. */
+export async function removeTree(path: string): Promise<void> {
+  const mounts = (await Deno.readTextFile("/proc/self/mounts")).split("\n")
+    .map((line) => line.split(" ")[1] ?? "")
+    .filter((dir) => dir.startsWith(`${path}/`));
+  for (const dir of mounts.reverse()) {
+    await runProgram("umount", ["-l", dir]).catch(() => {});
+  }
+  // umoci unpacks directories that even their owner may not write to.
+  if (Deno.uid() !== 0) {
+    await runProgram("chmod", ["-R", "u+rwX", path], REMOVE_DEADLINE_MS)
+      .catch(() => {});
+  }
+  await runProgram("rm", ["-rf", "--one-file-system", path], REMOVE_DEADLINE_MS)
+    .catch(() => {});
+}
+
+/** Bytes that directories take on disk. */
+export async function diskUse(
+  paths: string[],
+  signal: AbortSignal,
+): Promise<number> {
+  const out = await runTool(
+    "measure disk use",
+    ["du", "-skx", ...paths],
+    signal,
+  );
+  let kibibytes = 0;
+  for (const line of out.trim().split("\n")) kibibytes += parseInt(line);
+  return kibibytes * 1024;
+}

@@ -1,0 +1,28 @@
+/** What every run of a workload shares. */
+
+import type { Workload } from "../bench_workloads.ts";
+import type { BenchRegistry } from "./link.ts";
+
+/** See the module's comment. */
+export interface RunSettings {
+  workload: Workload;
+  registry: BenchRegistry;
+  /** Repository and tag, without the host. */
+  image: string;
+  /** Tag of the native image, where there is one. */
+  nativeImage: string | undefined;
+  /** An empty directory of this run. */
+  work: string;
+  /** For sockets: short, and this run's alone. */
+  runDir: string;
+  /** What to replay in the reduced mode: a trace, or a list of paths. */
+  readsFile: string | undefined;
+  /** A recorded trace, read by `obd-trace`. */
+  traceFile: string;
+  /** Caches that outlive the run; used by the warm contender. */
+  warmCache: string;
+  deadlineMs: number;
+  /** Seconds of requests to the warm service; 0 = none. */
+  steadySeconds: number;
+  signal: AbortSignal;
+}

@@ -1,0 +1,141 @@
+/** The tables of a result for a terminal. */
+
+import type { Session, Spread, Summary, Touched } from "./result.ts";
+import { summarize } from "./result.ts";
+
+/** All that a terminal shows of one bench. */
+export function renderSession(session: Session): string {
+  const { machine } = session;
+  const lines = [`link: ${machine.link.method}`];
+  for (const text of machine.leavesOut) lines.push(`left out: ${text}`);
+  lines.push(
+    renderTable(summarize(session.runs, session.touched), session.touched),
+  );
+  return lines.join("\n");
+}
+
+/** Two tables and the costs of each workload. */
+export function renderTable(
+  summaries: readonly Summary[],
+  touched: readonly Touched[] = [],
+): string {
+  const lines: string[] = [];
+  const workloads = new Set(summaries.map((s) => s.workload));
+  for (const workload of workloads) {
+    const own = summaries.filter((s) => s.workload === workload);
+    const reads = touched.find((t) => t.workload === workload);
+    lines.push(workload);
+    if (reads) lines.push(`  ${limitLine(reads)}`);
+    lines.push(
+      ...columns(own, TIMES),
+      ...columns(own, COSTS),
+      ...own.flatMap(processLine),
+    );
+    for (const { contender, failures, runs } of own) {
+      if (failures.length === 0) continue;
+      lines.push(
+        `  ${contender} failed in ${failures.length} of ${runs} runs: ${
+          failures[0]
+        }`,
+      );
+    }
+    lines.push("");
+  }
+  return lines.join("\n").trimEnd();
+}
+
+function limitLine({ failure, bytes, storedBytes, limit }: Touched): string {
+  if (failure !== undefined) return `limit: not known: ${failure}`;
+  const touched = `touches ${megabytes(bytes)} MB, ${
+    megabytes(storedBytes)
+  } MB as stored`;
+  if (!limit) return touched;
+  const { totalSeconds, warmSeconds, transferSeconds, rttSeconds } = limit;
+  return `limit: ${totalSeconds.toFixed(2)} s = ${
+    warmSeconds.toFixed(2)
+  } warm start + ${transferSeconds.toFixed(2)} transfer + ${
+    rttSeconds.toFixed(3)
+  } round trip; ${touched}`;
+}
+
+function processLine({ contender, processes }: Summary): string[] {
+  if (processes.length === 0) return [];
+  const texts = processes.map((p) =>
+    `${p.name} ${p.cpuSeconds.median.toFixed(2)} s${
+      p.peakRssBytes ? ` ${megabytes(p.peakRssBytes.median, 0)} MB` : ""
+    }`
+  );
+  return [`  ${contender}: ${texts.join(", ")}`];
+}
+
+type Column = readonly [title: string, cell: (s: Summary) => string];
+
+const TIMES: readonly Column[] = [
+  ["contender", (s) => s.contender],
+  ["ready s", (s) => s.ready ? seconds(s.ready) : "failed"],
+  [
+    "min–max",
+    (s) =>
+      s.ready ? `${s.ready.min.toFixed(2)}–${s.ready.max.toFixed(2)}` : "-",
+  ],
+  ["× oci", (s) => factor(s.ratio, 3)],
+  ["× limit", (s) => factor(s.limitMultiple, 2)],
+  ["root s", (s) => seconds(s.root)],
+  ["first byte s", (s) => seconds(s.firstByte)],
+  ["req/s", (s) => count(s.steadyRate)],
+  ["× oci", (s) => factor(s.steadyRatio, 2)],
+];
+
+const COSTS: readonly Column[] = [
+  ["", (s) => s.contender],
+  ["MB fetched", (s) => inMegabytes(s.bytes)],
+  ["requests", (s) => count(s.requests)],
+  ["÷ read", (s) => factor(s.amplification?.median, 2)],
+  ["÷ touched", (s) => factor(s.perTouched?.median, 2)],
+  ["CPU s", (s) => seconds(s.cpuSeconds)],
+  ["RSS MB", (s) => inMegabytes(s.peakRssBytes)],
+  ["disk MB", (s) => inMegabytes(s.diskBytes)],
+];
+
+function columns(
+  summaries: readonly Summary[],
+  table: readonly Column[],
+): string[] {
+  return alignColumns([
+    table.map(([title]) => title),
+    ...summaries.map((s) => table.map(([, cell]) => cell(s))),
+  ]);
+}
+
+function seconds(spread: Spread | undefined): string {
+  return spread ? spread.median.toFixed(2) : "-";
+}
+
+function count(spread: Spread | undefined): string {
+  return spread ? spread.median.toFixed(0) : "-";
+}
+
+function inMegabytes(spread: Spread | undefined): string {
+  return spread ? megabytes(spread.median) : "-";
+}
+
+function megabytes(bytes: number, digits = 1): string {
+  return (bytes / 1e6).toFixed(digits);
+}
+
+function factor(value: number | undefined, digits: number): string {
+  return value === undefined ? "-" : value.toFixed(digits);
+}
+
+/** Rows of cells in columns of equal width; the first is aligned to the left. */
+export function alignColumns(rows: readonly (readonly string[])[]): string[] {
+  const widths = rows[0]!.map((_, i) =>
+    Math.max(...rows.map((r) => r[i]!.length))
+  );
+  return rows.map((r) =>
+    ("  " +
+      r.map((cell, i) =>
+        i === 0 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]!)
+      ).join("  ")).trimEnd()
+  );
+}
