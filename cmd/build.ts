@@ -97,8 +97,8 @@ function say(
       }${percent(layer.metaSize, layer.size)}, ${
         layer.entries.toLocaleString("en")
       } entries, ${layer.spans.toLocaleString("en")} spans${
-        layer.reused ? ", reused" : ""
-      }`,
+        layer.parts === undefined ? "" : `, ${layer.parts} parts`
+      }${layer.reused ? ", reused" : ""}`,
     );
   }
   if (report.format === "turbo") {

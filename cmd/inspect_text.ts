@@ -159,7 +159,7 @@ function layerLines(layer: LayerInspection): string[] {
   const lines = [
     row(
       `layer ${layer.number}`,
-      `${layer.kind}, ${size}${presence}${level}`,
+      `${layer.kind}${partText(layer)}, ${size}${presence}${level}`,
     ),
     row("", `${layer.digest} ${printable(layer.mediaType)}`.trim()),
   ];
@@ -187,6 +187,10 @@ function layerLines(layer: LayerInspection): string[] {
     ...lines,
     ...problemLines(layer.problem, " ".repeat(NAME_WIDTH)),
   ];
+}
+
+function partText({ part }: LayerInspection): string {
+  return part ? `, part ${part.index} of ${part.count}` : "";
 }
 
 /** What the index of a layer says of it. */

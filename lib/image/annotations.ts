@@ -24,6 +24,11 @@ export const Annotation = {
   obdEntries: "io.obd.entries",
   /** obd's: the target's true media type, where `targetMediaType` must not name it. */
   obdTargetType: "io.obd.target-type",
+  /**
+   * obd's: `2/3` is the second of three layers that one source layer became,
+   * because it has more map entries than a reader takes.
+   */
+  obdPart: "io.obd.part",
   /** OCI: the image that this one was built on. */
   baseDigest: "org.opencontainers.image.base.digest",
 } as const;

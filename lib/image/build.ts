@@ -79,6 +79,8 @@ export interface BuildOptions {
   scratch: string;
   /** Where layers that were built before may be found. */
   reuseFrom?: Repository | undefined;
+  /** Map entries of one layer at most; default what readers take. For tests. */
+  maxEntries?: number | undefined;
 }
 
 /** What was built for one layer. */
@@ -86,7 +88,10 @@ export interface LayerReport {
   digest: string;
   size: number;
   mediaType: string;
+  /** Bytes of what it became. */
   metaSize: number;
+  /** How many layers it became, where it was too much for one. */
+  parts?: number;
   entries: number;
   spans: number;
   reused: boolean;
@@ -139,6 +144,7 @@ export async function buildFormats(
       virtualSize: parameters.virtualSize,
       scratch: options.scratch,
       threads: options.jobs ?? navigator.hardwareConcurrency,
+      maxEntries: options.maxEntries,
     })
     : undefined;
   if (converter) logDiskNeed(environment, source, options.scratch);
@@ -158,7 +164,9 @@ export async function buildFormats(
   const [below, beside] = formats.includes("turbo")
     ? [reused.turbo, reused.overlaybd]
     : [reused.overlaybd, []];
-  for (const layer of below) stack.add(layer.opened);
+  for (const { parts } of below) {
+    for (const { opened } of parts) stack.add(opened);
+  }
   await close(beside);
   const builder = new Builder(
     environment,
@@ -236,6 +244,7 @@ function chainParameters(
     inodeRatio: DEFAULT_INODE_RATIO,
     spanSize: DEFAULT_SPAN_SIZE,
     flatten: options.flatten ?? false,
+    maxEntries: options.maxEntries,
   };
 }
 
@@ -332,7 +341,7 @@ class Builder {
     const [superblock] = emission!.blocks;
     const nothing = mergeTables([]);
     const built: BuiltLayers = { turbo: [], overlaybd: [] };
-    const maps: OpenedLayer[] = [];
+    const maps: (readonly OpenedLayer[])[] = [];
     for (let i = 0; i < count; i++) {
       const isTop = i === count - 1;
       const { map, blocks, stored } = layerContent(
@@ -346,8 +355,8 @@ class Builder {
         { offset: superblock!.block * 4096, bytes: superblock!.bytes },
         ...stored,
       ];
-      await this.#build(i, scans[i]!, { map, blocks: own }, built, true);
-      maps.push(this.#stack.top!);
+      const content = { map, blocks: own };
+      maps.push(await this.#build(i, scans[i]!, content, built, true));
     }
     if (this.#wants("overlaybd")) {
       built.overlaybd.push(await this.#converter!.convertFlat(scans, maps));
@@ -399,6 +408,7 @@ class Builder {
    * Writes one layer in every format, and puts its map on the stack.
    *
    * @param isFlat Whether native layers come at the end, as one.
+   * @returns The parts of its map.
    */
   async #build(
     index: number,
@@ -406,8 +416,11 @@ class Builder {
     content: LayerContent,
     built: BuiltLayers,
     isFlat = false,
-  ): Promise<void> {
-    const { virtualSize } = this.#parameters;
+  ): Promise<readonly OpenedLayer[]> {
+    const device = {
+      virtualSize: this.#parameters.virtualSize,
+      maxEntries: this.#options.maxEntries,
+    };
     const stack = this.#stack;
     const path = `${this.#options.scratch}/${index}.meta`;
     const { compression, members } = scanned.scan;
@@ -416,18 +429,21 @@ class Builder {
     const isLazy = isLazyLayer(scanned.scan);
     const { compat, convertUnseekable } = this.#options;
     const converts = compat && !isTurbo || convertUnseekable && !isLazy;
-    const turbo = this.#wants("turbo") && !converts
-      ? await writeMetaLayer(scanned, content, virtualSize, stack, path)
+    const written = this.#wants("turbo") && !converts
+      ? await writeMetaLayer(scanned, content, device, stack, path)
       : undefined;
+    const turbo = written?.layer;
+    const opened = written?.opened ??
+      await stackLayer(content, device, stack, path);
     if (turbo && !isTurbo) this.#warnForeign(index, scanned);
     if (turbo && !isLazy) this.#warnUnseekable(index, scanned);
-    if (!turbo) await stackLayer(content, virtualSize, stack, `${path}.fs`);
     const wantsNative = this.#wants("overlaybd") && !isFlat;
     const native = wantsNative || (this.#wants("turbo") && !turbo)
-      ? await this.#converter!.convert(index, scanned, stack.top!, !isFlat)
+      ? await this.#converter!.convert(index, scanned, opened, !isFlat)
       : undefined;
     if (this.#wants("turbo")) built.turbo.push((turbo ?? native)!);
     if (wantsNative) built.overlaybd.push(native!);
+    return opened;
   }
 
   /** Says what other readers refuse. */
@@ -528,11 +544,17 @@ function layerReport(
     digest,
     size,
     mediaType,
-    metaSize: layer.size,
+    metaSize: sizeOf(layer),
+    ...(layer.parts.length > 1 ? { parts: layer.parts.length } : {}),
     entries: layer.entryCount,
     spans: layer.spanCount,
     reused: layer.reused,
   };
+}
+
+/** Bytes of what a layer became. */
+export function sizeOf({ parts }: BuiltLayer | ReusedLayer): number {
+  return parts.reduce((sum, { size }) => sum + size, 0);
 }
 
 /** One layer for all of the source's. */

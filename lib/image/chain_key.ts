@@ -22,6 +22,8 @@ export interface ChainParameters {
   compat?: boolean | undefined;
   /** Only layers that can be decoded from their start alone are native. */
   convertUnseekable?: boolean | undefined;
+  /** Map entries of one layer at most, where it is not what readers take. */
+  maxEntries?: number | undefined;
 }
 
 /** OCI ChainID of diffIDs: names a stack by its uncompressed content (image-spec `config.md`). */
@@ -49,6 +51,7 @@ export function chainKey(parameters: ChainParameters, count: number): string {
       ? { native: [p.native.codec, p.native.blockSize, p.compat ?? false] }
       : {}),
     ...(p.convertUnseekable ? { convertUnseekable: true } : {}),
+    ...(p.maxEntries === undefined ? {} : { maxEntries: p.maxEntries }),
     version: META_FORMAT_VERSION,
   });
   return sha256Digest(utf8(document)).slice("sha256:".length);

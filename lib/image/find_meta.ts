@@ -184,8 +184,10 @@ export async function buildLocally(
       if (layer.reused) {
         throw new TypeError("Internal error: nothing is reused");
       }
-      await using file = await FileSource.open(layer.path);
-      members.push((await checkMetaBlob(file, layer.digest)).members);
+      for (const { path, digest } of layer.parts) {
+        await using file = await FileSource.open(path);
+        members.push((await checkMetaBlob(file, digest)).members);
+      }
     }
     const { manifest, layers } = built.documents;
     const roles = layerRoles({

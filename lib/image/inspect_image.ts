@@ -26,7 +26,12 @@ import {
 import type { ImageEnvironment } from "./environment.ts";
 import { inspectMeta, type MetaSearch, NoteLogger } from "./inspect_meta.ts";
 import { fetchMetaBlob } from "./meta_blobs.ts";
-import { type LayerRole, layerRoles } from "./meta_image.ts";
+import {
+  layerGroups,
+  type LayerRole,
+  layerRoles,
+  type PartNumber,
+} from "./meta_image.ts";
 import { type StackInspection, stackOf } from "./inspect_stack.ts";
 import { type LayerInfo, openImage } from "./open.ts";
 import { resolveSource, type SourceImage } from "./source.ts";
@@ -40,6 +45,8 @@ const REFERRERS_MAX = 64;
 export interface LayerInspection {
   /** From 1, base first. */
   number: number;
+  /** Which of the meta or native layers that this layer became, where it was too much for one. */
+  part?: PartNumber;
   kind: "plain" | "turbo" | "native" | "acceleration";
   /** The blob that the content comes from: for a meta layer, its target. */
   digest: string;
@@ -131,10 +138,12 @@ export async function inspectImage(
   }
   const ofPlain = report.kind === "plain" ? source : undefined;
   const layers = roles ?? source.manifest.layers;
+  const numbers = roles && ofPlain ? sourceNumbers(roles) : undefined;
   report.layers = await mapConcurrent(
     layers as readonly (LayerRole | Descriptor)[],
     CONCURRENCY,
-    (layer, i) => inspectOne(environment, repository, layer, i, ofPlain),
+    (layer, i) =>
+      inspectOne(environment, repository, layer, numbers?.[i] ?? i, ofPlain),
   );
   const problem = report.layers.find((l) => l.problem)?.problem;
   if (problem) report.problem ??= problem;
@@ -200,6 +209,11 @@ function describeImage(
     layers: [],
     notes: [],
   };
+}
+
+/** For each meta layer the source layer that it is a part of, from 0. */
+function sourceNumbers(roles: readonly LayerRole[]): number[] {
+  return layerGroups(roles).flatMap((group, i) => group.map(() => i));
 }
 
 function nameOf({ digest, mediaType, size }: Descriptor) {
@@ -274,11 +288,16 @@ function startLayer(
   if (!("kind" in layer)) {
     return { number, kind: "plain", ...nameOf(layer), ...base };
   }
+  const part = layer.kind !== "acceleration" && layer.part
+    ? { part: layer.part }
+    : {};
   if (layer.kind !== "turbo") {
-    return { number, kind: layer.kind, ...nameOf(layer.descriptor) };
+    const { kind, descriptor } = layer;
+    return { number, ...part, kind, ...nameOf(descriptor) };
   }
   return {
     number,
+    ...part,
     kind: "turbo",
     digest: layer.targetDigest,
     mediaType: layer.targetMediaType,

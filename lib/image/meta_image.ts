@@ -1,6 +1,7 @@
 /** Meta images: what their manifests say, whether one fits a source, and how ours are written. */
 
 import { FormatError, utf8 } from "../io/mod.ts";
+import type { LayerPart } from "../layers/mod.ts";
 import {
   type Descriptor,
   type ImageConfig,
@@ -22,18 +23,30 @@ import {
 } from "./annotations.ts";
 import type { SourceImage } from "./source.ts";
 
+/** Which of the layers that one source layer became, from 1. */
+export interface PartNumber {
+  index: number;
+  count: number;
+}
+
 /** One layer of an image that obd can open without building. */
 export type LayerRole =
   | {
     kind: "turbo";
     descriptor: Descriptor;
+    /** Absent where the source layer became this one only. */
+    part?: PartNumber | undefined;
     targetDigest: string;
     /** As annotated; the gzip suffix says whether `gzip.meta` is expected. */
     targetMediaType: string;
     /** Bytes of the target blob, when the annotation of obd says so. */
     targetSize: number | undefined;
   }
-  | { kind: "native"; descriptor: Descriptor }
+  | {
+    kind: "native";
+    descriptor: Descriptor;
+    part?: PartNumber | undefined;
+  }
   | { kind: "acceleration"; descriptor: Descriptor };
 
 /**
@@ -58,6 +71,73 @@ export function layerRoles(manifest: ImageManifest): LayerRole[] | undefined {
   return known;
 }
 
+/** A role that content comes from. */
+export type ContentRole = Exclude<LayerRole, { kind: "acceleration" }>;
+
+/**
+ * The roles of content, those of one source layer together, bottom first.
+ *
+ * @throws {FormatError} If parts of a layer are missing or out of order.
+ */
+export function layerGroups(roles: readonly LayerRole[]): ContentRole[][] {
+  const groups: ContentRole[][] = [];
+  for (const [i, role] of roles.entries()) {
+    if (role.kind === "acceleration") continue;
+    const { index, count } = role.part ?? { index: 1, count: 1 };
+    const open = groups.at(-1);
+    const wanted = open && open.length < (open[0]!.part?.count ?? 1)
+      ? open
+      : undefined;
+    const fits = wanted === undefined
+      ? index === 1
+      : index === wanted.length + 1 && count === wanted[0]!.part?.count &&
+        isSameLayer(role, wanted[0]!);
+    if (!fits) throw wrongPart(i, role.part);
+    if (wanted) wanted.push(role);
+    else groups.push([role]);
+  }
+  const last = groups.at(-1);
+  if (last && last.length < (last[0]!.part?.count ?? 1)) {
+    throw wrongPart(roles.length - 1, last.at(-1)!.part);
+  }
+  return groups;
+}
+
+function isSameLayer(a: ContentRole, b: ContentRole): boolean {
+  if (a.kind === "turbo" && b.kind === "turbo") {
+    return a.targetDigest === b.targetDigest;
+  }
+  return a.kind === b.kind;
+}
+
+function wrongPart(layer: number, part: PartNumber | undefined): FormatError {
+  return new FormatError(
+    "meta image",
+    `part of layer ${layer + 1}`,
+    `is ${
+      part ? `${part.index} of ${part.count}` : "the only one"
+    }, out of order or not followed by the rest`,
+  );
+}
+
+/** @throws {FormatError} If the annotation is not `N/COUNT`. */
+function partOf(
+  annotations: Readonly<Record<string, string>>,
+): { part: PartNumber } | undefined {
+  const text = annotations[Annotation.obdPart];
+  if (text === undefined) return undefined;
+  const match = /^([1-9]\d{0,2})\/([1-9]\d{0,2})$/.exec(text);
+  const [index, count] = [Number(match?.[1]), Number(match?.[2])];
+  if (!match || index > count) {
+    throw new FormatError(
+      "meta layer",
+      Annotation.obdPart,
+      `is "${text}", expected N/COUNT`,
+    );
+  }
+  return { part: { index, count } };
+}
+
 function layerRole(descriptor: Descriptor): LayerRole | undefined {
   const annotations = descriptor.annotations ?? {};
   if (annotations[Annotation.accelerationLayer] === "yes") {
@@ -68,7 +148,7 @@ function layerRole(descriptor: Descriptor): LayerRole | undefined {
     // Native layers of early tools carry the blob's digest only.
     return annotations[Annotation.blobDigest] === undefined
       ? undefined
-      : { kind: "native", descriptor };
+      : { kind: "native", descriptor, ...partOf(annotations) };
   }
   const targetDigest = annotations[Annotation.targetDigest] ??
     annotations[Annotation.legacyTargetDigest];
@@ -80,7 +160,7 @@ function layerRole(descriptor: Descriptor): LayerRole | undefined {
         "is missing",
       );
     }
-    return { kind: "native", descriptor };
+    return { kind: "native", descriptor, ...partOf(annotations) };
   }
   if (!isDigest(targetDigest)) {
     throw new FormatError(
@@ -93,6 +173,7 @@ function layerRole(descriptor: Descriptor): LayerRole | undefined {
   return {
     kind: "turbo",
     descriptor,
+    ...partOf(annotations),
     targetDigest,
     targetMediaType: annotations[Annotation.targetMediaType] ??
       annotations[Annotation.legacyTargetMediaType] ?? "",
@@ -143,7 +224,7 @@ export function misfit(
   }
   const roles = layerRoles(meta);
   if (roles === undefined) return "it is no meta image";
-  const layers = roles.filter((role) => role.kind !== "acceleration");
+  const layers = layerGroups(roles).map(([role]) => role!);
   const wanted = source.manifest.layers;
   if (layers.length !== wanted.length) {
     return `it has ${layers.length} layers, the source has ${wanted.length}`;
@@ -166,11 +247,8 @@ export function misfit(
 /** One layer as the builder made it. */
 export interface BuiltLayerDescriptor {
   kind: "turbo" | "native";
-  /** Digest and size of the meta blob, or of the native layer's. */
-  digest: string;
-  size: number;
-  /** Digest of the uncompressed meta tar; of a native layer the blob's own. */
-  diffId: string;
+  /** The blobs that it became, bottom first. */
+  parts: readonly LayerPart[];
   /** The source layer; unused for native ones. */
   target: Descriptor;
   /** Entries of the source layer's tar. */
@@ -183,7 +261,7 @@ export interface BuiltLayerDescriptor {
 export interface MetaDocuments {
   config: { descriptor: Descriptor; bytes: Uint8Array<ArrayBuffer> };
   manifest: { descriptor: Descriptor; bytes: Uint8Array<ArrayBuffer> };
-  /** Descriptors of the meta layers. */
+  /** Descriptors of the meta layers, those of all parts. */
   layers: Descriptor[];
 }
 
@@ -203,10 +281,12 @@ export function writeMetaDocuments(
 ): MetaDocuments {
   const isOci = types === "oci";
   const config = writeConfig(source.config, layers, isOci);
-  const descriptors = layers.map((layer) =>
-    layer.kind === "native"
-      ? nativeDescriptor(layer, isOci)
-      : layerDescriptor(layer)
+  const descriptors = layers.flatMap((layer) =>
+    layer.parts.map((part, i) =>
+      layer.kind === "native"
+        ? nativeDescriptor(layer, part, i, isOci)
+        : layerDescriptor(layer, part, i)
+    )
   );
   const artifactType = layers.every((layer) => layer.kind === "native")
     ? NATIVE_ARTIFACT_TYPE
@@ -245,10 +325,11 @@ function writeConfig(
   layers: readonly BuiltLayerDescriptor[],
   isOci: boolean,
 ): MetaDocuments["config"] {
+  const parts = layers.flatMap((layer) => layer.parts);
   const bytes = utf8(JSON.stringify({
     ...source.raw,
-    ...flatHistory(source, layers.length),
-    rootfs: { type: "layers", diff_ids: layers.map((l) => l.diffId) },
+    ...newHistory(source, layers),
+    rootfs: { type: "layers", diff_ids: parts.map((part) => part.diffId) },
   }));
   return {
     descriptor: {
@@ -260,37 +341,73 @@ function writeConfig(
   };
 }
 
-/** One layer for all: the history's steps stay, but only the last has a layer of its own. */
-function flatHistory(source: ImageConfig, count: number): object {
+/**
+ * The history, where it would no longer go with the layers: its steps that are
+ * not empty are one for each diffID (image-spec `config.md`).
+ */
+function newHistory(
+  source: ImageConfig,
+  layers: readonly BuiltLayerDescriptor[],
+): object {
   const { history } = source.raw as { history?: unknown };
-  if (count === source.diffIds.length || !Array.isArray(history)) return {};
-  return {
-    history: history.map((step: object, i) => {
-      const { empty_layer: _, ...rest } = step as { empty_layer?: boolean };
-      return i === history.length - 1 ? rest : { ...rest, empty_layer: true };
-    }),
-  };
+  const isFlat = layers.length !== source.diffIds.length;
+  const isSplit = layers.some((layer) => layer.parts.length > 1);
+  if (!Array.isArray(history) || !(isFlat || isSplit)) return {};
+  const steps: { empty_layer?: boolean }[] = [];
+  let layer = 0;
+  for (const [i, step] of history.entries()) {
+    const { empty_layer, ...rest } = step as { empty_layer?: boolean };
+    // One layer for all: only the last step has a layer of its own.
+    const isEmpty = isFlat ? i < history.length - 1 : empty_layer === true;
+    if (isEmpty) {
+      steps.push({ ...rest, empty_layer: true });
+      continue;
+    }
+    steps.push(rest);
+    const count = layers[layer++]?.parts.length ?? 1;
+    for (let part = 2; part <= count; part++) {
+      const text = `obd: part ${part} of ${count} of the layer before`;
+      steps.push({ created_by: text } as object);
+    }
+  }
+  return { history: steps };
+}
+
+/** Says where a blob stands among the parts of its layer. */
+function partAnnotation(
+  { parts }: BuiltLayerDescriptor,
+  index: number,
+): Record<string, string> {
+  if (parts.length === 1) return {};
+  return { [Annotation.obdPart]: `${index + 1}/${parts.length}` };
 }
 
 /** A native layer's blob is its own uncompressed form, so its type names no compression. */
 function nativeDescriptor(
   layer: BuiltLayerDescriptor,
+  { digest, size }: LayerPart,
+  index: number,
   isOci: boolean,
 ): Descriptor {
   return {
     mediaType: isOci ? MediaType.ociLayer : MediaType.dockerLayer,
-    digest: layer.digest,
-    size: layer.size,
+    digest,
+    size,
     annotations: {
       [Annotation.version]: NATIVE_VERSION,
-      [Annotation.blobDigest]: layer.digest,
-      [Annotation.blobSize]: String(layer.size),
+      [Annotation.blobDigest]: digest,
+      [Annotation.blobSize]: String(size),
       [Annotation.obdEntries]: String(layer.entryCount),
+      ...partAnnotation(layer, index),
     },
   };
 }
 
-function layerDescriptor(layer: BuiltLayerDescriptor): Descriptor {
+function layerDescriptor(
+  layer: BuiltLayerDescriptor,
+  { digest, size }: LayerPart,
+  index: number,
+): Descriptor {
   const trueType = layer.target.mediaType;
   // A reader that knows nothing of zstd must fail to open, not serve the raw
   // blob: it is told gzip, and finds no gzip index (overlaybd lsmt/file.cpp: open_warpfile_ro).
@@ -299,16 +416,17 @@ function layerDescriptor(layer: BuiltLayerDescriptor): Descriptor {
     : MediaType.ociLayerGzip;
   return {
     mediaType: MediaType.ociLayerGzip,
-    digest: layer.digest,
-    size: layer.size,
+    digest,
+    size,
     annotations: {
       [Annotation.version]: TURBO_VERSION,
-      [Annotation.blobDigest]: layer.digest,
-      [Annotation.blobSize]: String(layer.size),
+      [Annotation.blobDigest]: digest,
+      [Annotation.blobSize]: String(size),
       [Annotation.targetDigest]: layer.target.digest,
       [Annotation.targetMediaType]: told,
       [Annotation.obdTargetSize]: String(layer.target.size),
       [Annotation.obdEntries]: String(layer.entryCount),
+      ...partAnnotation(layer, index),
       ...(layerCompression(trueType) === "zstd" || layer.compression === "zstd"
         ? { [Annotation.obdTargetType]: MediaType.ociLayerZstd }
         : {}),

@@ -3,10 +3,14 @@
 import * as fs from "node:fs";
 import { formatSize } from "../io/mod.ts";
 import {
+  blockRuns,
   type BuiltLayer,
+  type BuiltPart,
   chainUuid,
+  layerRanges,
   LsmtSource,
   type OpenedLayer,
+  partUuid,
   type ScannedLayer,
   singleLayerDevice,
   TarSpool,
@@ -45,6 +49,8 @@ export interface ConverterOptions {
   /** Directory for the spools and the blobs. */
   scratch: string;
   threads: number;
+  /** Entries of one layer at most; default what readers take. For tests. */
+  maxEntries?: number | undefined;
 }
 
 /** Converts layers that were scanned with their tars spooled. Must be disposed of. */
@@ -81,13 +87,13 @@ export class NativeConverter implements Disposable {
   /**
    * Writes one source layer as a native layer.
    *
-   * @param opened Its map.
+   * @param opened The parts of its map.
    * @param isLast Whether its tar is not needed any more.
    */
   async convert(
     index: number,
     scanned: ScannedLayer,
-    opened: OpenedLayer,
+    opened: readonly OpenedLayer[],
     isLast: boolean,
   ): Promise<BuiltLayer> {
     await using target = await this.#spools.get(index)!.source();
@@ -104,17 +110,19 @@ export class NativeConverter implements Disposable {
   /**
    * Writes all source layers as one native layer.
    *
-   * @param layers The map of each, disjoint from the others'.
+   * @param layers The parts of each one's map, disjoint from the others'.
    */
   async convertFlat(
     scans: readonly ScannedLayer[],
-    layers: readonly OpenedLayer[],
+    layers: readonly (readonly OpenedLayer[])[],
   ): Promise<BuiltLayer> {
     await using targets = new AsyncDisposableStack();
     const stacked = [];
-    for (const [i, { table, data }] of layers.entries()) {
+    for (const [i, parts] of layers.entries()) {
       const target = targets.use(await this.#spools.get(i)!.source());
-      stacked.push({ table, data, target });
+      for (const { table, data } of parts) {
+        stacked.push({ table, data, target });
+      }
     }
     const device = new LsmtSource(stacked, this.#options.virtualSize);
     const top = scans.length - 1;
@@ -130,53 +138,77 @@ export class NativeConverter implements Disposable {
     device: LsmtSource,
     hasParent: boolean,
   ): Promise<BuiltLayer> {
-    const { parameters, virtualSize, scratch, threads } = this.#options;
+    const { parameters, scratch, threads, maxEntries } = this.#options;
     const { signal, progress } = this.#environment;
-    const { diffIds } = this.#source.config;
-    const uuid = (count: number) => chainUuid(chainId(diffIds.slice(0, count)));
-    const path = `${scratch}/${index}.native`;
     const task = progress.start(
       `convert ${shortDigest(this.#source.manifest.layers[index]!)}`,
       device.table.mappedBytes,
     );
+    const runs = () => blockRuns(device.table, device.size);
+    const ranges = layerRanges(runs(), device.size, maxEntries);
+    const parts: BuiltPart[] = [];
     // Its threads end before the next layer is read, which has its own.
     using packer = new BlockPacker(threads);
     try {
-      const blob = await writeNativeBlob(
-        path,
-        {
-          device,
-          table: device.table,
-          virtualSize,
-          uuid: uuid(index + 1),
-          parentUuid: hasParent ? uuid(index) : undefined,
-        },
-        { ...parameters, packer },
-        {
-          signal,
-          onProgress: (bytes) => task.add(bytes),
-        },
-      );
-      return {
-        reused: false,
-        kind: "native",
-        digest: blob.digest,
-        size: blob.size,
-        diffId: blob.digest,
-        compression: scanned.scan.compression,
-        entryCount: scanned.entryCount,
-        spanCount: 0,
-        breakdown: { fsMeta: 0, gzipIndex: 0, spans: 0 },
-        path,
-      };
+      for (const [i, range] of ranges.entries()) {
+        const name = `${scratch}/${index}.native`;
+        const path = i === 0 ? name : `${name}.${i}`;
+        const { digest, size } = await writeNativeBlob(
+          path,
+          {
+            device,
+            *runs() {
+              for (const run of runs()) {
+                if (run.start >= range.end) break;
+                if (run.start >= range.start) yield run;
+              }
+            },
+            virtualSize: device.size,
+            ...this.#uuids(index, i, ranges.length, hasParent),
+          },
+          { ...parameters, packer },
+          { signal, maxEntries, onProgress: (bytes) => task.add(bytes) },
+        );
+        parts.push({ digest, size, diffId: digest, path });
+      }
     } finally {
       task.done();
     }
+    return {
+      reused: false,
+      kind: "native",
+      parts,
+      compression: scanned.scan.compression,
+      entryCount: scanned.entryCount,
+      spanCount: 0,
+      breakdown: { fsMeta: 0, gzipIndex: 0, spans: 0 },
+    };
+  }
+
+  /** The last part has the chain's UUID: the next layer names it as its parent. */
+  #uuids(
+    index: number,
+    part: number,
+    count: number,
+    hasParent: boolean,
+  ): { uuid: string; parentUuid: string | undefined } {
+    const { diffIds } = this.#source.config;
+    const chain = (layers: number) => chainId(diffIds.slice(0, layers));
+    const below = hasParent ? chainUuid(chain(index)) : undefined;
+    return {
+      uuid: nativeUuid(chain(index + 1), part, count),
+      parentUuid: part === 0 ? below : partUuid(chain(index + 1), part - 1),
+    };
   }
 
   [Symbol.dispose](): void {
     for (const layer of [...this.#spools.keys()]) this.drop(layer);
   }
+}
+
+/** The UUID of one part of a native layer, from 0 of `count`. */
+export function nativeUuid(chain: string, part: number, count: number): string {
+  return part === count - 1 ? chainUuid(chain) : partUuid(chain, part);
 }
 
 /** Bytes of tar that one compressed byte may stand for, as a rule. */

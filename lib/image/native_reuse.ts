@@ -1,13 +1,12 @@
 /** Native layers that were converted before, found as meta layers are: by the tag of their chain's key. */
 
 import { errorText, FormatError, NotFoundError, ObdError } from "../io/mod.ts";
-import { chainUuid, openLayer } from "../layers/mod.ts";
+import { openLayer } from "../layers/mod.ts";
 import {
   type ImageManifest,
   parseManifest,
   type Repository,
 } from "../registry/mod.ts";
-import { Annotation } from "./annotations.ts";
 import type { BuildFormat } from "./build.ts";
 import {
   chainId,
@@ -16,8 +15,19 @@ import {
   chainTag,
 } from "./chain_key.ts";
 import type { ImageEnvironment } from "./environment.ts";
-import { checkFormatVersion, layerRoles } from "./meta_image.ts";
-import { findReusable, type ReusedLayer } from "./reuse.ts";
+import {
+  checkFormatVersion,
+  type ContentRole,
+  layerGroups,
+  layerRoles,
+} from "./meta_image.ts";
+import { nativeUuid } from "./native_convert.ts";
+import {
+  entryCountOf,
+  findReusable,
+  type ReusedLayer,
+  type ReusedPart,
+} from "./reuse.ts";
 import type { SourceImage } from "./source.ts";
 
 /** Layers of each format, bottom first; as many of one as of the other. */
@@ -53,7 +63,9 @@ export async function findReusableFormats(
 
 /** Lets go of layers that are not put on a stack. */
 export async function close(layers: readonly ReusedLayer[]): Promise<void> {
-  for (const { opened } of layers) await opened.data[Symbol.asyncDispose]();
+  for (const { opened } of layers.flatMap((layer) => layer.parts)) {
+    await opened.data[Symbol.asyncDispose]();
+  }
 }
 
 /**
@@ -101,51 +113,61 @@ async function openLayers(
   count: number,
 ): Promise<ReusedLayer[]> {
   checkFormatVersion(manifest, "native image");
-  const roles = layerRoles(manifest) ?? [];
+  const groups = layerGroups(layerRoles(manifest) ?? []);
   const layers: ReusedLayer[] = [];
   try {
     for (let i = 0; i < count; i++) {
-      const role = roles[i];
-      if (role?.kind !== "native") {
-        throw new FormatError(
-          "native image",
-          `layer ${i + 1}`,
-          "is no native layer",
-        );
-      }
-      const { descriptor } = role;
-      const { digest, size } = descriptor;
-      const opened = await openLayer(
-        await repository.openBlob(descriptor),
-        "native",
-      );
-      const entries = descriptor.annotations?.[Annotation.obdEntries] ?? "";
-      layers.push({
+      const roles = groups[i] ?? [];
+      const parts: ReusedPart[] = [];
+      const layer: ReusedLayer = {
         reused: true,
         kind: "native",
-        digest,
-        size,
-        diffId: digest,
+        parts,
         compression: "none",
-        entryCount: /^\d{1,15}$/.test(entries) ? Number(entries) : 0,
+        entryCount: entryCountOf(roles[0]?.descriptor),
         spanCount: 0,
         breakdown: { fsMeta: 0, gzipIndex: 0, spans: 0 },
-        opened,
-      });
-      const { diffIds } = source.config;
-      const uuid = chainUuid(chainId(diffIds.slice(0, i + 1)));
-      const { virtualSize } = parameters;
-      if (opened.uuid !== uuid || opened.virtualSize !== virtualSize) {
-        throw new FormatError(
-          "native layer",
-          "UUID and virtual size",
-          `are ${opened.uuid} and ${opened.virtualSize}, expected ${uuid} and ${virtualSize}`,
-        );
+      };
+      layers.push(layer);
+      const chain = chainId(source.config.diffIds.slice(0, i + 1));
+      for (const [part, role] of roles.entries()) {
+        const uuid = nativeUuid(chain, part, roles.length);
+        parts.push(await openPart(repository, role, uuid, parameters));
       }
+      if (parts.length === 0) throw notNative(i + 1);
     }
     return layers;
   } catch (error) {
     await close(layers);
     throw error;
   }
+}
+
+async function openPart(
+  repository: Repository,
+  role: ContentRole,
+  uuid: string,
+  { virtualSize }: ChainParameters,
+): Promise<ReusedPart> {
+  const { digest, size } = role.descriptor;
+  if (role.kind !== "native") throw notNative(digest);
+  const blob = await repository.openBlob(role.descriptor);
+  const opened = await openLayer(blob, "native");
+  if (opened.uuid === uuid && opened.virtualSize === virtualSize) {
+    return { digest, size, diffId: digest, opened };
+  }
+  await opened.data[Symbol.asyncDispose]();
+  throw new FormatError(
+    "native layer",
+    "UUID and virtual size",
+    `are ${opened.uuid} and ${opened.virtualSize}, expected ${uuid} and ${virtualSize}`,
+  );
+}
+
+function notNative(layer: number | string): FormatError {
+  return new FormatError(
+    "native image",
+    `layer ${layer}`,
+    "is no native layer",
+  );
 }

@@ -16,6 +16,7 @@ import {
   LsmtSource,
   openLayer,
   openTurboLayer,
+  openTurboPart,
   type StackLayer,
   stackVirtualSize,
   uncheckedKey,
@@ -35,7 +36,7 @@ import {
   type MetaWay,
 } from "./find_meta.ts";
 import { fetchMetaBlob } from "./meta_blobs.ts";
-import { type LayerRole, layerRoles } from "./meta_image.ts";
+import { layerGroups, type LayerRole, layerRoles } from "./meta_image.ts";
 import { openConfigImage } from "./overlaybd_config.ts";
 import { resolveSource, type SourceImage } from "./source.ts";
 
@@ -219,45 +220,69 @@ async function openLayers(
   repository: Repository,
   plan: OpenPlan,
 ): Promise<OpenedStackLayer[]> {
-  const roles = plan.roles.filter((role) => role.kind !== "acceleration");
-  if (roles.length === 0) throw new FormatError("image", "layers", "are none");
+  const groups = layerGroups(plan.roles);
+  if (groups.length === 0) throw new FormatError("image", "layers", "are none");
+  const roles = groups.flat();
   const results = await mapConcurrent(
-    roles,
+    groups,
     FETCH_CONCURRENCY,
-    async (role, i) => {
-      try {
-        return role.kind === "turbo"
-          ? await openTurbo(environment, repository, role, plan.members?.[i])
-          : await openNative(environment, repository, role.descriptor);
-      } catch (error) {
-        return { error };
+    async (group) => {
+      const parts: (OpenedStackLayer | { error: unknown })[] = [];
+      for (const role of group) {
+        try {
+          const first = parts[0] as OpenedStackLayer | undefined;
+          const members = plan.members?.[roles.indexOf(role)];
+          parts.push(
+            role.kind === "turbo"
+              ? await openTurbo(environment, repository, role, members, first)
+              : await openNative(environment, repository, role.descriptor),
+          );
+        } catch (error) {
+          parts.push({ error });
+          break;
+        }
       }
+      return parts;
     },
   );
-  const failed = results.findIndex((result) => "error" in result);
-  const layers = results.filter((r): r is OpenedStackLayer => !("error" in r));
+  const all = results.flat();
+  const layers = all.filter((r): r is OpenedStackLayer => !("error" in r));
+  const failed = results.findIndex((parts) => parts.some((p) => "error" in p));
   if (failed < 0) return layers;
   for (const layer of layers) await disposeLayer(layer);
-  const { error } = results[failed] as { error: unknown };
+  const { error } = results[failed]!.at(-1) as { error: unknown };
   if (!(error instanceof ObdError) || error.code === "cancelled") throw error;
+  const { digest } = groups[failed]![results[failed]!.length - 1]!.descriptor;
   throw new ObdError(
     error.code,
-    `Layer ${failed + 1} of ${roles.length} (${
-      roles[failed]!.descriptor.digest
-    }): ${errorText(error)}`,
+    `Layer ${failed + 1} of ${groups.length} (${digest}): ${errorText(error)}`,
     { cause: error },
   );
 }
 
+/**
+ * Opens one part of a TurboOCI layer.
+ *
+ * @param first The layer's first part, if this is another: the parts of a layer
+ * have the same target and the same index of it, which is opened once.
+ */
 async function openTurbo(
   environment: ImageEnvironment,
   repository: Repository,
   role: LayerRole & { kind: "turbo" },
   members: ReadonlyMap<string, Uint8Array> | undefined,
+  first: OpenedStackLayer | undefined,
 ): Promise<OpenedStackLayer> {
   const { signal } = environment;
   members ??=
     (await fetchMetaBlob(repository, role.descriptor, signal)).members;
+  const metaSize = role.descriptor.size;
+  if (first?.target) {
+    const part = await openTurboPart(members);
+    // Disposed of with each part; the first time counts.
+    const { target, info } = first;
+    return { ...part, target, info: { ...info, metaSize } };
+  }
   const layer = await openTurboLayer(members, {
     digest: role.targetDigest,
     mediaType: role.targetMediaType,
@@ -278,7 +303,7 @@ async function openTurbo(
       kind: "turbo",
       integrity: layer.integrity,
       size: layer.targetSize,
-      metaSize: role.descriptor.size,
+      metaSize,
     },
   };
 }

@@ -29,6 +29,7 @@ import {
   buildFormats,
   type BuiltImage,
   type LayerReport,
+  sizeOf,
 } from "./build.ts";
 import {
   checkTargets,
@@ -77,6 +78,8 @@ export interface PublishOptions {
   native?: NativeParameters | undefined;
   /** Media types of native images; Docker's have no subject. */
   nativeTypes?: "oci" | "docker" | undefined;
+  /** Map entries of one layer at most; default what readers take. For tests. */
+  maxEntries?: number | undefined;
 }
 
 /** What was built for one platform in one format. */
@@ -150,6 +153,7 @@ export async function publishImage(
             convertUnseekable: options.convertUnseekable,
             native: options.native,
             nativeTypes: options.nativeTypes,
+            maxEntries: options.maxEntries,
             scratch: `${scratch}/${i}`,
             reuseFrom: target.existing,
           }),
@@ -264,7 +268,7 @@ function platformReport(
         ),
       ),
       digest,
-      size: image.layers.reduce((sum, layer) => sum + layer.size, 0),
+      size: image.layers.reduce((sum, layer) => sum + sizeOf(layer), 0),
     },
     platform: image.platform,
     layers: image.layerReports,
@@ -302,12 +306,12 @@ class Publisher {
       await copySource(this.#environment, image.source, this.#target);
     }
     await checkTargets(this.#target, targets, signal);
-    for (const [i, layer] of image.layers.entries()) {
-      if (layer.reused) continue;
-      await this.#pushLayer(
-        image.documents.layers[i]!,
-        layer.path,
-      );
+    let at = 0;
+    for (const layer of image.layers) {
+      for (const part of layer.parts) {
+        const descriptor = image.documents.layers[at++]!;
+        if ("path" in part) await this.#pushLayer(descriptor, part.path);
+      }
     }
     const { descriptor, bytes } = image.documents.config;
     await this.#target.pushBlob(descriptor, blobFromBytes(bytes), { signal });

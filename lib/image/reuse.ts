@@ -10,6 +10,7 @@ import {
 import {
   decodeSpans,
   type LayerBreakdown,
+  type LayerPart,
   META_MEMBER,
   type MetaBlob,
   type OpenedLayer,
@@ -27,21 +28,24 @@ import { Annotation } from "./annotations.ts";
 import { chainKey, type ChainParameters, chainTag } from "./chain_key.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import { fetchMetaBlob } from "./meta_blobs.ts";
-import { checkFormatVersion, layerRoles } from "./meta_image.ts";
+import { checkFormatVersion, layerGroups, layerRoles } from "./meta_image.ts";
 import type { SourceImage } from "./source.ts";
 
-/** A meta layer that is in the repository already. */
+/** A blob of such a layer. */
+export interface ReusedPart extends LayerPart {
+  opened: OpenedLayer;
+}
+
+/** A layer that was built before and is in the repository already. */
 export interface ReusedLayer {
   reused: true;
   kind: "turbo" | "native";
-  digest: string;
-  size: number;
-  diffId: string;
+  /** At least one; bottom first. */
+  parts: readonly ReusedPart[];
   compression: SpanIndex["compression"];
   entryCount: number;
   spanCount: number;
   breakdown: LayerBreakdown;
-  opened: OpenedLayer;
 }
 
 /**
@@ -119,38 +123,52 @@ async function loadLayers(
   count: number,
 ): Promise<ReusedLayer[]> {
   checkFormatVersion(manifest, "meta image");
-  const roles = layerRoles(manifest) ?? [];
+  const groups = layerGroups(layerRoles(manifest) ?? []);
   const layers: ReusedLayer[] = [];
   try {
     for (let i = 0; i < count; i++) {
-      const role = roles[i];
+      const roles = groups[i] ?? [];
       const want = source.manifest.layers[i]!.digest;
-      if (role?.kind !== "turbo" || role.targetDigest !== want) {
-        throw new FormatError(
-          "meta image",
-          `layer ${i + 1}`,
-          `does not point to ${want}`,
-        );
+      const parts: CheckedPart[] = [];
+      try {
+        for (const role of roles) {
+          if (role.kind !== "turbo" || role.targetDigest !== want) break;
+          const blob = await fetchMetaBlob(
+            repository,
+            role.descriptor,
+            environment.signal,
+          );
+          parts.push(
+            await checkPart(
+              blob,
+              role.descriptor,
+              want,
+              source.config.diffIds[i]!,
+            ),
+          );
+        }
+        if (roles.length === 0 || parts.length < roles.length) {
+          throw new FormatError(
+            "meta image",
+            `layer ${i + 1}`,
+            `does not point to ${want}`,
+          );
+        }
+      } catch (error) {
+        await closeParts(parts);
+        throw error;
       }
-      const blob = await fetchMetaBlob(
-        repository,
-        role.descriptor,
-        environment.signal,
-      );
-      layers.push(
-        await checkLayer(
-          blob,
-          role.descriptor,
-          want,
-          source.config.diffIds[i]!,
-        ),
-      );
+      layers.push(joinParts(parts, entryCountOf(roles[0]!.descriptor)));
     }
     return layers;
   } catch (error) {
-    for (const layer of layers) await layer.opened.data[Symbol.asyncDispose]();
+    for (const layer of layers) await closeParts(layer.parts);
     throw error;
   }
+}
+
+async function closeParts(parts: readonly ReusedPart[]): Promise<void> {
+  for (const { opened } of parts) await opened.data[Symbol.asyncDispose]();
 }
 
 /**
@@ -161,9 +179,10 @@ async function checkedDevice(
   layers: ReusedLayer[],
   virtualSize: number,
 ): Promise<ReusedLayer[]> {
-  const wrong = layers.find((l) => l.opened.virtualSize !== virtualSize);
+  const wrong = layers.flatMap((layer) => layer.parts)
+    .find((part) => part.opened.virtualSize !== virtualSize);
   if (wrong === undefined) return layers;
-  for (const layer of layers) await layer.opened.data[Symbol.asyncDispose]();
+  for (const layer of layers) await closeParts(layer.parts);
   throw new FormatError(
     "meta layer",
     "virtual size",
@@ -171,12 +190,52 @@ async function checkedDevice(
   );
 }
 
-async function checkLayer(
+/** The entries of a source layer, as our annotation says; 0 without one. */
+export function entryCountOf(descriptor: Descriptor | undefined): number {
+  const entries = descriptor?.annotations?.[Annotation.obdEntries] ?? "";
+  return /^\d{1,15}$/.test(entries) ? Number(entries) : 0;
+}
+
+/** A part, with what it says of its layer. */
+type CheckedPart = ReusedPart & {
+  compression: SpanIndex["compression"];
+  spanCount: number;
+  breakdown: LayerBreakdown;
+};
+
+function joinParts(
+  parts: readonly CheckedPart[],
+  entryCount: number,
+): ReusedLayer {
+  const breakdown: LayerBreakdown = { fsMeta: 0, gzipIndex: 0, spans: 0 };
+  for (const part of parts) {
+    breakdown.fsMeta += part.breakdown.fsMeta;
+    breakdown.gzipIndex += part.breakdown.gzipIndex;
+    breakdown.spans += part.breakdown.spans;
+  }
+  const { compression, spanCount } = parts[0]!;
+  return {
+    reused: true,
+    kind: "turbo",
+    parts: parts.map(({ digest, size, diffId, opened }) => ({
+      digest,
+      size,
+      diffId,
+      opened,
+    })),
+    compression,
+    entryCount,
+    spanCount,
+    breakdown,
+  };
+}
+
+async function checkPart(
   blob: MetaBlob,
   descriptor: Descriptor,
   target: string,
   diffId: string,
-): Promise<ReusedLayer> {
+): Promise<CheckedPart> {
   const fsMeta = blob.members.get(META_MEMBER.ext4);
   const spans = blob.members.get(META_MEMBER.spans);
   if (!fsMeta || !spans) {
@@ -187,15 +246,11 @@ async function checkLayer(
     throw new FormatError("obd.spans", "digests", "are of another layer");
   }
   const gzipMeta = blob.members.get(META_MEMBER.gzipMeta)?.length ?? 0;
-  const entries = descriptor.annotations?.[Annotation.obdEntries] ?? "";
   return {
-    reused: true,
-    kind: "turbo",
     digest: descriptor.digest,
     size: descriptor.size,
     diffId: blob.diffId,
     compression: index.compression,
-    entryCount: /^\d{1,15}$/.test(entries) ? Number(entries) : 0,
     spanCount: index.spanOffset.length,
     breakdown: {
       fsMeta: fsMeta.length,

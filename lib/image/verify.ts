@@ -20,7 +20,7 @@ import {
   withTarget,
 } from "../registry/mod.ts";
 import type { ImageEnvironment } from "./environment.ts";
-import { layerRoles, misfit } from "./meta_image.ts";
+import { layerGroups, layerRoles, misfit } from "./meta_image.ts";
 import { openImage } from "./open.ts";
 import { resolveSource, type SourceImage } from "./source.ts";
 import {
@@ -100,6 +100,7 @@ export async function verifyImage(
     "manifest",
     () => Promise.resolve(layerRoles(image.manifest)),
   );
+  await attempt("parts", () => Promise.resolve(layerGroups(roles ?? [])));
   const layers: VerifiedLayer[] = [];
   const facts: (LayerFacts | undefined)[] = [];
   for (const [i, layer] of image.manifest.layers.entries()) {

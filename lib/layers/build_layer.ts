@@ -12,7 +12,12 @@ import { type Bodies, mapBody } from "./bodies.ts";
 import { writeGzipMeta } from "./gzip_meta.ts";
 import type { ImageSpace } from "./image_space.ts";
 import type { LayerStack } from "./layer_stack.ts";
-import { type LayerBlock, WarpMap, writeWarpLayer } from "./lsmt/mod.ts";
+import {
+  type LayerBlock,
+  WarpMap,
+  type WarpOutput,
+  writeWarpLayers,
+} from "./lsmt/mod.ts";
 import { META_MEMBER, writeMetaBlob } from "./meta_blob.ts";
 import { type OpenedLayer, openLayer } from "./open_layer.ts";
 import { type LayerScan, scanLayer } from "./pass/mod.ts";
@@ -60,22 +65,37 @@ export interface LayerBreakdown {
   spans: number;
 }
 
+/**
+ * One of the blobs that a source layer becomes: it is the only one, unless the
+ * layer has more map entries than a reader takes (`MAX_LAYER_ENTRIES`).
+ */
+export interface LayerPart {
+  /** Of the blob to push: the meta blob, or the native layer's. */
+  digest: string;
+  /** Bytes of the blob. */
+  size: number;
+  /** Digest of the uncompressed meta tar; of a native layer the blob's own. */
+  diffId: string;
+}
+
+/** A blob that was just written. */
+export interface BuiltPart extends LayerPart {
+  /** File with the blob. */
+  path: string;
+}
+
 /** A written layer. */
 export interface BuiltLayer {
   reused: false;
   /** Native layers store their content; others point into the source layer. */
   kind: "turbo" | "native";
-  /** Of the blob to push: the meta blob, or the native layer's. */
-  digest: string;
-  size: number;
-  /** Digest of the uncompressed meta tar; of a native layer the blob's own. */
-  diffId: string;
+  /** At least one; bottom first. */
+  parts: readonly BuiltPart[];
   compression: LayerScan["compression"];
   entryCount: number;
   spanCount: number;
+  /** Over all parts. */
   breakdown: LayerBreakdown;
-  /** File with the blob. */
-  path: string;
 }
 
 /**
@@ -163,19 +183,28 @@ function* joinBlocks(
   yield* stored;
 }
 
+/** What a layer's map is written for. */
+export interface LayerDevice {
+  /** Bytes of the device. */
+  virtualSize: number;
+  /** Map entries of one part at most; default what readers take. For tests. */
+  maxEntries?: number | undefined;
+}
+
 /**
- * Writes a meta blob and puts its layer on the stack.
+ * Writes the meta blobs of a layer and puts their maps on the stack.
  *
- * @param path File to write; `PATH.fs` is used beside it and stays for the stack.
+ * @param path File to write; further parts get `.1`, `.2`… behind it. `PATH.fs`
+ * is used beside each and stays for the stack.
  */
 export async function writeMetaLayer(
   scanned: ScannedLayer,
   content: LayerContent,
-  virtualSize: number,
+  device: LayerDevice,
   stack: LayerStack,
   path: string,
-): Promise<BuiltLayer> {
-  const fsMeta = await writeFsMeta(`${path}.fs`, content, virtualSize);
+): Promise<{ layer: BuiltLayer; opened: OpenedLayer[] }> {
+  const paths = await writeFsMetas(path, content, device);
   const { scan, mediaType, spanSize } = scanned;
   const spans = encodeSpans(spanIndexOf(scan, { mediaType, spanSize }));
   const isTurboReadable = scan.compression === "gzip" && scan.members === 1;
@@ -187,70 +216,116 @@ export async function writeMetaLayer(
       checkpoints: scan.checkpoints,
     })
     : undefined;
-  const file = await Deno.open(path, { write: true, createNew: true });
-  try {
-    const blob = await writeMetaBlob(new FileSink(file), [
+  const parts: BuiltPart[] = [];
+  const opened: OpenedLayer[] = [];
+  const breakdown: LayerBreakdown = { fsMeta: 0, gzipIndex: 0, spans: 0 };
+  for (const part of paths) {
+    const fsMeta = await FileSource.open(fsMetaPath(part));
+    const layer = await openLayer(fsMeta, "warp");
+    stack.add(layer);
+    opened.push(layer);
+    // Each part has the target's whole index: readers open it by itself.
+    const blob = await writeBlobFile(part, [
       { name: META_MEMBER.ext4, content: fsMeta },
       { name: META_MEMBER.marker, content: new Uint8Array() },
       ...(gzipMeta ? [{ name: META_MEMBER.gzipMeta, content: gzipMeta }] : []),
       { name: META_MEMBER.spans, content: spans },
     ]);
-    stack.add(await openLayer(fsMeta, "warp"));
-    trimMemory();
-    return {
+    parts.push({ ...blob, path: part });
+    breakdown.fsMeta += fsMeta.size;
+    breakdown.gzipIndex += gzipMeta?.length ?? 0;
+    breakdown.spans += spans.length;
+  }
+  trimMemory();
+  return {
+    layer: {
       reused: false,
       kind: "turbo",
-      digest: blob.digest,
-      size: blob.size,
-      diffId: blob.diffId,
+      parts,
       compression: scan.compression,
       entryCount: scanned.entryCount,
       spanCount: scan.spans.count,
-      breakdown: {
-        fsMeta: fsMeta.size,
-        gzipIndex: gzipMeta?.length ?? 0,
-        spans: spans.length,
-      },
-      path,
-    };
-  } finally {
-    file.close();
-  }
+      breakdown,
+    },
+    opened,
+  };
+}
+
+async function writeBlobFile(
+  path: string,
+  members: Parameters<typeof writeMetaBlob>[1],
+): Promise<LayerPart> {
+  using file = await Deno.open(path, { write: true, createNew: true });
+  const { digest, size, diffId } = await writeMetaBlob(
+    new FileSink(file),
+    members,
+  );
+  return { digest, size, diffId };
 }
 
 /**
  * Puts a layer on the stack without a meta blob: what native layers are made
  * from.
  *
- * @param path File to write; stays for the stack.
+ * @param path As for {@linkcode writeMetaLayer}; only `PATH.fs` is written.
+ * @returns Its parts, bottom first.
  */
 export async function stackLayer(
   content: LayerContent,
-  virtualSize: number,
+  device: LayerDevice,
   stack: LayerStack,
   path: string,
-): Promise<OpenedLayer> {
-  const fsMeta = await writeFsMeta(path, content, virtualSize);
-  const layer = await openLayer(fsMeta, "warp");
-  stack.add(layer);
-  return layer;
+): Promise<OpenedLayer[]> {
+  const opened: OpenedLayer[] = [];
+  for (const part of await writeFsMetas(path, content, device)) {
+    const layer = await openLayer(
+      await FileSource.open(fsMetaPath(part)),
+      "warp",
+    );
+    stack.add(layer);
+    opened.push(layer);
+  }
+  return opened;
 }
 
-async function writeFsMeta(
+function fsMetaPath(path: string): string {
+  return `${path}.fs`;
+}
+
+/** Writes `PATH.fs` for each part of a layer; returns each part's PATH. */
+async function writeFsMetas(
   path: string,
   content: LayerContent,
-  virtualSize: number,
-): Promise<FileSource> {
-  const file = await Deno.open(path, { write: true, createNew: true });
+  device: LayerDevice,
+): Promise<string[]> {
+  const paths: string[] = [];
+  let current: { file: Deno.FsFile; zfile: ZFileWriter } | undefined;
+  const output: WarpOutput = {
+    async open(index) {
+      const part = index === 0 ? path : `${path}.${index}`;
+      const file = await Deno.open(fsMetaPath(part), {
+        write: true,
+        createNew: true,
+      });
+      const zfile = new ZFileWriter(new FileSink(file), {
+        blockSize: ZFILE_BLOCK_SIZE,
+        headerOverwrite: true,
+      });
+      current = { file, zfile };
+      paths.push(part);
+      return zfile;
+    },
+    async close() {
+      const { file, zfile } = current!;
+      await zfile.finish();
+      current = undefined;
+      file.close();
+    },
+  };
   try {
-    const zfile = new ZFileWriter(new FileSink(file), {
-      blockSize: ZFILE_BLOCK_SIZE,
-      headerOverwrite: true,
-    });
-    await writeWarpLayer(zfile, { ...content, virtualSize });
-    await zfile.finish();
+    await writeWarpLayers(output, { ...content, ...device });
   } finally {
-    file.close();
+    current?.file.close();
   }
-  return await FileSource.open(path);
+  return paths;
 }

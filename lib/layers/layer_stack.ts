@@ -30,11 +30,6 @@ export class LayerStack implements AsyncDisposable {
     this.#table = undefined;
   }
 
-  /** The layer on top. */
-  get top(): OpenedLayer | undefined {
-    return this.#layers.at(-1);
-  }
-
   /** Merged index of all layers. */
   table(): SegmentTable {
     return this.#table ??= mergeTables(this.#layers.map((l) => l.table));

@@ -10,24 +10,26 @@ import {
   roundDown,
   roundUp,
 } from "../io/mod.ts";
-import { KIND, type LayerWriter, type SegmentTable } from "./lsmt/mod.ts";
+import {
+  KIND,
+  type LayerWriter,
+  MAX_LAYER_ENTRIES,
+  MAX_SEGMENT_SECTORS,
+  type SegmentTable,
+} from "./lsmt/mod.ts";
 
 const SECTOR = 512;
 /** Unit in which zeros are told from data, and data is stored: the file system's block. */
 const BLOCK = 4096;
 /** Bytes read at once. */
 const PIECE = 512 * 1024;
-/**
- * Entries from which on zero blocks are stored like data: leaving them out
- * splits runs, and readers take 1,000,000 entries.
- */
-const SPARSE_ENTRIES_MAX = 900_000;
-
 /** What {@linkcode materialize} works on. */
 export interface MaterializeOptions {
   signal?: AbortSignal | undefined;
   /** Called with the bytes of the device that were dealt with. */
   onProgress?: ((bytes: number) => void) | undefined;
+  /** Entries of one layer at most; default what readers take. For tests. */
+  maxEntries?: number | undefined;
 }
 
 /** A stretch of whole blocks of the device; bytes, `end` exclusive. */
@@ -74,34 +76,103 @@ export function* blockRuns(
   if (run) yield run;
 }
 
+/** Where one layer of several begins and ends on the device; bytes, `end` exclusive. */
+export interface LayerRange {
+  start: number;
+  end: number;
+}
+
 /**
- * Stores everything that `table` maps, in the order of the device. Blocks that
- * are all zero are mapped as zeroed entries and take no space: they stay mapped,
- * so that whoever builds on top places its own blocks as on the original.
+ * Cuts a device into ranges whose runs fit into one layer each: one range as a
+ * rule.
  *
- * @param device Shows the table's content; borrowed.
+ * @param maxEntries Entries of one layer at most.
+ */
+export function layerRanges(
+  runs: Iterable<BlockRun>,
+  size: number,
+  maxEntries: number = MAX_LAYER_ENTRIES,
+): LayerRange[] {
+  const ranges: LayerRange[] = [];
+  let start = 0;
+  let entries = 0;
+  for (const run of runs) {
+    const need = entriesOf(run);
+    if (entries > 0 && entries + need > maxEntries) {
+      ranges.push({ start, end: run.start });
+      start = run.start;
+      entries = 0;
+    }
+    entries += need;
+  }
+  return [...ranges, { start, end: size }];
+}
+
+/**
+ * The same runs in fewer pieces, for a layer with nothing below it: zeros and
+ * what nobody maps, up to `gap` bytes of it, become part of the data around
+ * them.
+ */
+export function* joinedRuns(
+  runs: Iterable<BlockRun>,
+  gap: number,
+): Generator<BlockRun> {
+  let joined: BlockRun | undefined;
+  for (const { start, end } of runs) {
+    if (joined && start - joined.end <= gap) {
+      joined.end = end;
+      continue;
+    }
+    if (joined) yield joined;
+    joined = { start, end, zeroed: false };
+  }
+  if (joined) yield joined;
+}
+
+/** Entries of an index that say one run. */
+export function entriesOf({ start, end }: BlockRun): number {
+  return Math.ceil((end - start) / (MAX_SEGMENT_SECTORS * SECTOR));
+}
+
+/**
+ * Stores what runs cover. Blocks that are all zero are mapped as zeroed entries
+ * and take no space: they stay mapped, so that whoever builds on top places its
+ * own blocks as on the original. Where entries get scarce zeros are stored, as
+ * leaving them out splits runs.
+ *
+ * @param device Shows the content; borrowed.
+ * @param runs Ascending, disjoint; gone through once.
+ * @param entries What {@linkcode entriesOf} gives for all of them.
  * @param writer A native layer of the device's size; the caller finishes it.
  */
 export async function materialize(
   device: ByteSource,
-  table: SegmentTable,
+  runs: Iterable<BlockRun>,
+  entries: number,
   writer: LayerWriter,
   options: MaterializeOptions = {},
 ): Promise<void> {
+  const { signal, onProgress, maxEntries = MAX_LAYER_ENTRIES } = options;
   const buffer = new Uint8Array(PIECE);
-  for (const { start, end, zeroed } of blockRuns(table, device.size)) {
+  let left = entries;
+  // A hole adds its own entry, the one behind it, and a cut at 16383 sectors in each.
+  const hasRoom = () => writer.entryBound + left + 4 <= maxEntries;
+  for (const run of runs) {
+    const { start, end, zeroed } = run;
     if (zeroed) {
       writer.zero(start, end - start);
-      options.onProgress?.(end - start);
+      left -= entriesOf(run);
+      onProgress?.(end - start);
       continue;
     }
     for (let at = start; at < end; at += PIECE) {
-      if (options.signal?.aborted) throw new CancelledError();
+      if (signal?.aborted) throw new CancelledError();
       const piece = buffer.subarray(0, Math.min(PIECE, end - at));
-      await device.pread(piece, at, { signal: options.signal });
-      await store(piece, at, writer);
-      options.onProgress?.(piece.length);
+      await device.pread(piece, at, { signal });
+      await store(piece, at, writer, hasRoom);
+      onProgress?.(piece.length);
     }
+    left -= entriesOf(run);
   }
 }
 
@@ -109,10 +180,10 @@ async function store(
   piece: Uint8Array,
   offset: number,
   writer: LayerWriter,
+  hasRoom: () => boolean,
 ): Promise<void> {
   const isHole = (at: number) =>
-    writer.entryBound < SPARSE_ENTRIES_MAX &&
-    isZero(piece.subarray(at, at + BLOCK));
+    isZero(piece.subarray(at, at + BLOCK)) && hasRoom();
   let start = 0;
   while (start < piece.length) {
     const zeros = isHole(start);

@@ -1,18 +1,32 @@
 /** A stack flattened into one native layer file. */
 
 import { LimitError } from "../io/mod.ts";
-import { type LsmtSource, MAX_VIRTUAL_SIZE } from "./lsmt/mod.ts";
-import type { MaterializeOptions } from "./materialize.ts";
+import {
+  type LsmtSource,
+  MAX_LAYER_ENTRIES,
+  MAX_VIRTUAL_SIZE,
+} from "./lsmt/mod.ts";
+import {
+  type BlockRun,
+  blockRuns,
+  entriesOf,
+  joinedRuns,
+  type MaterializeOptions,
+} from "./materialize.ts";
 import {
   type NativeBlob,
   type NativeFormat,
   writeNativeBlob,
 } from "./native_layer.ts";
 
+/** Unit in which gaps are closed: the file system's block. */
+const BLOCK = 4096;
+
 /**
  * Writes everything that a device's layers map as one layer blob. Where a layer
  * says "zeros" the result says so too, so that file systems can be continued on
- * it as on the stack.
+ * it as on the stack. Only what one layer cannot say, a device in more than a
+ * million shreds, is joined: by storing zeros in its smallest gaps.
  *
  * @param device Borrowed.
  * @param path A file that appears whole or not at all; one that is there is
@@ -34,7 +48,11 @@ export async function mergeLayers(
   try {
     const blob = await writeNativeBlob(
       temp,
-      { device, table: device.table, virtualSize: device.size },
+      {
+        device,
+        runs: runsInOneLayer(device, options.maxEntries ?? MAX_LAYER_ENTRIES),
+        virtualSize: device.size,
+      },
       format,
       options,
     );
@@ -44,4 +62,22 @@ export async function mergeLayers(
     await Deno.remove(temp).catch(() => {});
     throw error;
   }
+}
+
+function runsInOneLayer(
+  { table, size }: LsmtSource,
+  maxEntries: number,
+): () => Iterable<BlockRun> {
+  let runs = () => blockRuns(table, size);
+  for (let gap = 0; countEntries(runs()) > maxEntries; gap = gap * 2 || BLOCK) {
+    const most = gap;
+    runs = () => joinedRuns(blockRuns(table, size), most);
+  }
+  return runs;
+}
+
+function countEntries(runs: Iterable<BlockRun>): number {
+  let count = 0;
+  for (const run of runs) count += entriesOf(run);
+  return count;
 }

@@ -21,9 +21,13 @@ import {
   type LayerSummary,
   LayerWriter,
   LsmtSource,
-  type SegmentTable,
 } from "./lsmt/mod.ts";
-import { materialize, type MaterializeOptions } from "./materialize.ts";
+import {
+  type BlockRun,
+  entriesOf,
+  materialize,
+  type MaterializeOptions,
+} from "./materialize.ts";
 import type { OpenedLayer } from "./open_layer.ts";
 import { tarWrapperHead, tarWrapperTail } from "./tar_wrapper.ts";
 
@@ -41,8 +45,8 @@ export interface NativeFormat {
 export interface NativeContent extends LayerFields {
   /** Shows the content; borrowed. */
   device: ByteSource;
-  /** Which ranges of the device the layer holds. */
-  table: SegmentTable;
+  /** Which ranges of the device the layer holds; gone through twice. */
+  runs: () => Iterable<BlockRun>;
 }
 
 /** A written layer blob. */
@@ -84,7 +88,15 @@ export async function writeNativeBlob(
       headerOverwrite: true,
     });
     const writer = await LayerWriter.start(zfile, "native", content);
-    await materialize(content.device, content.table, writer, options);
+    let entries = 0;
+    for (const run of content.runs()) entries += entriesOf(run);
+    await materialize(
+      content.device,
+      content.runs(),
+      entries,
+      writer,
+      options,
+    );
     layer = await writer.finish();
     const summary = await zfile.finish();
     const tail = tarWrapperTail(summary.size);
@@ -116,16 +128,17 @@ async function digestFile(path: string, size: number): Promise<string> {
  * One layer alone as a device, for {@linkcode writeNativeBlob}: what it maps
  * shows, all else is zeros.
  *
+ * @param parts Of the layer, bottom first.
  * @param target What its target rows map; everything is borrowed, so the result
  * must not be disposed of.
  */
 export function singleLayerDevice(
-  layer: OpenedLayer,
+  parts: readonly OpenedLayer[],
   target: ByteSource,
   virtualSize: number,
 ): LsmtSource {
   return new LsmtSource(
-    [{ table: layer.table, data: layer.data, target }],
+    parts.map(({ table, data }) => ({ table, data, target })),
     virtualSize,
   );
 }
@@ -140,4 +153,16 @@ export function chainUuid(chainId: string): string {
   return [8, 12, 16, 20, 32].map((end, i, ends) =>
     hex.slice(ends[i - 1] ?? 0, end)
   ).join("-");
+}
+
+/**
+ * The UUID of a part of a layer that is not its last one, which has the chain's
+ * own: a layer that was split is still followed and preceded by what follows
+ * and precedes it otherwise.
+ *
+ * @param part From 0.
+ */
+export function partUuid(chainId: string, part: number): string {
+  const hash = createHash("sha256").update(`${chainId} part ${part}`);
+  return chainUuid(toHex(hash.digest()));
 }

@@ -89,6 +89,24 @@ export async function openTurboLayer(
   target: Target,
   services: LayerServices,
 ): Promise<OpenedTurboLayer> {
+  const part = await openTurboPart(members);
+  try {
+    return { ...part, ...await openTarget(members, target, services) };
+  } catch (error) {
+    await part.data[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/**
+ * Opens what one meta blob says of the device, without its target: for the
+ * further parts of a layer that was split.
+ *
+ * @param members As for {@linkcode openTurboLayer}.
+ */
+export async function openTurboPart(
+  members: ReadonlyMap<string, Uint8Array>,
+): Promise<Pick<OpenedTurboLayer, "table" | "data" | "virtualSize">> {
   const fsMeta = members.get(META_MEMBER.ext4) ??
     members.get(META_MEMBER.erofs);
   if (!fsMeta) {
@@ -98,19 +116,11 @@ export async function openTurboLayer(
       `is missing (members: ${[...members.keys()].join(", ") || "none"})`,
     );
   }
-  const layer = await openLayer(new MemorySource(fsMeta), "warp");
-  try {
-    const opened = await openTarget(members, target, services);
-    return {
-      table: layer.table,
-      data: layer.data,
-      virtualSize: layer.virtualSize,
-      ...opened,
-    };
-  } catch (error) {
-    await layer.data[Symbol.asyncDispose]();
-    throw error;
-  }
+  const { table, data, virtualSize } = await openLayer(
+    new MemorySource(fsMeta),
+    "warp",
+  );
+  return { table, data, virtualSize };
 }
 
 /**
@@ -128,14 +138,20 @@ export function uncheckedKey(
   return `${hash.digest("hex").slice(0, 32)}/${digest}`;
 }
 
-type OpenedTarget =
+/** An opened target, and what is known of it. */
+export type OpenedTarget =
   & Pick<
     OpenedTurboLayer,
     "integrity" | "compression" | "targetSize" | "index"
   >
   & { target: ByteSource };
 
-async function openTarget(
+/**
+ * Opens the content behind a TurboOCI layer's metadata.
+ *
+ * @param members As for {@linkcode openTurboLayer}; the metadata is not looked at.
+ */
+export async function openTarget(
   members: ReadonlyMap<string, Uint8Array>,
   target: Target,
   services: LayerServices,

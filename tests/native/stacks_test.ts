@@ -5,6 +5,7 @@ import { gunzipSync } from "node:zlib";
 import { Ext4Model } from "../../lib/ext4/mod.ts";
 import { type ByteSource, FileSource, MemorySource } from "../../lib/io/mod.ts";
 import {
+  blockRuns,
   type Bodies,
   chainUuid,
   ImageSpace,
@@ -90,9 +91,11 @@ async function buildOn(
   const { virtualSize } = space;
   const name = `${dir}/${crypto.randomUUID()}`;
   const target = new MemorySource(tar);
-  const opened = await stackLayer(content, virtualSize, stack, `${name}.fs`);
-  const device = singleLayerDevice(opened, target, virtualSize);
-  await writeNativeBlob(name, { device, table: device.table, virtualSize }, {});
+  const parts = await stackLayer(content, { virtualSize }, stack, name);
+  const opened = parts[0]!;
+  const device = singleLayerDevice(parts, target, virtualSize);
+  const runs = () => blockRuns(device.table, virtualSize);
+  await writeNativeBlob(name, { device, runs, virtualSize }, {});
   checkNative(await Deno.readFile(name), { virtualSize });
   const native = await openLayer(await FileSource.open(name), "native");
   return { warp: { opened, target }, native: { opened: native } };
@@ -224,7 +227,11 @@ Deno.test({
         const table = fullTable(image.size);
         await writeNativeBlob(
           path,
-          { device: image, table, virtualSize: image.size },
+          {
+            device: image,
+            runs: () => blockRuns(table, image.size),
+            virtualSize: image.size,
+          },
           {},
         );
       }
