@@ -9,13 +9,14 @@ import {
   NotFoundError,
   ObdError,
   readBytes,
-  UnsupportedError,
 } from "../io/mod.ts";
 import {
   type LayerServices,
   META_MEMBER,
   openLayer,
+  openTarget,
   openTurboLayer,
+  openWritableLayer,
   SpanCache,
 } from "../layers/mod.ts";
 import { isDigest, parseReference, type Repository } from "../registry/mod.ts";
@@ -53,11 +54,18 @@ const configSchema = v.looseObject({
   upper: v.optional(v.looseObject({
     index: v.optional(path, ""),
     data: v.optional(path, ""),
+    target: v.optional(path, ""),
+    gzipIndex: v.optional(path, ""),
   })),
   accelerationLayer: v.optional(v.boolean(), false),
+  recordTracePath: v.optional(path, ""),
+  resultFile: v.optional(path, ""),
+  // Of overlaybd's service, which downloads layers in the background.
+  download: v.optional(v.looseObject({})),
 });
 
 type Lower = v.InferOutput<typeof lowerSchema>;
+type Upper = NonNullable<v.InferOutput<typeof configSchema>["upper"]>;
 
 /** Names that a layer has in its directory, in overlaybd's order of search. */
 const LAYER_FILES = ["overlaybd.commit", ".commit", "overlaybd.sealed"];
@@ -73,16 +81,21 @@ export async function openConfigImage(
   file: string,
 ): Promise<OpenedImage> {
   const config = await readConfig(file);
-  if (config.upper?.index && config.upper.data) {
-    throw new UnsupportedError(
-      "upper",
-      `"${file}": writable layers ("upper") cannot be served`,
+  if (config.accelerationLayer && config.recordTracePath !== "") {
+    throw new FormatError(
+      `config "${file}"`,
+      "keys",
+      '"accelerationLayer" and "recordTracePath" exclude each other',
     );
   }
   const lowers = config.accelerationLayer
     ? config.lowers.slice(0, -1)
     : config.lowers;
-  if (lowers.length === 0) {
+  // Without both files the image has no writable layer (overlaybd src/image_file.cpp: init_image_file).
+  const upper = config.upper?.index && config.upper.data
+    ? config.upper
+    : undefined;
+  if (lowers.length === 0 && !upper) {
     throw new FormatError(`config "${file}"`, "lowers", "are none");
   }
   await using stack = new AsyncDisposableStack();
@@ -94,6 +107,13 @@ export async function openConfigImage(
   try {
     for (const [i, lower] of lowers.entries()) {
       layers.push(await openLower(places, lower, i, file));
+    }
+    if (upper) {
+      layers.push(await openUpper(places, upper, lowers.length, file));
+      environment.log.warn(
+        "the writable layer is shown read-only, as it is now",
+        { config: file, data: upper.data },
+      );
     }
   } catch (error) {
     for (const layer of layers) await disposeLayer(layer);
@@ -174,9 +194,7 @@ async function openLower(
   try {
     const part = await openPart(places.repository, {
       what: "layer",
-      files: lower.file !== ""
-        ? [lower.file]
-        : LAYER_FILES.map((name) => `${lower.dir}/${name}`),
+      files: layerFiles(lower),
       digest: lower.digest,
       size: lower.size,
     });
@@ -197,6 +215,83 @@ async function openLower(
       { cause: error },
     );
   }
+}
+
+/** Where a layer may lie here, in overlaybd's order (src/image_file.cpp: open_lower_layer). */
+function layerFiles({ file, dir }: Lower): string[] {
+  return [
+    ...(file === "" ? [] : [file]),
+    ...(dir === "" ? [] : LAYER_FILES.map((name) => `${dir}/${name}`)),
+  ];
+}
+
+/** What overlaybd's tools are writing, or have written and not committed. */
+async function openUpper(
+  places: Places,
+  upper: Upper,
+  lowerCount: number,
+  config: string,
+): Promise<OpenedStackLayer> {
+  await using unused = new AsyncDisposableStack();
+  try {
+    const data = unused.use(await openFile("data file", upper.data));
+    const isTurbo = upper.target !== "";
+    const layer = await openWritableLayer(
+      {
+        data,
+        openIndex: () => openFile("index file", upper.index),
+        storedRanges: (offset) => data.storedRanges(offset),
+      },
+      isTurbo ? "warp" : "native",
+      lowerCount,
+    );
+    const opened = isTurbo
+      ? await openUpperTarget(places, upper, unused)
+      : { integrity: "none" as const };
+    unused.move();
+    return {
+      ...layer,
+      ...opened,
+      data,
+      info: {
+        digest: upper.data,
+        kind: isTurbo ? "turbo" : "native",
+        integrity: opened.integrity,
+        size: data.size,
+      },
+    };
+  } catch (error) {
+    if (!(error instanceof ObdError) || error.code === "cancelled") throw error;
+    throw new ObdError(
+      error.code,
+      `"${config}": upper: ${errorText(error)}`,
+      { cause: error },
+    );
+  }
+}
+
+async function openUpperTarget(
+  { local }: Places,
+  { target, gzipIndex }: Upper,
+  unused: AsyncDisposableStack,
+) {
+  const members = await gzipMembers(gzipIndex);
+  const blob = unused.use(await openFile("target", target));
+  return await openTarget(members, {
+    digest: `file:${target}`,
+    mediaType: gzipIndex === "" ? "" : "+gzip",
+    origin: "file",
+    open: () => Promise.resolve(blob),
+  }, local);
+}
+
+/** The members of a meta blob that a config names one by one. */
+async function gzipMembers(
+  gzipIndex: string,
+): Promise<Map<string, Uint8Array>> {
+  if (gzipIndex === "") return new Map();
+  await using index = await openFile("gzip index", gzipIndex);
+  return new Map([[META_MEMBER.gzipMeta, await readAll(index)]]);
 }
 
 async function openNativeFile(
@@ -222,14 +317,8 @@ async function openTurboLower(
   blob: ByteSource,
 ): Promise<OpenedStackLayer> {
   await using fsMeta = blob;
-  const members = new Map([[
-    META_MEMBER.ext4 as string,
-    await readAll(fsMeta),
-  ]]);
-  if (lower.gzipIndex !== "") {
-    await using index = await openFile("gzip index", lower.gzipIndex);
-    members.set(META_MEMBER.gzipMeta, await readAll(index));
-  }
+  const members = await gzipMembers(lower.gzipIndex);
+  members.set(META_MEMBER.ext4, await readAll(fsMeta));
   const target = await openPart(repository, {
     what: "target",
     files: lower.targetFile === "" ? [] : [lower.targetFile],

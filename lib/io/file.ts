@@ -2,7 +2,7 @@
 
 import * as fs from "node:fs";
 import { promisify } from "node:util";
-import { FormatError } from "./errors.ts";
+import { FormatError, UnsupportedError } from "./errors.ts";
 import { type Libc, loadLibc, preadCached } from "./libc.ts";
 import {
   type ByteSource,
@@ -14,6 +14,10 @@ const readAsync = promisify(fs.read);
 const openAsync = promisify(fs.open);
 const closeAsync = promisify(fs.close);
 const fstatAsync = promisify(fs.fstat);
+
+/** lseek(2) on Linux. */
+const SEEK_DATA = 3;
+const SEEK_HOLE = 4;
 
 /** A file's bytes. Its size is taken once, when it is opened. */
 export class FileSource implements ByteSource {
@@ -57,6 +61,35 @@ export class FileSource implements ByteSource {
         dst as Uint8Array<ArrayBuffer>,
         offset,
       );
+  }
+
+  /**
+   * The ranges that the file system stores, ascending; what lies between them
+   * is holes. Where a file system cannot tell, all is one range.
+   *
+   * @param offset Byte to begin at.
+   * @throws {UnsupportedError} If the C library cannot be called: nothing else
+   * in the runtime asks for holes.
+   */
+  *storedRanges(offset = 0): Generator<{ start: number; end: number }> {
+    const libc = this.#libc;
+    if (!libc) {
+      throw new UnsupportedError(
+        "lseek",
+        `Cannot look for holes in "${this.#path}": the C library is not available`,
+      );
+    }
+    const seek = (from: number, whence: number) =>
+      Number(libc.lseek(this.#fd, BigInt(from), whence));
+    for (let at = offset; at < this.size;) {
+      // Below zero: no data any more (ENXIO).
+      const start = seek(at, SEEK_DATA);
+      if (start < at || start >= this.size) return;
+      const hole = seek(start, SEEK_HOLE);
+      const end = hole <= start ? this.size : Math.min(hole, this.size);
+      yield { start, end };
+      at = end;
+    }
   }
 
   describe(): SourceDescription {

@@ -22,6 +22,7 @@ const SYMBOLS = {
     nonblocking: true,
   },
   malloc_trim: { parameters: ["usize"], result: "i32" },
+  lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
 } as const;
 
 /** An opened libc. */

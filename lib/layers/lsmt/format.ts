@@ -9,7 +9,8 @@
  * Everything is little-endian; "sector" is 512 bytes. Header and trailer have
  * one structure; a reader of a sealed layer believes the trailer only
  * (overlaybd lsmt/file.cpp: HeaderTrailer, verify_ht, do_load_index).
- * Not supported: writable layers (a data file without a trailer, index files).
+ * Writable layers (a data file without a trailer, index files) are read by
+ * `open_writable.ts`.
  */
 
 import { FormatError, fromUtf8, getU64, setU64, viewOf } from "../../io/mod.ts";

@@ -9,5 +9,6 @@ export {
 export * from "./lsmt_source.ts";
 export * from "./merge.ts";
 export * from "./open.ts";
+export * from "./open_writable.ts";
 export * from "./segment_table.ts";
 export * from "./warp_writer.ts";
