@@ -40,7 +40,12 @@ export type CodecReply =
 /** Only tests ask for it: what a defect outside of a job's code would do. */
 class CrashRequest extends Error {}
 
-function run(job: CodecJob): Uint8Array {
+/**
+ * What the thread does with a job; for tests, on the calling thread.
+ *
+ * @throws {ObdError} If the input is malformed, or its SHA-256 another.
+ */
+export function runCodecJob(job: CodecJob): Uint8Array {
   if (job.kind === "crash") {
     throw new CrashRequest();
   }
@@ -87,7 +92,7 @@ function serve(): void {
   scope.onmessage = ({ data: job }) => {
     let reply: CodecReply;
     try {
-      reply = { id: job.id, bytes: run(job) };
+      reply = { id: job.id, bytes: runCodecJob(job) };
     } catch (error) {
       if (error instanceof CrashRequest) throw error;
       reply = { id: job.id, error: packError(error) };
