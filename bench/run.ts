@@ -7,9 +7,9 @@
 
 const HERE = new URL(".", import.meta.url).pathname;
 /** Not benchmarks: this, and what a benchmark starts as its other process. */
-const HELPERS = new Set(["run", "serve_image"]);
-/** Only when named: it takes minutes and has no figure to compare. */
-const ON_REQUEST = new Set(["weather_soak"]);
+const HELPERS = new Set(["generated_image", "run", "serve_image"]);
+/** Only when named: they take minutes. */
+const ON_REQUEST = new Set(["scale", "weather_soak"]);
 
 const all = [...Deno.readDirSync(HERE)]
   .filter((e) => e.isFile && e.name.endsWith(".ts"))
