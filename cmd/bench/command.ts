@@ -73,7 +73,7 @@ async function report(
 ): Promise<void> {
   for (const session of sessions) context.say(renderSession(session));
   if (html === undefined) return;
-  const { renderReport } = await import("./html_report.ts");
+  const { renderReport } = await import("./report/report.ts");
   await writeAtomically(html, renderReport(sessions));
   context.say(`report: ${html}`);
 }

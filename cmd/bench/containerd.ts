@@ -156,6 +156,7 @@ export async function runContainer(
   const readySeconds = since(started);
   const { traffic } = registry.proxy;
   const cost = await run.group.cost();
+  const seenAt = run.group.serviceSeenAt;
   const edge = await run.edge?.();
   const diskBytes = await diskUse(run.keeps, signal);
   const rate = workload.ready.kind === "http" && settings.steadySeconds > 0
@@ -164,6 +165,9 @@ export async function runContainer(
   return {
     ...(openedSeconds === undefined ? {} : { openedSeconds }),
     rootSeconds: run.rootSeconds,
+    ...(seenAt === undefined
+      ? {}
+      : { containerSeconds: Math.round(seenAt - started) / 1000 }),
     ...(firstByteSeconds === undefined ? {} : { firstByteSeconds }),
     readySeconds,
     traffic,

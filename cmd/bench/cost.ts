@@ -59,6 +59,7 @@ export class CostGroup implements AsyncDisposable {
   readonly #sampling: Promise<void>;
   #service: string | undefined;
   #servicePeak = 0;
+  #serviceSeenAt: number | undefined;
   #peak = 0;
   #totalStart = 0;
   #machineStart: number | undefined;
@@ -91,6 +92,11 @@ export class CostGroup implements AsyncDisposable {
    */
   watchService(path: string): void {
     this.#service = path;
+  }
+
+  /** When a process of the service was first seen, as `performance.now()`. */
+  get serviceSeenAt(): number | undefined {
+    return this.#serviceSeenAt;
   }
 
   /** Daemons that run already cost nothing so far. */
@@ -187,7 +193,12 @@ export class CostGroup implements AsyncDisposable {
     if (this.#service === undefined || !this.#cgroup) return;
     let service = 0;
     for (const pid of await this.#cgroup.at(this.#service).pids()) {
-      service += (await lookAt(pid))?.rssBytes ?? 0;
+      const now = await lookAt(pid);
+      service += now?.rssBytes ?? 0;
+      // Until it becomes the program, it is runc's own ("runc:[2:INIT]").
+      if (now && !now.name.startsWith("runc:")) {
+        this.#serviceSeenAt ??= performance.now();
+      }
     }
     this.#servicePeak = Math.max(this.#servicePeak, service);
   }

@@ -9,6 +9,8 @@ export interface Measurement {
   openedSeconds?: number;
   /** The root file system is there: pulled and unpacked, or mounted. */
   rootSeconds: number;
+  /** The container's process was seen; within 50 ms. */
+  containerSeconds?: number;
   /**
    * The first program of the image runs. Images of the tree have a shell that
    * says so; elsewhere it is the first output, undefined without any.

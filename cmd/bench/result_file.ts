@@ -69,6 +69,7 @@ const touched = v.looseObject({
 const measurement = v.looseObject({
   openedSeconds: v.optional(count),
   rootSeconds: count,
+  containerSeconds: v.optional(count),
   firstByteSeconds: v.optional(count),
   readySeconds: count,
   traffic: v.looseObject({
