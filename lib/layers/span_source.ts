@@ -25,6 +25,7 @@ import {
   MemoryCache,
   type MemoryEntry,
 } from "./cache/mod.ts";
+import { NeighbourPredictor } from "./neighbours.ts";
 import { type Stream, StreamTracker } from "./readahead.ts";
 import type { SpanTable } from "./span_table.ts";
 
@@ -65,7 +66,11 @@ export class SpanCache {
 export interface SpanSourceOptions {
   cache: SpanCache;
   logger?: Logger;
-  /** Most bytes read ahead of a sequential reader; default 8 MiB, but a quarter of the memory cache at most; 0 = never. */
+  /**
+   * Most bytes read ahead of a sequential reader; default 8 MiB, but a quarter
+   * of the memory cache at most. 0 = nothing is read ahead, neither of them nor
+   * of readers that want neighbours (`neighbours.ts`).
+   */
   readaheadBytes?: number;
   /** A span that takes longer fails its readers, in ms. */
   deadlineMs?: number;
@@ -114,6 +119,8 @@ interface Span {
   /** Of the flight. */
   urgency: Urgency | undefined;
   loggedAt: number;
+  /** A demand read has come to it. */
+  wanted: boolean;
 }
 
 /** The key of a span in the caches when its digest is known: equal spans of different layers meet. */
@@ -130,6 +137,7 @@ export class SpanSource implements ByteSource {
   readonly #logger: Logger;
   readonly #deadlineMs: number;
   readonly #tracker: StreamTracker;
+  readonly #neighbours: NeighbourPredictor | undefined;
   readonly #spans = new Map<number, Span>();
   readonly #flying = new Map<Promise<void>, AbortController>();
   #ahead = 0;
@@ -149,6 +157,9 @@ export class SpanSource implements ByteSource {
         options.cache.memory.limit / 4,
       ),
     );
+    if (options.readaheadBytes !== 0) {
+      this.#neighbours = new NeighbourPredictor(maker.spans.count);
+    }
   }
 
   /**
@@ -176,6 +187,7 @@ export class SpanSource implements ByteSource {
       const whole = at === 0 && length === dst.length;
       const part = whole ? dst : dst.subarray(at, at + length);
       if (!this.#readNow(span, part, inside)) return false;
+      if (!span.wanted) this.#wanted(span);
       at += length;
     }
     this.#note(offset, dst.length);
@@ -267,6 +279,7 @@ export class SpanSource implements ByteSource {
         flight: undefined,
         urgency: undefined,
         loggedAt: -Infinity,
+        wanted: false,
       };
       this.#spans.set(index, span);
     }
@@ -314,12 +327,19 @@ export class SpanSource implements ByteSource {
     inside: number,
     options: ReadOptions,
   ): Promise<void> {
-    if (this.#readNow(span, dst, inside)) return;
+    const isFirst = !span.wanted && priorityOf(options) === "demand";
+    if (this.#readNow(span, dst, inside)) {
+      if (isFirst) this.#wanted(span);
+      return;
+    }
     const entry = this.#entryOf(span);
     if (entry?.state === "ready") {
       if (await this.#cache.store!.pread(entry, dst, inside)) return;
     }
-    const bytes = await this.#join(span, options);
+    const reading = this.#join(span, options);
+    // Behind the span itself.
+    if (isFirst) this.#wanted(span);
+    const bytes = await reading;
     dst.set(bytes.subarray(inside, inside + dst.length));
   }
 
@@ -427,6 +447,17 @@ export class SpanSource implements ByteSource {
       at = this.#table.offsetOf(index) + this.#table.sizeOf(index);
     }
     stream.ahead = at;
+  }
+
+  /** The first demand read of a span: perhaps its neighbour is wanted next. */
+  #wanted(span: Span): void {
+    if (span.wanted) return;
+    span.wanted = true;
+    const index = this.#neighbours?.wanted(span.index);
+    if (index === undefined || this.#ahead >= MAX_AHEAD || this.#closed) return;
+    const next = this.#span(index);
+    if (this.#isNear(next)) return;
+    this.#prefetch(next);
   }
 
   /** Whether reading the span now needs no network and no decoding, or it is on its way. */

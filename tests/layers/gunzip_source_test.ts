@@ -9,6 +9,7 @@ import {
 import { CachedSource, CacheStore } from "../../lib/layers/cache/mod.ts";
 import { type GunzipOptions, GunzipSource } from "../../lib/layers/gunzip.ts";
 import { VerifiedSource } from "../../lib/layers/plain_target.ts";
+import { NeighbourPredictor } from "../../lib/layers/neighbours.ts";
 import { StreamTracker } from "../../lib/layers/readahead.ts";
 import { digestKey, SpanCache } from "../../lib/layers/span_source.ts";
 import { MAX_SPAN_BYTES, SpanTable } from "../../lib/layers/span_table.ts";
@@ -285,6 +286,57 @@ Deno.test("GunzipSource does not read ahead of random reads", async () => {
   }
   await until(() => inflater.running === 0);
   assert.ok(inflater.jobs.every((j) => j.priority === "demand"));
+});
+
+Deno.test("GunzipSource reads the neighbour ahead for readers of neighbours in any order", async () => {
+  const layer = makeGzipLayer(content(12_000_000), SPAN);
+  const { source, inflater } = openLayer(layer);
+  await using _ = source;
+  // Runs of six spans, in an order of their own, one small read of each.
+  const random = seededRandom(5);
+  let wanted = 0;
+  for (let run = 0; run < 20; run++) {
+    const first = Math.floor(random() * (layer.spans.count / 6 - 1)) * 6;
+    for (let i = 0; i < 6; i++) {
+      const known = inflater.jobs.length;
+      await reads(source, layer.content, (first + i) * SPAN + 999, 4096);
+      if (inflater.jobs.length > known) wanted++;
+      await until(() => inflater.running === 0);
+    }
+  }
+  const guessed = inflater.jobs.filter((j) => j.priority === "prefetch");
+  assert.ok(guessed.length > wanted / 2, `${guessed.length} of ${wanted}`);
+  // One too many at the end of each run, at most.
+  assert.ok(inflater.jobs.length <= 20 * 7);
+});
+
+Deno.test("NeighbourPredictor guesses for neighbours, not for random reads or strides, and not in small layers", () => {
+  const guesses = (count: number, indexes: Iterable<number>) => {
+    const predictor = new NeighbourPredictor(count);
+    let made = 0;
+    for (const index of new Set(indexes)) {
+      if (predictor.wanted(index) !== undefined) made++;
+    }
+    return made;
+  };
+  const random = seededRandom(6);
+  const anywhere = (count: number) =>
+    Array.from({ length: count / 2 }, () => Math.floor(random() * count));
+  for (const count of [1, 7, 64, 200, 5000]) {
+    assert.equal(guesses(count, anywhere(count)), 0, `random of ${count}`);
+  }
+  const strides = Array.from({ length: 500 }, (_, i) => 2 * i);
+  assert.equal(guesses(1000, strides), 0);
+  // Requests that span two neighbours each, far apart.
+  assert.equal(guesses(8000, strides.flatMap((i) => [8 * i, 8 * i + 1])), 0);
+  assert.equal(guesses(7, [0, 1, 2, 3, 4, 5, 6]), 0);
+  const run = Array.from({ length: 500 }, (_, i) => i);
+  // Not before the eighth, and nothing lies behind the last.
+  assert.equal(guesses(500, run), 500 - 7 - 1);
+  // Back and forth within clusters.
+  const clusters = Array.from({ length: 50 }, (_, i) => 90 * i)
+    .flatMap((at) => [4, 5, 3, 7, 6, 1, 2].map((i) => at + i));
+  assert.ok(guesses(5000, clusters) > 250);
 });
 
 Deno.test("StreamTracker follows interleaved streams and bounds the window", () => {
