@@ -329,6 +329,6 @@ export function note(context: Context, text: string): void {
 /** The mode for the options. */
 export async function modeOf({ mode }: BenchOptions): Promise<BenchMode> {
   if (mode === "full") return FULL_MODE;
-  const { REDUCED_MODE } = await import("./reduced.ts");
-  return REDUCED_MODE;
+  const { createReducedMode } = await import("./reduced.ts");
+  return createReducedMode();
 }

@@ -1,0 +1,232 @@
+/** The report in a real browser: it is all there, it is right, and nothing covers anything. */
+
+import assert from "node:assert/strict";
+import { phasesOf } from "../../cmd/bench/report/bars.ts";
+import { headline, renderReport } from "../../cmd/bench/report/report.ts";
+import { escapeHtml, ticks } from "../../cmd/bench/report/text.ts";
+import { type Session, summarize } from "../../cmd/bench/result.ts";
+import { installed } from "../testutil/requires.ts";
+import { imageOf, measured, runOf, sessionOf, touchedOf } from "./sessions.ts";
+
+const HOSTILE =
+  `<script>document.title='pwned'</script>"><img src=x onerror=1>`;
+
+/** Several workloads, all contenders, one hostile. */
+function richSession(): Session {
+  const names = ["oci", "umoci", "obd", "obd-trace", "obd-native", "obd-warm"];
+  const runs = ["python-small-import", HOSTILE].flatMap((workload, w) =>
+    names.flatMap((name, n) =>
+      [1, 2, 3].map((round) =>
+        name === "umoci" && w === 1
+          ? runOf(name, round, undefined, {}, workload)
+          : runOf(
+            name,
+            round,
+            (n < 2 ? 46.4 : 2.6) * (1 + round / 20) * (1 + w),
+            n < 2 ? {} : { openedSeconds: 0.4, edge: { reads: 9, bytes: 4e6 } },
+            workload,
+          )
+      )
+    )
+  );
+  const workloads = ["python-small-import", HOSTILE];
+  return sessionOf({
+    runs,
+    images: workloads.map(imageOf),
+    touched: workloads.map(touchedOf),
+  });
+}
+
+Deno.test("phasesOf() adds up to the time until the service was available", () => {
+  const lazy = phasesOf(measured(8, { openedSeconds: 2 }));
+  assert.deepEqual(lazy.map((p) => p.seconds), [0.8, 1.2, 2, 2, 2]);
+  const plain = phasesOf(measured(8));
+  // The last byte came at half of the time, when the root was there too.
+  assert.deepEqual(plain.map((p) => p.seconds), [0.8, 3.2, 0, 2, 2]);
+  const strange = phasesOf(
+    measured(1, { rootSeconds: 5, firstByteSeconds: 0.1 }),
+  );
+  assert.equal(strange.reduce((sum, p) => sum + p.seconds, 0), 1);
+  assert.ok(strange.every((p) => p.seconds >= 0));
+});
+
+Deno.test("ticks() are round and reach the maximum", () => {
+  assert.deepEqual(ticks(10), [0, 2.5, 5, 7.5, 10]);
+  assert.deepEqual(ticks(46), [0, 20, 40, 60]);
+  assert.deepEqual(ticks(0.3), [0, 0.1, 0.2, 0.3]);
+  for (const max of [0, 1e-9, 0.07, 1, 3.94, 13.6, 814e6, 1e12]) {
+    const marks = ticks(max);
+    assert.ok(marks.at(-1)! >= max && marks.length <= 6, String(marks));
+  }
+});
+
+Deno.test("headline() says what came out", () => {
+  const say = (...runs: Session["runs"]) => headline(summarize(runs), "w");
+  assert.equal(
+    say(runOf("oci", 1, 8), runOf("obd", 1, 2)),
+    "obd answers 4.0 × sooner",
+  );
+  assert.equal(
+    say(runOf("oci", 1, 2), runOf("obd", 1, 3)),
+    "obd answers 1.5 × later",
+  );
+  assert.equal(
+    say(runOf("oci", 1, 2), runOf("obd-native", 1, 2)),
+    "obd-native answers as soon as plain OCI",
+  );
+  assert.equal(say(runOf("obd", 1, 2)), "obd answers after 2.00 s");
+  assert.equal(say(runOf("oci", 1), runOf("obd", 1)), "Every run failed");
+  assert.equal(say(runOf("oci", 1, 2)), "obd was not measured");
+});
+
+Deno.test("renderReport() has nothing of anybody in it but as text", () => {
+  const html = renderReport([richSession()]);
+  assert.ok(!/<script|<img/i.test(html.replaceAll(/&#\d+;/g, "")));
+  assert.ok(html.includes(escapeHtml(HOSTILE)));
+  assert.ok(!/https?:\/\//.test(html), "needs nothing from elsewhere");
+  assert.match(renderReport([]), /<main>/);
+  // Nothing was measured at all.
+  const none = renderReport([
+    sessionOf({ runs: [], images: [], touched: [] }),
+    sessionOf({ runs: [runOf("obd", 1)], images: [], touched: [] }),
+  ]);
+  assert.match(none, /No run was made/);
+  assert.match(none, /Every run failed/);
+});
+
+/** Runs in the browser on the report in a frame of some width; what it finds ends up in the title. */
+const PROBE = `
+const frame = document.querySelector("iframe");
+frame.onload = () => {
+  const doc = frame.contentDocument;
+  for (const fold of doc.querySelectorAll("details")) fold.open = true;
+  const boxes = [];
+  const walker = doc.createTreeWalker(doc.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    const element = node.parentElement;
+    if (!node.data.trim() || element.closest("title, script, style, .scroll")) continue;
+    const range = doc.createRange();
+    range.selectNodeContents(node);
+    for (const box of range.getClientRects()) {
+      if (box.width > 0) boxes.push({ text: node.data.trim(), box, element });
+    }
+  }
+  const overlaps = [];
+  for (let i = 0; i < boxes.length; i++) {
+    for (let j = i + 1; j < boxes.length; j++) {
+      const [a, b] = [boxes[i], boxes[j]];
+      if (a.element === b.element) continue;
+      const wide = Math.min(a.box.right, b.box.right) - Math.max(a.box.left, b.box.left);
+      const high = Math.min(a.box.bottom, b.box.bottom) - Math.max(a.box.top, b.box.top);
+      // Line boxes of small text touch each other by a pixel or two.
+      if (wide > 1 && high > 4) overlaps.push(a.text + " / " + b.text);
+    }
+  }
+  const width = frame.clientWidth;
+  const bars = [...doc.querySelectorAll("[data-chart=ready] rect")].map((rect) => ({
+    contender: rect.dataset.contender,
+    median: Number(rect.dataset.median),
+    share: rect.getBoundingClientRect().width /
+      rect.ownerSVGElement.getBoundingClientRect().width,
+  }));
+  document.body.dataset.found = JSON.stringify({
+    overlaps,
+    outside: boxes.filter(({ box }) => box.right > width + 1 || box.left < -1).map((b) => b.text),
+    scrollWidth: doc.documentElement.scrollWidth,
+    charts: [...doc.querySelectorAll("[data-chart]")].map((f) => f.dataset.chart),
+    empty: [...doc.querySelectorAll("figure svg")].filter((s) => s.getBoundingClientRect().width === 0).length,
+    bars,
+    texts: boxes.length,
+    title: doc.title,
+  });
+};
+frame.srcdoc = document.querySelector("template").innerHTML;
+`;
+
+interface Found {
+  overlaps: string[];
+  outside: string[];
+  scrollWidth: number;
+  charts: string[];
+  empty: number;
+  bars: { contender: string; median: number; share: number }[];
+  texts: number;
+  title: string;
+}
+
+async function look(
+  dir: string,
+  html: string,
+  width: number,
+): Promise<Found> {
+  const page = `${dir}/page-${width}.html`;
+  // The report as a string, in which no tag can end the script.
+  const text = JSON.stringify(html).replaceAll("<", "\\u003c");
+  await Deno.writeTextFile(
+    page,
+    `<!doctype html><body><iframe width=${width} height=4000 style="border:0"></iframe><script>${
+      PROBE.replace('document.querySelector("template").innerHTML', () => text)
+    }</script></body>`,
+  );
+  const { stdout } = await new Deno.Command("chromium", {
+    args: [
+      "--headless",
+      "--no-sandbox",
+      "--disable-gpu",
+      `--user-data-dir=${dir}/profile-${width}`,
+      "--virtual-time-budget=5000",
+      "--dump-dom",
+      `file://${page}`,
+    ],
+    stdin: "null",
+    stderr: "null",
+    signal: AbortSignal.timeout(60_000),
+  }).output();
+  const dom = new TextDecoder().decode(stdout);
+  const found = /data-found="([^"]*)"/.exec(dom)?.[1];
+  assert.ok(found !== undefined, dom.slice(0, 2000));
+  return JSON.parse(
+    found.replaceAll("&quot;", '"').replaceAll("&lt;", "<")
+      .replaceAll("&gt;", ">").replaceAll("&nbsp;", " ")
+      .replaceAll("&amp;", "&"),
+  );
+}
+
+Deno.test({
+  name: "a browser shows all charts, true to scale, wide and narrow",
+  ignore: !installed("chromium"),
+  fn: async () => {
+    const dir = await Deno.makeTempDir();
+    try {
+      const session = richSession();
+      const summaries = summarize(session.runs, session.touched);
+      const html = renderReport([session]);
+      for (const width of [1280, 400]) {
+        const found = await look(dir, html, width);
+        assert.deepEqual(found.overlaps, [], `${width} px`);
+        assert.deepEqual(found.outside, [], `${width} px`);
+        assert.ok(found.scrollWidth <= width, `${found.scrollWidth} px wide`);
+        assert.ok(found.texts > 100);
+        assert.equal(found.empty, 0);
+        const charts = ["ready", "phases", "bytes", "bytes-begin", "map"];
+        assert.deepEqual(found.charts, [...charts, ...charts]);
+        // Bars of both workloads, those that failed have none.
+        assert.deepEqual(
+          found.bars.map(({ contender, median }) => [contender, median]),
+          summaries.flatMap((s) =>
+            s.ready ? [[s.contender, s.ready.median]] : []
+          ),
+        );
+        const [first] = found.bars;
+        for (const { median, share } of found.bars.slice(0, 6)) {
+          const want = first!.share * median / first!.median;
+          assert.ok(Math.abs(share - want) < 0.005, `${share}, not ${want}`);
+        }
+        assert.equal(found.title, "obd bench");
+      }
+    } finally {
+      await Deno.remove(dir, { recursive: true });
+    }
+  },
+});
