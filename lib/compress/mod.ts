@@ -6,6 +6,7 @@ export {
   lz4CompressBound,
   lz4Decompress,
 } from "./lz4.ts";
+export { lz4CompressRuns } from "./lz4_runs.ts";
 export {
   readZstdFrame,
   zstdCompress,

@@ -52,4 +52,4 @@ export const NATIVE_ARTIFACT_TYPE =
  * placement, index policy. A higher number means that images built before are
  * built again.
  */
-export const META_FORMAT_VERSION = 1;
+export const META_FORMAT_VERSION = 2;

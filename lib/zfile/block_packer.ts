@@ -5,7 +5,7 @@
 
 import { unpackError } from "../compress/mod.ts";
 import { CancelledError, ObdError, startWorker } from "../io/mod.ts";
-import type { ZFileCodec } from "./format.ts";
+import type { BlockCodec } from "./format.ts";
 import {
   PACK_ROLE,
   PACK_WORKER_URL,
@@ -55,7 +55,7 @@ export class BlockPacker implements Disposable {
     room: ArrayBuffer,
     length: number,
     blockSize: number,
-    codec: ZFileCodec,
+    codec: BlockCodec,
   ): Promise<PackedBatch> {
     if (this.#error) return Promise.reject(this.#error);
     const member = this.#pick();

@@ -4,11 +4,12 @@ import {
   crc32c,
   lz4Compress,
   lz4CompressBound,
+  lz4CompressRuns,
   ZFILE_BLOCK_SEED,
   zstdCompress,
 } from "../compress/mod.ts";
 import { viewOf } from "../io/mod.ts";
-import { CHECKSUM_SIZE, type ZFileCodec } from "./format.ts";
+import { type BlockCodec, CHECKSUM_SIZE } from "./format.ts";
 
 /** As overlaybd's writer (compressor.cpp). */
 const ZSTD_LEVEL = 3;
@@ -36,7 +37,7 @@ export function packedBound(size: number): number {
  */
 export function packBlock(
   block: Uint8Array,
-  codec: ZFileCodec,
+  codec: BlockCodec,
   out: Uint8Array,
   view: DataView,
   at: number,
@@ -44,6 +45,8 @@ export function packBlock(
   let size: number;
   if (codec === "lz4") {
     size = lz4Compress(block, out.subarray(at));
+  } else if (codec === "lz4-runs") {
+    size = lz4CompressRuns(block, out.subarray(at));
   } else {
     const frame = zstdCompress(block, ZSTD_LEVEL);
     out.set(frame, at);
@@ -67,7 +70,7 @@ export function packedRoom(length: number, blockSize: number): number {
 export function packBlocks(
   content: Uint8Array,
   blockSize: number,
-  codec: ZFileCodec,
+  codec: BlockCodec,
   room: ArrayBuffer,
 ): PackedBlocks {
   const count = Math.ceil(content.length / blockSize);

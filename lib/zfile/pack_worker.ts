@@ -3,7 +3,7 @@
 import { type ErrorMessage, packError } from "../compress/mod.ts";
 import { workerRole } from "../io/mod.ts";
 import type { PackedBatch } from "./block_packer.ts";
-import type { ZFileCodec } from "./format.ts";
+import type { BlockCodec } from "./format.ts";
 import { packBlocks } from "./pack_blocks.ts";
 
 /** The role of this module's worker. */
@@ -19,7 +19,7 @@ export interface PackJob {
   /** Bytes of `content` to pack. */
   length: number;
   blockSize: number;
-  codec: ZFileCodec;
+  codec: BlockCodec;
 }
 
 /** The answer to a {@linkcode PackJob}. */

@@ -5,10 +5,10 @@ import { type ByteSink, invariant, LimitError, viewOf } from "../io/mod.ts";
 import type { BlockPacker, PackedBatch } from "./block_packer.ts";
 import {
   ALGORITHM,
+  type BlockCodec,
   HEADER_SEED,
   writeZFileFields,
   ZF,
-  type ZFileCodec,
   type ZFileFields,
   ZFLAG,
 } from "./format.ts";
@@ -27,8 +27,8 @@ const BATCH_SIZE = 512 * 1024;
 
 /** How to write a ZFile. */
 export interface ZFileOptions {
-  /** Default `"lz4"`. */
-  codec?: ZFileCodec | undefined;
+  /** Default `"lz4"`. `"lz4-runs"` is for files that are compressed once more as a whole. */
+  codec?: BlockCodec | undefined;
   /** 4096 (default), 8192, 16384 or 32768 bytes. */
   blockSize?: number | undefined;
   /**
@@ -56,7 +56,7 @@ export interface ZFileSummary {
  */
 export class ZFileWriter implements ByteSink {
   readonly #sink: ByteSink;
-  readonly #codec: ZFileCodec;
+  readonly #codec: BlockCodec;
   readonly #headerOverwrite: boolean;
   readonly #block: Uint8Array;
   #blockFill = 0;
@@ -177,7 +177,7 @@ export class ZFileWriter implements ByteSink {
       originalSize: table ? this.#originalSize : 0,
       indexCrc: table?.indexCrc ?? 0,
       blockSize: this.#block.length,
-      algorithm: ALGORITHM[this.#codec],
+      algorithm: ALGORITHM[this.#codec === "zstd" ? "zstd" : "lz4"],
       dictSize: 0,
       verify: true,
     };

@@ -4,6 +4,7 @@ import {
   LZ4_BLOCK_SIZE_MAX,
   lz4Compress,
   lz4CompressBound,
+  lz4CompressRuns,
   lz4Decompress,
   readZstdFrame,
   ZFILE_BLOCK_SEED,
@@ -28,9 +29,11 @@ function slowCrc32c(bytes: Uint8Array, seed: number): number {
   return c >>> 0;
 }
 
-function packLz4(bytes: Uint8Array): Uint8Array {
+const LZ4_ENCODERS = [lz4Compress, lz4CompressRuns];
+
+function packLz4(bytes: Uint8Array, encode = lz4Compress): Uint8Array {
   const dst = new Uint8Array(lz4CompressBound(bytes.length));
-  return dst.slice(0, lz4Compress(bytes, dst));
+  return dst.slice(0, encode(bytes, dst));
 }
 
 Deno.test("crc32c() gives overlaybd's vectors", () => {
@@ -76,11 +79,17 @@ Deno.test("lz4 round trip at every small size and kind of content", () => {
       ]
     ) {
       const bytes = sampleBytes(size + 1, size, kind);
-      const packed = packLz4(bytes);
-      const out = new Uint8Array(size).fill(0xee);
-      assert.equal(lz4Decompress(packed, out), size);
-      assert.deepEqual(out, bytes, `${kind} ${size}`);
-      assert.deepEqual(packLz4(bytes), packed, "same input, same output");
+      for (const encode of LZ4_ENCODERS) {
+        const packed = packLz4(bytes, encode);
+        const out = new Uint8Array(size).fill(0xee);
+        assert.equal(lz4Decompress(packed, out), size);
+        assert.deepEqual(out, bytes, `${encode.name} ${kind} ${size}`);
+        assert.deepEqual(
+          packLz4(bytes, encode),
+          packed,
+          "same input, same output",
+        );
+      }
     }
   }
 });
@@ -109,37 +118,61 @@ Deno.test("lz4Decompress() repeats patterns of every distance", () => {
   }
 });
 
-Deno.test("lz4Compress() keeps the end-of-block conditions", () => {
-  for (let size = 13; size < 200; size++) {
-    const packed = packLz4(sampleBytes(size, size, "zeros"));
-    let at = 0;
-    let produced = 0;
-    let matchStart = 0;
-    let lastLiterals = 0;
-    while (true) {
-      const token = packed[at++]!;
-      let literals = token >>> 4;
-      if (literals === 15) {
-        let more: number;
-        do literals += more = packed[at++]!; while (more === 255);
-      }
-      at += literals;
-      produced += literals;
-      lastLiterals = literals;
-      if (at === packed.length) break;
-      at += 2;
-      matchStart = produced;
-      let length = (token & 15) + 4;
-      if (length === 19) {
-        let more: number;
-        do length += more = packed[at++]!; while (more === 255);
-      }
-      produced += length;
+Deno.test("lz4 encoders keep the end-of-block conditions", () => {
+  for (const encode of LZ4_ENCODERS) {
+    for (let size = 13; size < 200; size++) {
+      checkBlockEnd(packLz4(sampleBytes(size, size, "zeros"), encode), size);
     }
-    assert.equal(produced, size);
-    assert.ok(lastLiterals >= 5, "last 5 bytes are literals");
-    assert.ok(matchStart <= size - 12, "last match starts 12 bytes early");
   }
+});
+
+function checkBlockEnd(packed: Uint8Array, size: number): void {
+  let at = 0;
+  let produced = 0;
+  let matchStart = 0;
+  let lastLiterals = 0;
+  while (true) {
+    const token = packed[at++]!;
+    let literals = token >>> 4;
+    if (literals === 15) {
+      let more: number;
+      do literals += more = packed[at++]!; while (more === 255);
+    }
+    at += literals;
+    produced += literals;
+    lastLiterals = literals;
+    if (at === packed.length) break;
+    at += 2;
+    matchStart = produced;
+    let length = (token & 15) + 4;
+    if (length === 19) {
+      let more: number;
+      do length += more = packed[at++]!; while (more === 255);
+    }
+    produced += length;
+  }
+  assert.equal(produced, size);
+  assert.ok(lastLiterals >= 5, "last 5 bytes are literals");
+  assert.ok(matchStart <= size - 12, "last match starts 12 bytes early");
+}
+
+Deno.test("lz4CompressRuns() folds runs and nothing else", () => {
+  const text = utf8("the same words, the same words, the same words again. ");
+  // One token and the length's extra bytes: no match is taken.
+  assert.equal(packLz4(text, lz4CompressRuns).length, text.length + 2);
+  assert.ok(packLz4(text).length < text.length);
+  for (const byte of [0, 7, 255]) {
+    const run = concatBytes([text, new Uint8Array(30_000).fill(byte), text]);
+    const packed = packLz4(run, lz4CompressRuns);
+    assert.ok(packed.length < 2 * text.length + 130, `${packed.length}`);
+    const out = new Uint8Array(run.length);
+    lz4Decompress(packed, out);
+    assert.deepEqual(out, run);
+  }
+  assert.throws(
+    () => lz4CompressRuns(new Uint8Array(10), new Uint8Array(10)),
+    RangeError,
+  );
 });
 
 Deno.test("lz4Decompress() refuses malformed blocks and touches nothing", () => {
@@ -211,14 +244,16 @@ Deno.test({
       for (const kind of ["text", "random", "zeros", "pattern"] as const) {
         const bytes = sampleBytes(9, 50_000, kind);
         // Ours → legacy frame: magic 0x184C2102, then size and block.
-        const packed = packLz4(bytes);
-        const head = new Uint8Array(8);
-        const view = new DataView(head.buffer);
-        view.setUint32(0, 0x184c2102, true);
-        view.setUint32(4, packed.length, true);
-        await Deno.writeFile(`${dir}/a.lz4`, concatBytes([head, packed]));
-        const got = await run("lz4", ["-dc", `${dir}/a.lz4`]);
-        assert.deepEqual(got, bytes, kind);
+        for (const encode of LZ4_ENCODERS) {
+          const packed = packLz4(bytes, encode);
+          const head = new Uint8Array(8);
+          const view = new DataView(head.buffer);
+          view.setUint32(0, 0x184c2102, true);
+          view.setUint32(4, packed.length, true);
+          await Deno.writeFile(`${dir}/a.lz4`, concatBytes([head, packed]));
+          const got = await run("lz4", ["-dc", `${dir}/a.lz4`]);
+          assert.deepEqual(got, bytes, `${encode.name} ${kind}`);
+        }
         // Theirs → the block inside the legacy frame.
         await Deno.writeFile(`${dir}/b`, bytes);
         const legacy = await run("lz4", ["-l", "-c", `${dir}/b`]);

@@ -13,7 +13,7 @@ import { seeded } from "../testutil/lsmt_image.ts";
 import { WaitingSource } from "../testutil/sources.ts";
 import { checkZFile } from "../testutil/overlaybd_rules.ts";
 
-type Codec = "lz4" | "zstd";
+type Codec = "lz4" | "lz4-runs" | "zstd";
 
 /** Compressible, incompressible and zero stretches. */
 function sample(seed: number, length: number): Uint8Array {
@@ -53,7 +53,7 @@ async function unpack(source: ByteSource): Promise<Uint8Array> {
   return bytes;
 }
 
-for (const codec of ["lz4", "zstd"] as Codec[]) {
+for (const codec of ["lz4", "lz4-runs", "zstd"] as Codec[]) {
   for (const blockSize of [4096, 8192, 16384, 32768]) {
     Deno.test(`ZFile round trip: ${codec}, ${blockSize}-byte blocks`, async () => {
       const sizes = [
@@ -65,7 +65,13 @@ for (const codec of ["lz4", "zstd"] as Codec[]) {
           const content = sample(size + blockSize, size);
           const options = { codec, blockSize, headerOverwrite };
           const packed = await pack(content, options);
-          checkZFile(packed, { codec, blockSize, headerOverwrite, content });
+          const format = codec === "zstd" ? "zstd" : "lz4";
+          checkZFile(packed, {
+            codec: format,
+            blockSize,
+            headerOverwrite,
+            content,
+          });
           assert.ok(await isZFile(new MemorySource(packed)));
           assert.deepEqual(await unpack(new WaitingSource(packed)), content);
           if (headerOverwrite) {
