@@ -54,6 +54,12 @@ export interface Target {
   open(size: number | undefined): Promise<ByteSource>;
 }
 
+/**
+ * Layers with spans are read in whole spans, a few hundred KiB that lie anywhere
+ * in the blob: larger blocks would only fetch more around them.
+ */
+const SPAN_BLOCK_SIZE = 64 * 1024;
+
 /** What opened layers share. */
 export interface LayerServices {
   inflater: SpanInflater & ZstdDecoder;
@@ -61,7 +67,7 @@ export interface LayerServices {
   /** Where layers go that can only be decoded from their start. */
   pinnedStore: PinnedStore;
   blobStore?: CacheStore | undefined;
-  /** Unit in which blobs are fetched and cached, in bytes. */
+  /** Unit in which blobs are fetched and cached, in bytes; smaller for layers with spans. */
   blobBlockSize: number;
   logger: Logger;
 }
@@ -178,7 +184,9 @@ export async function openTarget(
     const cached = new CachedSource(blob, {
       key: index ? target.digest : uncheckedKey(target.origin, target.digest),
       store: services.blobStore,
-      blockSize: services.blobBlockSize,
+      blockSize: index || gzipMeta
+        ? Math.min(services.blobBlockSize, SPAN_BLOCK_SIZE)
+        : services.blobBlockSize,
     });
     const opened = index
       ? await openChecked(index, gzipMeta, cached, target, services)
