@@ -1,9 +1,9 @@
 /**
- * Applies the entries of one layer's tar to the ext4 model, as a container
- * runtime would unpack them: whiteouts, opaque directories, replacements, hard
- * links, implied parents, parents that are symlinks. Follows containerd's
- * `archive/tar.go` (applyNaive); `lib/tar/README.md` lists where runtimes
- * differ and what is done here.
+ * Applies the entries of one layer's tar to the ext4 model, as containerd would
+ * unpack them (`archive/tar.go`, applyNaive): whiteouts, opaque directories,
+ * replacements, hard links, implied parents, parents that are symlinks.
+ * `tests/kinds/corpus_test.ts` compares the two; `lib/tar/README.md` lists where
+ * runtimes differ and what is done here.
  */
 
 import {
@@ -24,6 +24,9 @@ import { NodeSet } from "./node_set.ts";
 
 /** Most symlinks that are followed in one path, as Linux has it (MAXSYMLINKS). */
 const SYMLINKS_MAX = 40;
+/** Times beyond these are 1970 in containerd (archive/time.go): what Go counts in nanoseconds. */
+const SECONDS_MAX = 9_223_372_036;
+const NANOSECONDS_MAX = 854_775_807;
 /** What a directory gets that no entry describes. */
 const IMPLIED_PARENT: Attributes = {
   mode: 0o755,
@@ -32,10 +35,13 @@ const IMPLIED_PARENT: Attributes = {
   mtime: { seconds: 0, nanoseconds: 0 },
   xattrs: [],
 };
-/** Attribute namespaces that ext4 holds; runtimes drop the others too. */
+/**
+ * Attribute namespaces that are taken. `trusted.*` is left out as containerd
+ * leaves it out: `trusted.overlay.*` of an image would change what an overlay
+ * on top of it shows.
+ */
 const XATTR_NAMESPACES = [
   "user.",
-  "trusted.",
   "security.",
   "system.posix_acl_access",
   "system.posix_acl_default",
@@ -45,12 +51,10 @@ const XATTR_NAMESPACES = [
 export class LayerApplier {
   readonly #model: Ext4Model;
   readonly #warn: (message: string) => void;
-  /** What this layer made or merged: its whiteouts and opaque markers spare it. */
+  /** What entries of this layer made or merged: its opaque markers spare it. */
   readonly #made = new NodeSet();
   /** Names that this layer gave to what lower layers made, by directory. */
   readonly #madeLinks = new Map<number, Set<ByteString>>();
-  /** Directories with something below that this layer made. */
-  readonly #madeBelow = new NodeSet();
   readonly #bodies: Bodies;
   readonly #layer: number;
   #lastParent: { path: ByteString; node: number } | undefined;
@@ -113,12 +117,11 @@ export class LayerApplier {
     const parentPath = slash < 0 ? "" : entry.path.slice(0, slash);
     const name = entry.path.slice(slash + 1);
     const whiteout = parseWhiteout(entry.path);
-    if (whiteout?.kind === "metadata") return;
     const parent = this.#parent(parentPath, entry.path);
     if (whiteout?.kind === "opaque") this.#clear(parent);
     else if (whiteout?.kind === "remove") {
       const cut = whiteout.path.lastIndexOf("/") + 1;
-      this.#hide(parent, whiteout.path.slice(cut));
+      this.#remove(parent, whiteout.path.slice(cut));
     } else this.#place(parent, name, entry);
   }
 
@@ -129,19 +132,18 @@ export class LayerApplier {
       model.type(existing) === "directory";
     if (isMerge) {
       model.setAttributes(existing, this.#attributes(entry));
-      this.#mark(parent, existing);
+      this.#made.add(existing);
       return;
     }
-    // The target is looked up first: what is replaced may be its other name.
-    const target = entry.type === "hardlink"
-      ? this.#linkTarget(entry, existing)
-      : undefined;
-    if (existing !== undefined) this.#remove(parent, name);
-    if (target !== undefined) {
-      model.link(parent, name, target);
-      this.#touch(target, entry);
-      this.#markLink(parent, name, target);
-    } else this.#mark(parent, this.#create(parent, name, entry));
+    this.#remove(parent, name);
+    if (entry.type !== "hardlink") {
+      this.#made.add(this.#create(parent, name, entry));
+      return;
+    }
+    const target = this.#linkTarget(entry);
+    model.link(parent, name, target);
+    this.#touch(target, entry);
+    if (!this.#made.has(target)) this.#addLink(parent, name);
   }
 
   #create(parent: number, name: ByteString, entry: TarEntry): number {
@@ -180,7 +182,10 @@ export class LayerApplier {
   }
 
   #attributes(entry: TarEntry): Attributes {
-    const { mode, uid, gid, mtime } = entry;
+    const { uid, gid } = entry;
+    // Linux gives every symlink this mode, whatever its header says.
+    const mode = entry.type === "symlink" ? 0o777 : entry.mode;
+    const mtime = boundTime(entry.mtime);
     return { mode, uid, gid, mtime, xattrs: this.#xattrs(entry) };
   }
 
@@ -210,23 +215,29 @@ export class LayerApplier {
     for (const [name] of entry.xattrs) {
       if (held.some(([kept]) => kept === name)) continue;
       this.#warn(
-        `"${shown(entry.path)}": attribute "${
-          shown(name)
-        }" is left out, as a ${entry.type} on ext4 cannot have it`,
+        `"${shown(entry.path)}": attribute "${shown(name)}" is left out, ${
+          name.startsWith("trusted.")
+            ? "as no image may set it"
+            : `as a ${entry.type} on ext4 cannot have it`
+        }`,
       );
     }
     return held;
   }
 
-  #linkTarget(entry: TarEntry, existing: number | undefined): number {
+  /** Called when what was under the link's own name is gone, as runtimes do it. */
+  #linkTarget(entry: TarEntry): number {
     const model = this.#model;
     const slash = entry.linkTarget.lastIndexOf("/");
     const parent = this.#walk(
       slash < 0 ? "" : entry.linkTarget.slice(0, slash),
     );
-    const target = parent !== undefined && model.type(parent) === "directory"
-      ? model.lookup(parent, entry.linkTarget.slice(slash + 1))
-      : undefined;
+    const name = entry.linkTarget.slice(slash + 1);
+    const target = parent === undefined || model.type(parent) !== "directory"
+      ? undefined
+      : name === ".."
+      ? parent
+      : model.lookup(parent, name);
     const fail = (problem: string): never => {
       throw new FormatError(
         "tar entry",
@@ -234,11 +245,10 @@ export class LayerApplier {
         `points to "${shown(entry.linkTarget)}", which is ${problem}`,
       );
     };
-    if (target === undefined) return fail("not there");
-    if (model.type(target) === "directory") return fail("a directory");
-    if (target === existing && model.stat(target).links === 1) {
-      return fail("itself");
+    if (target === undefined) {
+      return fail(entry.linkTarget === entry.path ? "itself" : "not there");
     }
+    if (model.type(target) === "directory") return fail("a directory");
     return target;
   }
 
@@ -297,7 +307,8 @@ export class LayerApplier {
       if (next === undefined) {
         if (!make) return undefined;
         next = model.mkdir(node, part, IMPLIED_PARENT);
-        this.#mark(node, next);
+        // The number may be that of something this layer made and removed.
+        this.#made.delete(next);
       }
       stack.push(node);
       node = next;
@@ -305,24 +316,10 @@ export class LayerApplier {
     return node;
   }
 
-  #mark(parent: number, node: number): void {
-    this.#made.add(node);
-    this.#markBelow(parent);
-  }
-
-  #markLink(parent: number, name: ByteString, target: number): void {
-    this.#markBelow(parent);
-    if (this.#made.has(target)) return;
+  #addLink(parent: number, name: ByteString): void {
     let names = this.#madeLinks.get(parent);
     if (!names) this.#madeLinks.set(parent, names = new Set());
     names.add(name);
-  }
-
-  #markBelow(directory: number): void {
-    const model = this.#model;
-    for (let at = directory; !this.#madeBelow.has(at); at = model.parent(at)) {
-      this.#madeBelow.add(at);
-    }
   }
 
   #remove(parent: number, name: ByteString): void {
@@ -343,38 +340,32 @@ export class LayerApplier {
     this.#madeLinks.get(parent)?.delete(name);
   }
 
-  /**
-   * A whiteout hides what lower layers have under a name, never what its own
-   * layer put there, whichever comes first (image-spec `layer.md`, "Whiteouts").
-   */
-  #hide(parent: number, name: ByteString): void {
-    const node = this.#model.lookup(parent, name);
-    if (node === undefined) return;
-    if (!this.#isMade(parent, name, node)) this.#remove(parent, name);
-    else if (this.#model.type(node) === "directory") this.#clear(node);
-  }
-
-  /** Whether this layer made a name, or something below it. */
-  #isMade(parent: number, name: ByteString, node: number): boolean {
-    return this.#made.has(node) || this.#madeBelow.has(node) ||
-      (this.#madeLinks.get(parent)?.has(name) ?? false);
-  }
-
   #empty(directory: number): void {
     for (const [name] of this.#model.children(directory)) {
       this.#remove(directory, name);
     }
     this.#madeLinks.delete(directory);
-    this.#madeBelow.delete(directory);
   }
 
-  /** An opaque marker hides what lower layers put there; what this layer put there stays. */
+  /**
+   * An opaque marker removes all that no entry of this layer has put there so
+   * far; what is removed goes with all below it, whoever put that there.
+   */
   #clear(directory: number): void {
     for (const [name, child] of this.#model.children(directory)) {
-      if (!this.#isMade(directory, name, child)) this.#remove(directory, name);
+      const isMade = this.#made.has(child) ||
+        (this.#madeLinks.get(directory)?.has(name) ?? false);
+      if (!isMade) this.#remove(directory, name);
       else if (this.#model.type(child) === "directory") this.#clear(child);
     }
   }
+}
+
+function boundTime(time: TarEntry["mtime"]): TarEntry["mtime"] {
+  const { seconds, nanoseconds } = time;
+  const isKept = seconds >= 0 && (seconds < SECONDS_MAX ||
+    (seconds === SECONDS_MAX && nanoseconds <= NANOSECONDS_MAX));
+  return isKept ? time : { seconds: 0, nanoseconds: 0 };
 }
 
 function shown(name: ByteString): string {

@@ -8,7 +8,7 @@ import {
 import type { TarEntry, TarEntryType } from "./entry.ts";
 import type { Extensions } from "./extensions.ts";
 import type { TarHeader } from "./header.ts";
-import { checkSymlink, cleanPath } from "./path.ts";
+import { checkSymlink, cleanPath, cleanTarget } from "./path.ts";
 import type { PaxRecords } from "./pax.ts";
 
 /** Type bytes that need more than a table. */
@@ -123,7 +123,7 @@ function linkTargetOf(
     return target;
   }
   if (type !== "hardlink") return "";
-  const clean = cleanPath(target, "hard link target", offset);
+  const clean = cleanTarget(target, "hard link target", offset);
   if (clean === "") {
     throw bad(
       `target of hard link ${quoteName(path)}`,
@@ -151,9 +151,6 @@ export function buildEntry(
   offset: number,
 ): TarEntry {
   const path = cleanPath(name, "path", offset);
-  if (path === "" && type !== "directory") {
-    throw bad("path", `${quoteName(name)} of a ${type} is the root`, offset);
-  }
   const isDevice = type === "char" || type === "block";
   const { major, minor } = isDevice ? device() : { major: 0, minor: 0 };
   return {

@@ -36,11 +36,12 @@ function isClean(name: ByteString): boolean {
 
 /**
  * Cleans a path lexically: no leading slash, no "." or ".." or empty
- * components; "" is the root.
+ * components; "" is the root. A ".." in the root stays there, as with
+ * containerd (archive/tar.go, fs.RootPath).
  *
  * @param field What holds the name, e.g. `"path"`; for the error.
  * @param offset Byte offset of the header in the tar; for the error.
- * @throws {FormatError} When a ".." leaves the root, or on a NUL.
+ * @throws {FormatError} On a NUL.
  * @throws {LimitError} When the path or a component is too long.
  */
 export function cleanPath(
@@ -48,7 +49,30 @@ export function cleanPath(
   field: string,
   offset: number,
 ): ByteString {
-  if (isClean(name)) return name;
+  return isClean(name) ? name : cleanParts(name, field, offset, false);
+}
+
+/**
+ * The same for the target of a hard link, whose ".." stay: they are followed
+ * from where symlinks on the way lead.
+ *
+ * @throws {FormatError} On a NUL.
+ * @throws {LimitError} When the path or a component is too long.
+ */
+export function cleanTarget(
+  name: ByteString,
+  field: string,
+  offset: number,
+): ByteString {
+  return isClean(name) ? name : cleanParts(name, field, offset, true);
+}
+
+function cleanParts(
+  name: ByteString,
+  field: string,
+  offset: number,
+  keepsParents: boolean,
+): ByteString {
   if (name.includes("\0")) {
     throw new FormatError(
       "tar entry",
@@ -60,23 +84,18 @@ export function cleanPath(
   const parts: ByteString[] = [];
   for (const part of name.split("/")) {
     if (part === "" || part === ".") continue;
-    if (part !== "..") {
-      if (part.length > MAX_NAME_BYTES) {
-        throw new LimitError(
-          `Cannot take tar ${field} ${quoteName(name)}: the component ${
-            quoteName(part)
-          } is ${part.length} bytes long, over ${MAX_NAME_BYTES}`,
-        );
-      }
-      parts.push(part);
-    } else if (parts.pop() === undefined) {
-      throw new FormatError(
-        "tar entry",
-        field,
-        `${quoteName(name)} leaves the image root`,
-        { offset },
+    if (part === ".." && !keepsParents) {
+      parts.pop();
+      continue;
+    }
+    if (part.length > MAX_NAME_BYTES) {
+      throw new LimitError(
+        `Cannot take tar ${field} ${quoteName(name)}: the component ${
+          quoteName(part)
+        } is ${part.length} bytes long, over ${MAX_NAME_BYTES}`,
       );
     }
+    parts.push(part);
   }
   const clean = parts.join("/");
   if (clean.length > MAX_PATH_BYTES) {

@@ -5,7 +5,6 @@
 import { type ByteString, FormatError, quoteName } from "../io/mod.ts";
 
 const PREFIX = ".wh.";
-const META_PREFIX = ".wh..wh.";
 const OPAQUE = ".wh..wh..opq";
 
 /** What an entry with a whiteout name means. */
@@ -13,16 +12,12 @@ export type Whiteout =
   /** `DIR/.wh.NAME`: `path` = `DIR/NAME` of the layers below is gone, with all below it. */
   | { kind: "remove"; path: ByteString }
   /** `DIR/.wh..wh..opq`: nothing of the layers below is left in `directory`. */
-  | { kind: "opaque"; directory: ByteString }
-  /** Other `.wh..wh.*`: data of AUFS itself (`.wh..wh.plnk`, `.wh..wh.aufs`), to be ignored. */
-  | { kind: "metadata" };
+  | { kind: "opaque"; directory: ByteString };
 
 /**
- * Tells what a path means as a whiteout.
- *
- * Everything below a `.wh..wh.*` name in the root is metadata, the opaque
- * marker excepted, as in Docker. Elsewhere, and in today's containerd, such a
- * name removes `DIR/.wh.*`, which no layer can create: the same as ignoring it.
+ * Tells what a path means as a whiteout, from its last component alone: what
+ * lies below a directory with such a name is ordinary, as in containerd. AUFS's
+ * own `.wh..wh.plnk` and the like so remove `.wh.plnk`, which is never there.
  *
  * @param path Cleaned.
  * @returns `undefined` for an ordinary name.
@@ -32,12 +27,7 @@ export function parseWhiteout(path: ByteString): Whiteout | undefined {
   const slash = path.lastIndexOf("/");
   const directory = slash < 0 ? "" : path.slice(0, slash);
   const name = path.slice(slash + 1);
-  if (name === OPAQUE && !directory.startsWith(META_PREFIX)) {
-    return { kind: "opaque", directory };
-  }
-  if (path.startsWith(META_PREFIX) || name.startsWith(META_PREFIX)) {
-    return { kind: "metadata" };
-  }
+  if (name === OPAQUE) return { kind: "opaque", directory };
   if (!name.startsWith(PREFIX)) return undefined;
   const target = name.slice(PREFIX.length);
   if (target === "" || target === "." || target === "..") {

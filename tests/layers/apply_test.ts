@@ -44,17 +44,31 @@ Deno.test("LayerApplier: whiteouts in every form", () => {
       "a",
       "a/one",
     ]],
-    ["opaque spares what is deeper in its layer", [
+    ["opaque removes a lower directory that no entry named", [
       file("a/sub/new"),
       opaque("a"),
+    ], ["a"]],
+    ["opaque removes a directory that no entry named", [
+      file("a/n/m/new"),
+      opaque("a"),
+    ], ["a"]],
+    ["opaque spares a file in a directory with an entry", [
+      file("a/sub/new"),
+      dir("a/sub"),
+      opaque("a"),
     ], ["a", "a/sub", "a/sub/new"]],
+    ["opaque, when a number is taken again", [
+      dir("a/gone"),
+      whiteout("a/gone"),
+      file("a/n/new"),
+      opaque("a"),
+    ], ["a"]],
     ["opaque above a directory of its layer", [
       dir("a/sub"),
       opaque("a"),
     ], ["a", "a/sub"]],
-    ["AUFS metadata", [
+    ["AUFS's own names", [
       dir(".wh..wh.plnk"),
-      file(".wh..wh.plnk/17.1"),
       file("a/.wh..wh.aufs"),
     ], ["a", "a/one", "a/sub", "a/sub/deep", "a/two"]],
   ];
@@ -68,13 +82,15 @@ Deno.test("LayerApplier: an opaque root hides all that is below", () => {
   deepEqual(pathsOf([BASE, [opaque(""), file("new")]]), ["new"]);
 });
 
-Deno.test("LayerApplier: a whiteout never hides what its own layer has, whichever comes first", () => {
+Deno.test("LayerApplier: a whiteout removes what is there when it comes", () => {
   const cases: [LayerEntry[], string[]][] = [
     [[whiteout("a"), dir("a"), file("a/new")], ["a", "a/new", "top"]],
-    [[dir("a"), file("a/new"), whiteout("a")], ["a", "a/new", "top"]],
-    [[file("a/sub/new"), whiteout("a")], ["a", "a/sub", "a/sub/new", "top"]],
-    [[file("top", "new"), whiteout("top"), whiteout("a")], ["top"]],
-    [[file("a", "file"), whiteout("a")], ["a", "top"]],
+    [[dir("a"), file("a/new"), whiteout("a")], ["top"]],
+    [[file("a/sub/new"), whiteout("a")], ["top"]],
+    [[file("top", "new"), whiteout("top"), whiteout("a")], []],
+    [[whiteout("top"), file("top", "new"), whiteout("a")], ["top"]],
+    [[file("a", "file"), whiteout("a")], ["top"]],
+    [[hardlink("a/h", "top"), whiteout("a/h"), opaque("a")], ["a", "top"]],
   ];
   for (const [entries, want] of cases) {
     const { tree } = applyLayers([BASE, entries]);
@@ -89,11 +105,12 @@ Deno.test("LayerApplier: a whiteout never hides what its own layer has, whicheve
 
 Deno.test("LayerApplier: a name that a layer gives to a lower file is its own too", () => {
   const link = hardlink("a/one", "top");
-  for (const hide of [whiteout("a/one"), opaque("a"), whiteout("a")]) {
-    const { tree } = applyLayers([BASE, [link, hide]]);
-    match(tree["a/one"]!, /size 1 layer 0 links 2$/, hide.path);
-    equal(tree["top"], tree["a/one"]);
-  }
+  const spared = applyLayers([BASE, [link, opaque("a")]]).tree;
+  match(spared["a/one"]!, /size 1 layer 0 links 2$/);
+  equal(spared["top"], spared["a/one"]);
+  const gone = applyLayers([BASE, [link, whiteout("a/one")]]).tree;
+  equal(gone["a/one"], undefined);
+  match(gone["top"]!, /size 1 layer 0$/);
   // The other way round, and after the name went to something else.
   const { tree } = applyLayers([BASE, [
     opaque("a"),
@@ -233,6 +250,15 @@ Deno.test("LayerApplier: hard links to what was replaced, removed, or lies below
     hardlink("n", "t", { mode: 0o600 }),
   ]]);
   match(renewed.tree["n"]!, /size 3 layer 1 links 2$/);
+  // Dots lead on from where a symlink leads.
+  const dots = applyLayers([[
+    dir("d"),
+    dir("d/e"),
+    file("d/f", "12345"),
+    symlink("s", "d/e"),
+    hardlink("n", "s/../f"),
+  ]]);
+  match(dots.tree["n"]!, /size 5 layer 0 links 2$/);
   // To its other name: nothing changes.
   const again = applyLayers([lower, [hardlink("n", "t", { mode: 0o600 })]]);
   equal(again.tree["n"], applyLayers([lower]).tree["n"]);
@@ -245,6 +271,17 @@ Deno.test("LayerApplier: hard links to what was replaced, removed, or lies below
     ],
     ["removed", [file("t"), whiteout("x"), hardlink("n", "x")], /not there/],
     ["itself", [file("n"), hardlink("n", "n")], /itself/],
+    ["itself, of two", [
+      file("n"),
+      hardlink("m", "n"),
+      hardlink("n", "n"),
+    ], /itself/],
+    [
+      "what it replaces",
+      [dir("d"), file("d/f"), hardlink("d", "d/f")],
+      /not there/,
+    ],
+    ["the parent", [dir("d"), hardlink("d/n", "d/..")], /a directory/],
     ["a directory", [dir("d"), hardlink("n", "d")], /a directory/],
     ["below a file", [file("f"), hardlink("n", "f/x")], /not there/],
   ];
@@ -276,16 +313,23 @@ Deno.test("LayerApplier: the root's own entry gives its attributes", () => {
   equal(tree[""], "directory 1777 7:8 99.000000000");
 });
 
-Deno.test("LayerApplier: times, owners and modes are kept to the last bit", () => {
+Deno.test("LayerApplier: times, owners and modes are those of containerd", () => {
   const { tree } = applyLayers([[
     file("n", "", {
       mtime: { seconds: 1_600_000_000, nanoseconds: 123_456_789 },
     }),
     file("old", "", { mtime: { seconds: -2, nanoseconds: 500_000_000 } }),
+    file("late", "", { mtime: { seconds: 9_223_372_036, nanoseconds: 0 } }),
+    file("too", "", { mtime: { seconds: 9_223_372_037, nanoseconds: 0 } }),
+    symlink("l", "n", { mode: 0o640 }),
     file("s", "", { mode: 0o6755, uid: 4_000_000_000, gid: 65_536 }),
   ]]);
   match(tree["n"]!, / 1600000000\.123456789 /);
-  match(tree["old"]!, / -2\.500000000 /);
+  // What containerd cannot say is 1970.
+  match(tree["old"]!, / 0\.000000000 /);
+  match(tree["late"]!, / 9223372036\.000000000 /);
+  match(tree["too"]!, / 0\.000000000 /);
+  match(tree["l"]!, /^symlink 777 /);
   match(tree["s"]!, /^file 6755 4000000000:65536 /);
 });
 
@@ -305,10 +349,11 @@ Deno.test("LayerApplier: attributes that ext4 cannot have are left out with a li
         "com.apple.x": "gone",
       },
     }),
-    symlink("s", "f", { xattrs: { "user.b": "gone", "trusted.c": "kept" } }),
+    symlink("s", "f", { xattrs: { "user.b": "gone", "trusted.c": "gone" } }),
   ]]);
   deepEqual(warnings, [
     '"f": attribute "com.apple.x" is left out, as a file on ext4 cannot have it',
+    '"s": attribute "trusted.c" is left out, as no image may set it',
     '"s": attribute "user.b" is left out, as a symlink on ext4 cannot have it',
   ]);
   ok(tree["f"] && tree["s"] && model);
