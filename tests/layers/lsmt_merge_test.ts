@@ -40,10 +40,49 @@ function paint(shadow: string[], table: SegmentTable, layer: number): void {
 }
 
 function checkOrder(table: SegmentTable): void {
+  for (let row = 0; row < table.count; row++) {
+    assert.ok(table.length[row]! > 0, `row ${row} is empty`);
+  }
   for (let row = 1; row < table.count; row++) {
     const end = table.offset[row - 1]! + table.length[row - 1]!;
     assert.ok(end <= table.offset[row]!, `row ${row} overlaps`);
   }
+}
+
+/** Layers of small rows in stretches that mostly miss each other, so that many rows in a row come from one. */
+function stretchedTable(random: () => number, size: number): SegmentTable {
+  const columns = new SegmentColumns(0);
+  let at = Math.floor(random() * size);
+  const end = Math.min(size, at + Math.floor(random() * size));
+  let moffset = 0;
+  while (at < end) {
+    const length = Math.min(1 + Math.floor(random() * 3), end - at);
+    columns.push(at, length, moffset += 5, Math.floor(random() * 3), 0);
+    at += length + (random() < 0.3 ? 1 : 0) +
+      (random() < 0.01 ? Math.floor(random() * 500) : 0);
+  }
+  return columns.finish();
+}
+
+function checkMerge(
+  tables: readonly SegmentTable[],
+  size: number,
+  what: string,
+): void {
+  const merged = mergeTables(tables);
+  const want = new Array<string>(size).fill("hole");
+  tables.forEach((table, layer) => paint(want, table, layer));
+  const got = new Array<string>(size).fill("hole");
+  checkOrder(merged);
+  for (let row = 0; row < merged.count; row++) {
+    for (let i = 0; i < merged.length[row]!; i++) {
+      const kind = merged.kind[row]!;
+      const moffset = kind === KIND.zeroed ? 0 : merged.moffset[row]! + i;
+      got[merged.offset[row]! + i] = `${merged.layer[row]}:${kind}:${moffset}`;
+    }
+  }
+  assert.deepEqual(got, want, what);
+  assert.equal(merged.offset.length, merged.count);
 }
 
 Deno.test("mergeTables() equals painting sector by sector", () => {
@@ -51,22 +90,20 @@ Deno.test("mergeTables() equals painting sector by sector", () => {
     const random = seeded(seed);
     const count = 1 + Math.floor(random() * 9);
     const tables = Array.from({ length: count }, () => randomTable(random));
-    const merged = mergeTables(tables);
-    const want = new Array<string>(DEVICE).fill("hole");
-    tables.forEach((table, layer) => paint(want, table, layer));
-    const got = new Array<string>(DEVICE).fill("hole");
-    checkOrder(merged);
-    for (let row = 0; row < merged.count; row++) {
-      for (let i = 0; i < merged.length[row]!; i++) {
-        const kind = merged.kind[row]!;
-        const moffset = kind === KIND.zeroed ? 0 : merged.moffset[row]! + i;
-        got[merged.offset[row]! + i] = `${
-          merged.layer[row]
-        }:${kind}:${moffset}`;
-      }
-    }
-    assert.deepEqual(got, want, `seed ${seed}`);
-    assert.equal(merged.offset.length, merged.count);
+    checkMerge(tables, DEVICE, `seed ${seed}`);
+  }
+});
+
+Deno.test("mergeTables() equals painting where many rows come from one layer", () => {
+  const size = 5000;
+  for (let seed = 1; seed <= 60; seed++) {
+    const random = seeded(seed);
+    const count = 2 + Math.floor(random() * 5);
+    const tables = Array.from(
+      { length: count },
+      () => stretchedTable(random, size),
+    );
+    checkMerge(tables, size, `seed ${seed}`);
   }
 });
 
