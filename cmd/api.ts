@@ -160,9 +160,14 @@ export function createApi(control: ServeControl, options: ApiOptions): Hono {
 }
 
 /** Only what a scraper needs: health and metrics. */
-export function createMetricsApi(control: ServeControl): Hono {
+export function createMetricsApi(
+  control: ServeControl,
+  options: { path?: string | undefined } = {},
+): Hono {
   const app = new Hono();
   addHealthRoutes(app, control);
+  const { path } = options;
+  if (path !== undefined && path !== "/metrics") addMetrics(app, control, path);
   return app;
 }
 
@@ -173,7 +178,11 @@ function addHealthRoutes(app: Hono, control: ServeControl): void {
     (c) =>
       control.status().ready ? c.text("ready\n") : c.text("starting\n", 503),
   );
-  app.get("/metrics", (c) =>
+  addMetrics(app, control, "/metrics");
+}
+
+function addMetrics(app: Hono, control: ServeControl, path: string): void {
+  app.get(path, (c) =>
     c.text(renderMetrics(control.status()), 200, {
       "content-type": "text/plain; version=0.0.4; charset=utf-8",
     }));

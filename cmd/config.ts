@@ -3,6 +3,8 @@
 import { parse, type ParseError, printParseErrorCode } from "jsonc-parser";
 import * as v from "valibot";
 import { errorText, UsageError } from "../lib/io/mod.ts";
+import type { OverlaybdSettings } from "./overlaybd_settings.ts";
+import { overlaybdSettings } from "./overlaybd_settings.ts";
 import {
   configSchema,
   IGNORED_OVERLAYBD_KEYS,
@@ -43,6 +45,8 @@ export interface ServeConfig {
   api: {
     listen: string;
     metricsListen?: string;
+    /** Where the metrics are, next to `/metrics`. */
+    metricsPath?: string;
     /** Bearer token for mutations over TCP. */
     token?: string;
   };
@@ -53,8 +57,8 @@ export interface ServeConfig {
   blobCache: CacheConfig & { refillSize: number };
   /** Absent when switched off. */
   gzipCache?: CacheConfig;
-  /** overlaybd's credential file, asked last. */
-  credentialFile?: string;
+  /** How registries are reached, by overlaybd's keys. */
+  registry: OverlaybdSettings;
   userAgent?: string;
   logLevel?: "debug" | "info" | "warn" | "error";
   /** Things worth one line each. */
@@ -253,14 +257,6 @@ async function complete(
     (exporter?.enable ? `127.0.0.1:${exporter.port ?? 9864}` : undefined);
   const token = await apiToken(raw);
   const level = raw.logConfig?.logLevel ?? raw.logLevel;
-  const credentialFile = raw.credentialConfig?.mode === "file"
-    ? raw.credentialConfig.path
-    : raw.credentialFilePath;
-  if (raw.credentialConfig?.mode && raw.credentialConfig.mode !== "file") {
-    warnings.push(
-      `Key "credentialConfig.mode" is "${raw.credentialConfig.mode}": only "file" is supported, credentials come from the usual places`,
-    );
-  }
   return {
     files,
     nbd: {
@@ -271,6 +267,9 @@ async function complete(
     api: {
       listen: raw.api?.listen ?? DEFAULT_API_LISTEN,
       ...(metricsListen === undefined ? {} : { metricsListen }),
+      ...(exporter?.enable && exporter.uriPrefix
+        ? { metricsPath: exporter.uriPrefix }
+        : {}),
       ...(token === undefined ? {} : { token }),
     },
     images: nameExports(raw.images ?? []),
@@ -288,7 +287,7 @@ async function complete(
         sizeBytes: (gzip.cacheSizeGB ?? 4) * GIB,
       },
     }),
-    ...(credentialFile ? { credentialFile } : {}),
+    registry: overlaybdSettings(raw),
     ...(raw.userAgent ? { userAgent: raw.userAgent } : {}),
     ...(level === undefined
       ? {}

@@ -118,7 +118,7 @@ async function serve(
         await listenApi(
           addresses.metrics,
           "api.metricsListen",
-          () => createMetricsApi(session),
+          () => createMetricsApi(session, { path: config.api.metricsPath }),
         ),
       );
     }

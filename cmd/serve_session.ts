@@ -96,9 +96,7 @@ export class ServeSession implements ServeControl {
       registry: {
         ...registry,
         readDeadlineMs: config.nbd.requestTimeoutMs,
-        ...(config.credentialFile
-          ? { overlaybdCredentialFile: config.credentialFile }
-          : {}),
+        ...config.registry,
         ...(config.userAgent ? { userAgent: config.userAgent } : {}),
       },
       blobCache: config.blobCache,
@@ -222,6 +220,7 @@ export class ServeSession implements ServeControl {
           metaFrom: settings.metaFrom as readonly MetaWay[],
           requireSpans: settings.requireSpans,
           isConfigFile: config.config !== undefined,
+          writesResult: true,
         },
       );
       const nbd = this.#server.addExport({

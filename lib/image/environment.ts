@@ -17,6 +17,8 @@ import {
   type ZstdDecoder,
 } from "../layers/mod.ts";
 import {
+  type ClientPair,
+  type CredentialService,
   type HostStatistics,
   openRepository,
   type Reference,
@@ -32,6 +34,12 @@ export interface RegistrySettings {
   authFile?: string;
   /** overlaybd's credential file. */
   overlaybdCredentialFile?: string;
+  /** overlaybd's credential service, asked last. */
+  overlaybdCredentialService?: CredentialService;
+  /** Client certificate for hosts that have none of their own. */
+  clientPair?: ClientPair;
+  /** URL of a P2P agent that blobs are fetched through. */
+  peerAddress?: string;
   userAgent?: string;
   /**
    * When whoever waits for a read gives up, in milliseconds. A registry that
@@ -80,7 +88,11 @@ export interface ImageEnvironment extends AsyncDisposable {
   /** A repository that shares connections and tokens with the others; the caller disposes of it. */
   openRepository(
     reference: Reference,
-    options?: { create?: boolean },
+    options?: {
+      create?: boolean;
+      /** A URL says `http:`, whatever is usual for the host. */
+      plainHttp?: boolean;
+    },
   ): Promise<Repository>;
 }
 
@@ -129,8 +141,12 @@ export async function openEnvironment(
     blobStore,
     blobBlockSize: options.blobCache?.refillSize ?? DEFAULT_REFILL_SIZE,
     hostStatistics: () => client.statistics,
-    openRepository: (reference, { create = false } = {}) =>
-      openRepository(reference, { create, client }),
+    openRepository: (reference, { create = false, plainHttp } = {}) => {
+      if (plainHttp && reference.kind === "registry") {
+        client.usePlainHttp(reference.registry);
+      }
+      return openRepository(reference, { create, client });
+    },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
 }
@@ -178,10 +194,13 @@ function createClient(
     caFile: settings.caFile,
     tlsSkipVerify: settings.tlsSkipVerify,
     userAgent: settings.userAgent,
+    clientPair: settings.clientPair,
+    peerAddress: settings.peerAddress,
     logger,
     credentials: {
       authFile: settings.authFile,
       overlaybdFile: settings.overlaybdCredentialFile,
+      overlaybdService: settings.overlaybdCredentialService,
       logger,
     },
   });

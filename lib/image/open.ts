@@ -55,6 +55,8 @@ export interface OpenImageOptions {
   requireSpans?: boolean | undefined;
   /** The image is the path of a `config.v1.json`, whatever it looks like. */
   isConfigFile?: boolean | undefined;
+  /** Write the `resultFile` that a `config.v1.json` names, as overlaybd's service does for a device. */
+  writesResult?: boolean | undefined;
 }
 
 /** One layer of an opened image. */
@@ -102,7 +104,7 @@ export async function openImage(
   options: OpenImageOptions = {},
 ): Promise<OpenedImage> {
   const image = options.isConfigFile || await isFile(text)
-    ? await openConfigImage(environment, text)
+    ? await openConfigImage(environment, text, options)
     : await openReference(environment, text, options);
   if (options.requireSpans && image.integrity !== "spans") {
     const weak = image.layers.findIndex((l) => l.integrity !== "spans");

@@ -79,8 +79,49 @@ const LAYER_FILES = ["overlaybd.commit", ".commit", "overlaybd.sealed"];
 export async function openConfigImage(
   environment: ImageEnvironment,
   file: string,
+  options: { writesResult?: boolean | undefined } = {},
 ): Promise<OpenedImage> {
   const config = await readConfig(file);
+  const report = async (result: string) => {
+    if (options.writesResult && config.resultFile !== "") {
+      await writeResult(environment, config.resultFile, result);
+    }
+  };
+  try {
+    const image = await openConfig(environment, file, config);
+    await report("success");
+    return image;
+  } catch (error) {
+    await report(`failed:${errorText(error)}`);
+    throw error;
+  }
+}
+
+/**
+ * What whoever asked for the device looks at, the snapshotter for one: no
+ * newline, and a reason that is shown as it is (overlaybd
+ * src/image_service.cpp: set_result_file).
+ */
+async function writeResult(
+  environment: ImageEnvironment,
+  file: string,
+  result: string,
+): Promise<void> {
+  try {
+    await Deno.writeTextFile(file, result);
+  } catch (error) {
+    environment.log.warn("cannot write the result file", {
+      file,
+      error: errorText(error),
+    });
+  }
+}
+
+async function openConfig(
+  environment: ImageEnvironment,
+  file: string,
+  config: v.InferOutput<typeof configSchema>,
+): Promise<OpenedImage> {
   if (config.accelerationLayer && config.recordTracePath !== "") {
     throw new FormatError(
       `config "${file}"`,
@@ -100,7 +141,9 @@ export async function openConfigImage(
   }
   await using stack = new AsyncDisposableStack();
   const repository = config.repoBlobUrl === "" ? undefined : stack.use(
-    await environment.openRepository(referenceOf(config.repoBlobUrl, file)),
+    await environment.openRepository(referenceOf(config.repoBlobUrl, file), {
+      plainHttp: config.repoBlobUrl.startsWith("http:"),
+    }),
   );
   const places = { environment, repository, local: localServices(environment) };
   const layers: OpenedStackLayer[] = [];

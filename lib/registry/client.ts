@@ -66,6 +66,11 @@ export class RegistryClient implements AsyncDisposable {
     );
   }
 
+  /** As {@linkcode Transport.usePlainHttp}. */
+  usePlainHttp(registry: string): void {
+    this.#transport.usePlainHttp(registry);
+  }
+
   /** Counters of all hosts that were asked. */
   get statistics(): HostStatistics[] {
     return this.#transport.statistics;

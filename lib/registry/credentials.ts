@@ -14,6 +14,11 @@ import {
   UsageError,
 } from "../io/mod.ts";
 import { runCredentialHelper } from "./credential_helper.ts";
+import {
+  askCredentialService,
+  type CredentialService,
+  serviceName,
+} from "./credential_service.ts";
 
 /** What to authenticate with. Never logged. */
 export type Credentials =
@@ -36,6 +41,8 @@ export interface CredentialOptions {
   authFile?: string | undefined;
   /** overlaybd's `credentialConfig.path` in mode `file`. */
   overlaybdFile?: string | undefined;
+  /** overlaybd's `credentialConfig` in its other modes. */
+  overlaybdService?: CredentialService | undefined;
   /** Defaults to the process environment; tests give their own. */
   env?: ((name: string) => string | undefined) | undefined;
   /** Deadline of one credential helper. Default 30,000. */
@@ -79,8 +86,16 @@ export function createCredentialSource(
   const env = options.env ?? readEnvironment;
   const files = credentialFiles(options, env);
   const logger = options.logger ?? silentLogger;
+  const service = options.overlaybdService;
+  const helpers = {
+    logger,
+    timeoutMs: options.helperTimeoutMs ?? HELPER_TIMEOUT_MS,
+  };
   return {
-    places: files.map((file) => file.path),
+    places: [
+      ...files.map((file) => file.path),
+      ...(service ? [serviceName(service)] : []),
+    ],
     async find(registry, repository) {
       for (const file of files) {
         const text = await readOptional(file.path, file.required);
@@ -90,16 +105,35 @@ export function createCredentialSource(
           parseAuthFile(file.path, text),
           registry,
           repository,
-          {
-            logger,
-            timeoutMs: options.helperTimeoutMs ?? HELPER_TIMEOUT_MS,
-          },
+          helpers,
         );
         if (found) return found;
       }
-      return undefined;
+      return service &&
+        await findByService(service, registry, repository, helpers);
     },
   };
+}
+
+/** A service that fails must not stop a pull that needs no credentials. */
+async function findByService(
+  service: CredentialService,
+  registry: string,
+  repository: string,
+  helpers: { logger: Logger; timeoutMs: number },
+): Promise<FoundCredentials | undefined> {
+  const name = serviceName(service);
+  try {
+    const text = await askCredentialService(service, registry, repository);
+    const file = parseAuthFile(name, text);
+    return await findInFile(name, file, registry, repository, helpers);
+  } catch (error) {
+    helpers.logger.warn("credential service failed", {
+      registry,
+      error: errorText(error),
+    });
+    return undefined;
+  }
 }
 
 /** A source without any credentials. */

@@ -4,6 +4,7 @@ export * from "./blob_source.ts";
 export * from "./client.ts";
 export { type Clock, systemClock } from "./clock.ts";
 export * from "./content.ts";
+export { type CredentialService } from "./credential_service.ts";
 export {
   createCredentialSource,
   type CredentialOptions,
@@ -23,7 +24,7 @@ export * from "./reference.ts";
 export { fallbackTag } from "./referrers.ts";
 export { RemoteRepository } from "./remote.ts";
 export * from "./repository.ts";
-export { CERTS_DIRECTORIES } from "./tls.ts";
+export { CERTS_DIRECTORIES, type ClientPair } from "./tls.ts";
 export {
   DEFAULT_LIMITS,
   type HostStatistics,

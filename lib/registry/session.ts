@@ -165,6 +165,8 @@ export class Session {
         signal: request.signal,
         priority: request.priority,
         urgency: request.urgency,
+        isBlob: typeof request.target === "string" &&
+          request.target.startsWith("blobs/"),
       });
       if (!isFollowed(request, answer.status)) return answer;
       await answer.discard();

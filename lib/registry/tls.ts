@@ -21,6 +21,12 @@ export interface HostTls {
   clientKey?: string;
 }
 
+/** PEM files of a client's certificate and its key. */
+export interface ClientPair {
+  certFile: string;
+  keyFile: string;
+}
+
 const PEM_SIZE_MAX = 4 * 1024 * 1024;
 // Where distributions keep the bundle (Go's crypto/x509/root_linux.go).
 const SYSTEM_BUNDLES = [
@@ -62,7 +68,12 @@ function isFileSync(path: string): boolean {
  */
 export async function loadHostTls(
   registry: string,
-  options: { caFile?: string | undefined; directories?: readonly string[] },
+  options: {
+    caFile?: string | undefined;
+    directories?: readonly string[];
+    /** For hosts without a pair of their own. */
+    clientPair?: ClientPair | undefined;
+  },
 ): Promise<HostTls> {
   const tls: HostTls = { caCerts: [] };
   if (options.caFile !== undefined) {
@@ -72,6 +83,11 @@ export async function loadHostTls(
     for (const name of directoryNames(registry)) {
       await addDirectory(tls, `${directory}/${name}`);
     }
+  }
+  const { clientPair } = options;
+  if (clientPair && tls.clientCert === undefined) {
+    tls.clientCert = await readPem(clientPair.certFile, "CERTIFICATE");
+    tls.clientKey = await readPem(clientPair.keyFile, "PRIVATE KEY");
   }
   return tls;
 }

@@ -23,8 +23,10 @@ import {
 } from "./http.ts";
 import { apiHost } from "./reference.ts";
 import { abortError } from "./signals.ts";
+import { Peer } from "./peer.ts";
 import {
   CERTS_DIRECTORIES,
+  type ClientPair,
   hasHostTls,
   loadHostTls,
   useSystemCas,
@@ -71,6 +73,10 @@ export interface TransportOptions {
   /** PEM file with more CAs. */
   caFile?: string | undefined;
   tlsSkipVerify?: boolean | undefined;
+  /** Client certificate for hosts that have none of their own. */
+  clientPair?: ClientPair | undefined;
+  /** URL of a P2P agent that blobs are fetched through; see `peer.ts`. */
+  peerAddress?: string | undefined;
   /** Directories with certificates per host; for tests. */
   certsDirectories?: readonly string[] | undefined;
   /** Requests at once per host. Default 16. */
@@ -88,6 +94,8 @@ export interface ExchangeRequest extends Urgent {
   headers?: Record<string, string> | undefined;
   body?: RequestBody | undefined;
   signal?: AbortSignal | undefined;
+  /** It reads content that has a digest, which a P2P agent may have. */
+  isBlob?: boolean | undefined;
 }
 
 /** An answer whose body is still to be read. One of its methods must see the end of it. */
@@ -131,6 +139,7 @@ export class Transport implements AsyncDisposable {
   readonly #statistics = new Map<string, HostStatistics>();
   readonly #schemes = new Map<string, Promise<"http:" | "https:">>();
   readonly #open = new Set<() => Promise<void>>();
+  readonly #peer: Peer | undefined;
 
   constructor(options: TransportOptions = {}) {
     useSystemCas();
@@ -138,6 +147,10 @@ export class Transport implements AsyncDisposable {
     this.limits = { ...DEFAULT_LIMITS, ...options.limits };
     this.clock = options.clock ?? systemClock;
     this.logger = options.logger ?? silentLogger;
+    const { peerAddress } = options;
+    this.#peer = peerAddress === undefined
+      ? undefined
+      : new Peer(peerAddress, this.clock, this.logger);
   }
 
   /** `http://host:port/` or `https://…/` of a registry's API. */
@@ -149,6 +162,17 @@ export class Transport implements AsyncDisposable {
       this.#schemes.set(host, scheme);
     }
     return new URL(`${await scheme}//${host}/`);
+  }
+
+  /**
+   * Speaks plain HTTP to one registry, as a URL that somebody wrote says; of no
+   * effect once it was spoken to.
+   */
+  usePlainHttp(registry: string): void {
+    const host = apiHost(registry);
+    if (this.#options.plainHttp === undefined && !this.#schemes.has(host)) {
+      this.#schemes.set(host, Promise.resolve("http:"));
+    }
   }
 
   async #chooseScheme(host: string): Promise<"http:" | "https:"> {
@@ -179,6 +203,7 @@ export class Transport implements AsyncDisposable {
       ? await loadHostTls(url.host, {
         caFile: this.#options.caFile,
         directories: this.#options.certsDirectories ?? CERTS_DIRECTORIES,
+        clientPair: this.#options.clientPair,
       })
       : { caCerts: [] };
     return await createEngine(tls, {
@@ -226,22 +251,34 @@ export class Transport implements AsyncDisposable {
    * @throws {CancelledError} If `signal` was aborted.
    */
   async exchange(request: ExchangeRequest): Promise<Exchange> {
-    const engine = await this.#engine(request.url);
+    const peer = request.isBlob && request.method === "GET"
+      ? this.#peer
+      : undefined;
+    const answer = await peer?.try(
+      request.url,
+      (url) => this.#exchangeAt(request, url),
+    );
+    return answer ?? await this.#exchangeAt(request, request.url);
+  }
+
+  /** @param at The URL that is really asked. */
+  async #exchangeAt(request: ExchangeRequest, at: URL): Promise<Exchange> {
+    const engine = await this.#engine(at);
     const held = Promise.withResolvers<void>();
     const granted = Promise.withResolvers<void>();
-    this.#semaphore(request.url.host).run(() => {
+    this.#semaphore(at.host).run(() => {
       granted.resolve();
       return held.promise;
     }, request).catch(granted.reject);
     await granted.promise;
-    const statistics = this.#statisticsOf(request.url.host);
+    const statistics = this.#statisticsOf(at.host);
     statistics.requests++;
     const guard = new Guard(request, this.limits, statistics, () => {
       this.#open.delete(guard.cancel);
       held.resolve();
     });
     this.#open.add(guard.cancel);
-    return await guard.send(engine, this.#wireHeaders(request));
+    return await guard.send(engine, at, this.#wireHeaders(request));
   }
 
   #wireHeaders(request: ExchangeRequest): Headers {
@@ -296,13 +333,18 @@ class Guard {
     if (signal?.aborted) this.#onAbort();
   }
 
-  async send(engine: HttpEngine, headers: Headers): Promise<Exchange> {
+  /** @param at The URL that is asked in the request's place. */
+  async send(
+    engine: HttpEngine,
+    at: URL,
+    headers: Headers,
+  ): Promise<Exchange> {
     const { method, url, body } = this.#request;
     try {
       this.#armAnswer(this.#limits.answerMs);
       const response = await engine.send({
         method,
-        url,
+        url: at,
         headers,
         ...(body === undefined
           ? {}

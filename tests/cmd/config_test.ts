@@ -54,6 +54,7 @@ Deno.test("defaults of an empty configuration", () =>
         refillSize: 262_144,
       },
       gzipCache: { directory: "/var/lib/obd/gzip", sizeBytes: 4 * GIB },
+      registry: {},
       warnings: [],
     });
   }));
@@ -75,6 +76,8 @@ Deno.test("every key is taken", () =>
       "cacheConfig": { "cacheDir": "/b", "cacheSizeGB": 1, "refillSize": 8192 },
       "gzipCacheConfig": { "enable": true, "cacheDir": "/g", "cacheSizeGB": 0.5 },
       "credentialConfig": { "mode": "file", "path": "/cred.json" },
+      "certConfig": { "certFile": "/c.pem", "keyFile": "/k.pem" },
+      "p2pConfig": { "enable": true, "address": "localhost:19145/dadip2p" },
       "logConfig": { "logLevel": 2 }, "userAgent": "me/1",
     }`,
     );
@@ -99,7 +102,11 @@ Deno.test("every key is taken", () =>
       workers: 3,
       blobCache: { directory: "/b", sizeBytes: GIB, refillSize: 8192 },
       gzipCache: { directory: "/g", sizeBytes: GIB / 2 },
-      credentialFile: "/cred.json",
+      registry: {
+        overlaybdCredentialFile: "/cred.json",
+        clientPair: { certFile: "/c.pem", keyFile: "/k.pem" },
+        peerAddress: "localhost:19145/dadip2p",
+      },
       userAgent: "me/1",
       logLevel: "warn",
       warnings: [],
@@ -112,15 +119,50 @@ Deno.test("overlaybd's older keys stand in for the newer ones", () =>
       dir,
       `{ "registryCacheDir": "/r", "registryCacheSizeGB": 2, "logLevel": 0,
          "credentialFilePath": "/old.json", "gzipCacheConfig": { "enable": false },
-         "exporterConfig": { "enable": true, "port": 9999 } }`,
+         "exporterConfig": { "enable": true, "port": 9999, "uriPrefix": "/m" } }`,
     );
     assert.equal(config.blobCache.directory, "/r");
     assert.equal(config.blobCache.sizeBytes, 2 * GIB);
     assert.equal(config.logLevel, "debug");
-    assert.equal(config.credentialFile, "/old.json");
+    assert.deepEqual(config.registry, { overlaybdCredentialFile: "/old.json" });
+    assert.equal(config.api.metricsPath, "/m");
     assert.equal(config.gzipCache, undefined);
     assert.equal(config.api.metricsListen, "127.0.0.1:9999");
     assert.deepEqual(config.warnings, []);
+  }));
+
+Deno.test("overlaybd's credential service", () =>
+  withTempDir(async (dir) => {
+    const credentials = async (config: Record<string, unknown>) =>
+      (await load(dir, JSON.stringify({ credentialConfig: config }))).registry;
+    assert.deepEqual(
+      await credentials({
+        mode: "https",
+        path: "https://h/auth",
+        timeout: 3,
+        client_cert_path: "/c",
+        client_key_path: "/k",
+        server_ca_path: "/ca",
+      }),
+      {
+        overlaybdCredentialService: {
+          mode: "https",
+          path: "https://h/auth",
+          timeoutMs: 3000,
+          clientCertFile: "/c",
+          clientKeyFile: "/k",
+          caFile: "/ca",
+        },
+      },
+    );
+    await assert.rejects(
+      credentials({ mode: "uds" }),
+      /"credentialConfig.path" is missing, which mode "uds" needs/,
+    );
+    await assert.rejects(
+      credentials({ mode: "smoke" }),
+      /credentialConfig.mode/,
+    );
   }));
 
 Deno.test("a token may come from a file", () =>
@@ -214,12 +256,12 @@ Deno.test("unknown keys: one warning with all of them", () => {
   const warnings: string[] = [];
   parseConfig(
     `{ "nbd": { "lisen": "x" }, "imagse": [], "images": [{ "image": "a", "tag": "b" }, { "image": "c", "tag": "d" }],
-       "ioEngine": 0, "p2pConfig": { "enable": false } }`,
+       "ioEngine": 0, "download": { "enable": true } }`,
     "x.json",
     warnings,
   );
   assert.deepEqual(warnings, [
-    'Configuration "x.json" has ignored keys (unknown: nbd.lisen, imagse, images[].tag; without meaning here: ioEngine, p2pConfig)',
+    'Configuration "x.json" has ignored keys (unknown: nbd.lisen, imagse, images[].tag; without meaning here: ioEngine, download)',
   ]);
 });
 
@@ -273,7 +315,9 @@ Deno.test("an overlaybd.json loads as it is", () =>
     const config = await load(dir, OVERLAYBD_JSON);
     assert.equal(config.blobCache.directory, "/opt/overlaybd/registry_cache");
     assert.equal(config.gzipCache?.directory, "/opt/overlaybd/gzip_cache");
-    assert.equal(config.credentialFile, "/opt/overlaybd/cred.json");
+    assert.deepEqual(config.registry, {
+      overlaybdCredentialFile: "/opt/overlaybd/cred.json",
+    });
     assert.equal(config.logLevel, "info");
     assert.equal(config.api.metricsListen, undefined);
     assert.equal(config.warnings.length, 1);

@@ -1,0 +1,143 @@
+/**
+ * overlaybd's credential service (its `credentialConfig` in the modes `http`,
+ * `https` and `uds`): a local program that is asked for the credentials of a
+ * blob's URL and answers with the `auths` of Docker's `config.json` (overlaybd
+ * src/image_service.cpp: reload_auth).
+ */
+
+import { errorText, LimitError, ObdError, UsageError } from "../io/mod.ts";
+import { apiHost } from "./reference.ts";
+
+/** Where the service is. */
+export interface CredentialService {
+  mode: "http" | "https" | "uds";
+  /** URL, or the path of a Unix socket; without a scheme the mode's is meant. */
+  path: string;
+  /** Of one question. Default 1,000. */
+  timeoutMs?: number | undefined;
+  /** PEM files for mode `https`. */
+  clientCertFile?: string | undefined;
+  clientKeyFile?: string | undefined;
+  caFile?: string | undefined;
+}
+
+const TIMEOUT_MS = 1000;
+const ANSWER_SIZE_MAX = 1024 * 1024;
+/** Services parse a blob's URL; which blob it is does not matter: this is the empty one. */
+const SOME_BLOB =
+  "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/**
+ * Asks for the credentials of a repository.
+ *
+ * @returns The text of a JSON object with `auths`.
+ * @throws {ObdError} That never quotes the answer.
+ */
+export async function askCredentialService(
+  service: CredentialService,
+  registry: string,
+  repository: string,
+): Promise<string> {
+  const url = serviceUrl(service);
+  // As overlaybd writes it: a URL in a query, not encoded.
+  url.search = `${
+    url.search === "" ? "?" : `${url.search}&`
+  }remote_url=https://${apiHost(registry)}/v2/${repository}/blobs/${SOME_BLOB}`;
+  const timeoutMs = service.timeoutMs ?? TIMEOUT_MS;
+  const client = await createClient(service);
+  try {
+    const response = await fetch(url, {
+      client,
+      redirect: "error",
+      signal: AbortSignal.timeout(timeoutMs),
+    });
+    const text = await readText(response);
+    if (response.status !== 200) {
+      throw problem(service, `answered with status ${response.status}`);
+    }
+    return authsOf(service, text);
+  } catch (error) {
+    if (error instanceof ObdError) throw error;
+    const isLate = error instanceof DOMException &&
+      error.name === "TimeoutError";
+    throw problem(
+      service,
+      isLate ? `did not answer in ${timeoutMs} ms` : errorText(error),
+    );
+  } finally {
+    client.close();
+  }
+}
+
+/** How the service is named in messages. */
+export function serviceName({ mode, path }: CredentialService): string {
+  return `${mode} credential service ${path}`;
+}
+
+function problem(service: CredentialService, what: string): ObdError {
+  return new ObdError("state", `The ${serviceName(service)} ${what}`);
+}
+
+function serviceUrl({ mode, path }: CredentialService): URL {
+  if (mode === "uds") return new URL("http://localhost/auth");
+  const text = /^https?:\/\//.test(path) ? path : `${mode}://${path}`;
+  const url = URL.parse(text);
+  if (!url) {
+    throw new UsageError(
+      `Key "credentialConfig.path": "${path}" is no URL, which mode "${mode}" needs`,
+    );
+  }
+  return url;
+}
+
+async function createClient(
+  service: CredentialService,
+): Promise<Deno.HttpClient> {
+  const { mode, path, clientCertFile, clientKeyFile, caFile } = service;
+  if (mode === "uds") {
+    return Deno.createHttpClient({
+      http2: false,
+      proxy: { transport: "unix", path },
+    });
+  }
+  const pem = (file: string) => Deno.readTextFile(file);
+  const isSecure = mode === "https";
+  return Deno.createHttpClient({
+    http2: false,
+    ...(isSecure && caFile ? { caCerts: [await pem(caFile)] } : {}),
+    ...(isSecure && clientCertFile && clientKeyFile
+      ? { cert: await pem(clientCertFile), key: await pem(clientKeyFile) }
+      : {}),
+  });
+}
+
+async function readText(response: Response): Promise<string> {
+  const pieces: Uint8Array[] = [];
+  let size = 0;
+  for await (const piece of response.body ?? []) {
+    size += piece.length;
+    if (size > ANSWER_SIZE_MAX) {
+      throw new LimitError(
+        `Answer of the credential service is larger than ${ANSWER_SIZE_MAX} bytes`,
+      );
+    }
+    pieces.push(piece);
+  }
+  return await new Blob(pieces as BlobPart[]).text();
+}
+
+/** `{"success": true, "data": {"auths": {…}}}`. */
+function authsOf(service: CredentialService, text: string): string {
+  let answer: unknown;
+  try {
+    answer = JSON.parse(text);
+  } catch {
+    throw problem(service, "answered with what is no JSON");
+  }
+  const { success, data } = (answer ?? {}) as Record<string, unknown>;
+  if (success !== true) throw problem(service, "answered that it failed");
+  if (typeof data !== "object" || data === null) {
+    throw problem(service, 'answered without "data"');
+  }
+  return JSON.stringify(data);
+}
