@@ -1,6 +1,6 @@
 /** The layers built so far, as the device that the next layer changes. */
 
-import type { ByteSource } from "../io/mod.ts";
+import { type ByteSource, FormatError } from "../io/mod.ts";
 import { LsmtSource, mergeTables, type SegmentTable } from "./lsmt/mod.ts";
 import type { OpenedLayer } from "./open_layer.ts";
 
@@ -10,7 +10,12 @@ class UnreadTarget implements ByteSource {
 
   pread(): Promise<void> {
     return Promise.reject(
-      new TypeError("Internal error: metadata was read from a file's body"),
+      // Only a file system that was made wrong, or on purpose, leads here.
+      new FormatError(
+        "file system",
+        "metadata",
+        "lies where a file's body is mapped",
+      ),
     );
   }
 

@@ -1,5 +1,7 @@
 /** All targets. */
 import type { Target } from "../target.ts";
+import { CODEC_TARGETS } from "./codecs.ts";
+import { EXT4_TARGETS } from "./ext4.ts";
 import { INDEX_TARGETS } from "./indexes.ts";
 import { LSMT_TARGETS } from "./lsmt.ts";
 import { SMALL_TARGETS } from "./small.ts";
@@ -10,5 +12,7 @@ export const TARGETS: Target[] = [
   ...LSMT_TARGETS,
   ...ZFILE_TARGETS,
   ...INDEX_TARGETS,
+  ...CODEC_TARGETS,
+  ...EXT4_TARGETS,
   ...SMALL_TARGETS,
 ];
