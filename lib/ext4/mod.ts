@@ -7,7 +7,12 @@ export {
 } from "./block_alloc.ts";
 export type { FileBody, FileSectors } from "./body.ts";
 export type { Emission, EmittedBlock, ZeroedRun } from "./emit.ts";
-export type { FileExtent, Timestamp } from "./format.ts";
+export {
+  type FileExtent,
+  SUPERBLOCK_OFFSET,
+  SUPERBLOCK_SIZE,
+  type Timestamp,
+} from "./format.ts";
 export {
   BLOCK_SIZE,
   computeGeometry,
@@ -17,6 +22,7 @@ export {
   type SpaceNeed,
   virtualSizeFor,
 } from "./geometry.ts";
+export { fileSystemIdentity } from "./identity.ts";
 export {
   Ext4Model,
   type NodeStat,

@@ -32,8 +32,8 @@ import {
   stackLayer,
   writeMetaLayer,
 } from "../layers/mod.ts";
-import { formatPlatform, type Repository } from "../registry/mod.ts";
-import { chainKey, type ChainParameters, chainTag } from "./chain_key.ts";
+import { formatPlatform } from "../registry/mod.ts";
+import { chainKey, type ChainParameters } from "./chain_key.ts";
 import { shortDigest } from "./destination.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import { type MetaDocuments, writeMetaDocuments } from "./meta_image.ts";
@@ -44,12 +44,8 @@ import {
   NativeConverter,
   type NativeParameters,
 } from "./native_convert.ts";
-import {
-  close,
-  findReusableFormats,
-  type ReusedLayers,
-} from "./native_reuse.ts";
-import type { ReusedLayer } from "./reuse.ts";
+import { findReuse, type Reuse, type ReuseFinder } from "./find_reusable.ts";
+import { close, type ReusedLayer, type ReuseOrigin } from "./reuse.ts";
 import { checkLayers, type SourceImage } from "./source.ts";
 
 const GIB = 2 ** 30;
@@ -77,8 +73,8 @@ export interface BuildOptions {
   nativeTypes?: "oci" | "docker" | undefined;
   /** Directory for the meta blobs; made by this, removed by the caller. */
   scratch: string;
-  /** Where layers that were built before may be found. */
-  reuseFrom?: Repository | undefined;
+  /** Looks for layers that were built before; borrowed. */
+  reuse?: ReuseFinder | undefined;
   /** Map entries of one layer at most; default what readers take. For tests. */
   maxEntries?: number | undefined;
 }
@@ -94,7 +90,10 @@ export interface LayerReport {
   parts?: number;
   entries: number;
   spans: number;
+  /** Whether it was built before. */
   reused: boolean;
+  /** Where it was found then, and by what. */
+  reusedFrom?: Pick<ReuseOrigin, "repository" | "by">;
 }
 
 /** A complete meta image, or native image. */
@@ -104,8 +103,8 @@ export interface BuiltImage {
   documents: MetaDocuments;
   /** In the order of the source's layers. */
   layers: readonly (BuiltLayer | ReusedLayer)[];
-  /** Tags under which other builds find these layers. */
-  chainTags: readonly string[];
+  /** Keys of the chains of its lowest layers, under which other builds find these; none on layers of other tools. */
+  chains: readonly { key: string; count: number }[];
   platform: string;
   layerReports: readonly LayerReport[];
   breakdown: LayerBreakdown;
@@ -136,8 +135,15 @@ export async function buildFormats(
   checkLayers(source, environment.log);
   await Deno.mkdir(options.scratch, { recursive: true });
   const parameters = chainParameters(source, options);
-  const hasNative = formats.includes("overlaybd") || options.compat ||
-    options.convertUnseekable;
+  const reuse = await findFormats(environment, source, formats, {
+    ...options,
+    parameters,
+  });
+  const missing = formats.filter((format) =>
+    reuse[format].count < source.manifest.layers.length
+  );
+  const hasNative = missing.includes("overlaybd") ||
+    (missing.length > 0 && (options.compat || options.convertUnseekable));
   using converter = hasNative
     ? new NativeConverter(environment, source, {
       parameters: options.native ?? DEFAULT_NATIVE,
@@ -148,62 +154,115 @@ export async function buildFormats(
     })
     : undefined;
   if (converter) logDiskNeed(environment, source, options.scratch);
-  const isMixed = options.compat || options.convertUnseekable;
-  const reused: ReusedLayers = options.reuseFrom && !isMixed
-    ? await findReusableFormats(
-      environment,
-      options.reuseFrom,
-      source,
-      formats,
-      (format) => formatParameters(format, parameters, options),
-    )
-    : { turbo: [], overlaybd: [] };
-  const reusedCount = reused[formats[0]!].length;
   await using stack = new LayerStack();
-  // Either form shows the same device; meta layers are in memory.
-  const [below, beside] = formats.includes("turbo")
-    ? [reused.turbo, reused.overlaybd]
-    : [reused.overlaybd, []];
-  for (const { parts } of below) {
-    for (const { opened } of parts) stack.add(opened);
-  }
-  await close(beside);
+  const first = await stackReused(stack, reuse, missing);
   const builder = new Builder(
     environment,
     source,
-    { ...options, formats },
+    { ...options, formats: missing },
     parameters,
     stack,
     converter,
+    { turbo: reuse.turbo.count, overlaybd: reuse.overlaybd.count },
   );
-  const built = parameters.flatten && reusedCount === 0
+  const built: BuiltLayers = missing.length === 0
+    ? { turbo: [], overlaybd: [] }
+    : parameters.flatten
     ? await builder.buildFlat()
-    : await builder.buildFrom(reusedCount);
+    : await builder.buildFrom(first);
   const seconds = (performance.now() - started) / 1000;
   return formats.map((format) =>
-    describeImage(source, format, [...reused[format], ...built[format]], {
+    describeImage(source, format, [...reuse[format].layers, ...built[format]], {
       ...options,
       parameters,
+      reuse: reuse[format],
       warnings: builder.warnings,
       seconds,
     })
   );
 }
 
+/** What each format has already. */
+async function findFormats(
+  { log }: ImageEnvironment,
+  source: SourceImage,
+  formats: readonly BuildFormat[],
+  options: BuildOptions & { parameters: ChainParameters },
+): Promise<Record<BuildFormat, Reuse>> {
+  const { reuse, parameters } = options;
+  if (!reuse) {
+    return {
+      turbo: { layers: [], count: 0 },
+      overlaybd: { layers: [], count: 0 },
+    };
+  }
+  const found = await findReuse(reuse, formats, (format) => ({
+    source,
+    format,
+    parameters: formatParameters(format, parameters, options),
+    types: options.nativeTypes ?? "oci",
+    mayBeForeign: formats.length === 1,
+  }));
+  for (const format of formats) {
+    const { layers, count } = found[format];
+    if (count === 0) continue;
+    const { repository, by } = layers[0]!.from;
+    log.info("layers that were built before", {
+      format,
+      count,
+      repository,
+      by,
+    });
+  }
+  return found;
+}
+
+/**
+ * Puts the layers on the stack that every missing format has already; either
+ * form shows the same device. The others are let go of: their blobs are all
+ * that is needed of them.
+ *
+ * @returns How many of the source's layers are on the stack.
+ */
+async function stackReused(
+  stack: LayerStack,
+  reuse: Record<BuildFormat, Reuse>,
+  missing: readonly BuildFormat[],
+): Promise<number> {
+  const first = missing.length === 0
+    ? 0
+    : Math.min(...missing.map((format) => reuse[format].count));
+  // Meta layers are in memory.
+  const chosen = missing.includes("turbo") ? "turbo" : "overlaybd";
+  const below = reuse[chosen].layers.slice(0, first);
+  for (const { parts } of below) {
+    for (const { opened } of parts) stack.add(opened);
+  }
+  for (const { layers } of [reuse.turbo, reuse.overlaybd]) {
+    await close(layers.filter((layer) => !below.includes(layer)));
+  }
+  return first;
+}
+
 function describeImage(
   source: SourceImage,
   format: BuildFormat,
   layers: readonly (BuiltLayer | ReusedLayer)[],
-  facts: BuildOptions & {
+  facts: Omit<BuildOptions, "reuse"> & {
     parameters: ChainParameters;
+    reuse: Reuse;
     warnings: readonly string[];
     seconds: number;
   },
 ): BuiltImage {
   const { warnings, seconds } = facts;
-  const parameters = formatParameters(format, facts.parameters, facts);
+  const { foreign } = facts.reuse;
+  const parameters = {
+    ...formatParameters(format, facts.parameters, facts),
+    foreign,
+  };
   const count = source.manifest.layers.length;
-  const documents = writeMetaDocuments(
+  const documents = facts.reuse.documents ?? writeMetaDocuments(
     source,
     layers.map((layer, i) => ({
       ...layer,
@@ -220,7 +279,10 @@ function describeImage(
     source,
     documents,
     layers,
-    chainTags: prefixes.map((n) => chainTag(chainKey(parameters, n))),
+    chains: foreign ? [] : prefixes.map((n) => ({
+      key: chainKey(parameters, n),
+      count: n,
+    })),
     platform: formatPlatform(source.config.platform),
     layerReports: layers.length === count
       ? layers.map((layer, i) => layerReport(source, layer, i))
@@ -252,7 +314,7 @@ function chainParameters(
 function formatParameters(
   format: BuildFormat,
   parameters: ChainParameters,
-  options: BuildOptions,
+  options: Omit<BuildOptions, "reuse">,
 ): ChainParameters {
   const native = options.native ?? DEFAULT_NATIVE;
   if (format === "overlaybd") return { ...parameters, native };
@@ -275,7 +337,9 @@ class Builder {
   readonly #parameters: ChainParameters;
   readonly #stack: LayerStack;
   readonly #converter: NativeConverter | undefined;
+  readonly #have: Readonly<Record<BuildFormat, number>>;
 
+  /** @param have How many layers of each format are there already. */
   constructor(
     environment: ImageEnvironment,
     source: SourceImage,
@@ -283,6 +347,7 @@ class Builder {
     parameters: ChainParameters,
     stack: LayerStack,
     converter: NativeConverter | undefined,
+    have: Readonly<Record<BuildFormat, number>>,
   ) {
     this.#environment = environment;
     this.#source = source;
@@ -290,6 +355,7 @@ class Builder {
     this.#parameters = parameters;
     this.#stack = stack;
     this.#converter = converter;
+    this.#have = have;
   }
 
   /** Builds the layers from `first` on, each a delta on those below. */
@@ -297,7 +363,6 @@ class Builder {
     const { virtualSize } = this.#parameters;
     const count = this.#source.manifest.layers.length;
     const built: BuiltLayers = { turbo: [], overlaybd: [] };
-    if (first === count) return built;
     const model = first === 0
       ? Ext4Model.create({ virtualSize })
       : await Ext4Model.load(this.#stack.device(), this.#stack.table());
@@ -358,7 +423,7 @@ class Builder {
       const content = { map, blocks: own };
       maps.push(await this.#build(i, scans[i]!, content, built, true));
     }
-    if (this.#wants("overlaybd")) {
+    if (this.#wants("overlaybd", 0)) {
       built.overlaybd.push(await this.#converter!.convertFlat(scans, maps));
     }
     return built;
@@ -400,8 +465,10 @@ class Builder {
     };
   }
 
-  #wants(format: BuildFormat): boolean {
-    return this.#options.formats.includes(format);
+  /** Whether a layer is to be written in a format. */
+  #wants(format: BuildFormat, layer: number): boolean {
+    return this.#options.formats.includes(format) &&
+      layer >= this.#have[format];
   }
 
   /**
@@ -429,7 +496,8 @@ class Builder {
     const isLazy = isLazyLayer(scanned.scan);
     const { compat, convertUnseekable } = this.#options;
     const converts = compat && !isTurbo || convertUnseekable && !isLazy;
-    const written = this.#wants("turbo") && !converts
+    const wantsTurbo = this.#wants("turbo", index);
+    const written = wantsTurbo && !converts
       ? await writeMetaLayer(scanned, content, device, stack, path)
       : undefined;
     const turbo = written?.layer;
@@ -437,11 +505,11 @@ class Builder {
       await stackLayer(content, device, stack, path);
     if (turbo && !isTurbo) this.#warnForeign(index, scanned);
     if (turbo && !isLazy) this.#warnUnseekable(index, scanned);
-    const wantsNative = this.#wants("overlaybd") && !isFlat;
-    const native = wantsNative || (this.#wants("turbo") && !turbo)
+    const wantsNative = this.#wants("overlaybd", index) && !isFlat;
+    const native = wantsNative || (wantsTurbo && !turbo)
       ? await this.#converter!.convert(index, scanned, opened, !isFlat)
       : undefined;
-    if (this.#wants("turbo")) built.turbo.push((turbo ?? native)!);
+    if (wantsTurbo) built.turbo.push((turbo ?? native)!);
     if (wantsNative) built.overlaybd.push(native!);
     return opened;
   }
@@ -480,7 +548,10 @@ class Builder {
     const name = this.#taskName(index);
     const task = progress.start(name, layer.size);
     let received = 0;
-    const spool = this.#converter?.spool(index);
+    // Of a layer that is there natively the tar is not needed again.
+    const mayConvert = this.#wants("overlaybd", index) ||
+      this.#wants("turbo", index);
+    const spool = mayConvert ? this.#converter?.spool(index) : undefined;
     try {
       return await scanInto(model, bodies, index, space, {
         blob: repository.fetchBlob(layer, {
@@ -494,7 +565,7 @@ class Builder {
         size: layer.size,
         mediaType: layer.mediaType,
         diffId: config.diffIds[index]!,
-        spanSize: this.#wants("turbo")
+        spanSize: this.#wants("turbo", index)
           ? this.#parameters.spanSize
           : NATIVE_SPAN_SIZE,
         threads: this.#options.jobs ?? navigator.hardwareConcurrency,
@@ -549,7 +620,14 @@ function layerReport(
     entries: layer.entryCount,
     spans: layer.spanCount,
     reused: layer.reused,
+    ...(layer.reused ? { reusedFrom: origin(layer.from) } : {}),
   };
+}
+
+function origin(
+  { repository, by }: ReuseOrigin,
+): Pick<ReuseOrigin, "repository" | "by"> {
+  return { repository, by };
 }
 
 /** Bytes of what a layer became. */

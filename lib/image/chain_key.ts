@@ -24,6 +24,8 @@ export interface ChainParameters {
   convertUnseekable?: boolean | undefined;
   /** Map entries of one layer at most, where it is not what readers take. */
   maxEntries?: number | undefined;
+  /** Digests of layers of other tools at the bottom: they decide where everything above is placed. */
+  foreign?: readonly string[] | undefined;
 }
 
 /** OCI ChainID of diffIDs: names a stack by its uncompressed content (image-spec `config.md`). */
@@ -52,6 +54,7 @@ export function chainKey(parameters: ChainParameters, count: number): string {
       : {}),
     ...(p.convertUnseekable ? { convertUnseekable: true } : {}),
     ...(p.maxEntries === undefined ? {} : { maxEntries: p.maxEntries }),
+    ...(p.foreign === undefined ? {} : { foreign: p.foreign }),
     version: META_FORMAT_VERSION,
   });
   return sha256Digest(utf8(document)).slice("sha256:".length);

@@ -1,9 +1,16 @@
 /** `obd build`: from a reference to a pushed meta image, all platforms or one. */
 
-import { FileSource, ObdError, UnsupportedError, utf8 } from "../io/mod.ts";
+import {
+  errorText,
+  FileSource,
+  ObdError,
+  UnsupportedError,
+  utf8,
+} from "../io/mod.ts";
 import type { LayerBreakdown } from "../layers/mod.ts";
 import {
   blobFromBytes,
+  blobFromRepository,
   blobFromSource,
   type Descriptor,
   formatReference,
@@ -38,8 +45,14 @@ import {
   type Destination,
   shortDigest,
 } from "./destination.ts";
+import { chainTag } from "./chain_key.ts";
+import type { ConversionDatabase } from "./dedup/database.ts";
+import { GuardedDatabase } from "./dedup/guard.ts";
+import { recordImage } from "./dedup/record.ts";
 import type { ImageEnvironment } from "./environment.ts";
+import { ReuseFinder } from "./find_reusable.ts";
 import type { NativeParameters } from "./native_convert.ts";
+import type { ReuseOrigin } from "./reuse.ts";
 import {
   resolveIndexEntry,
   resolveSource,
@@ -78,6 +91,10 @@ export interface PublishOptions {
   native?: NativeParameters | undefined;
   /** Media types of native images; Docker's have no subject. */
   nativeTypes?: "oci" | "docker" | undefined;
+  /** Conversions that others made, and where ours are noted; borrowed. */
+  database?: ConversionDatabase | undefined;
+  /** Nobody asked for the database: that it cannot be used is worth no warning. */
+  isDefaultDatabase?: boolean | undefined;
   /** Map entries of one layer at most; default what readers take. For tests. */
   maxEntries?: number | undefined;
 }
@@ -116,6 +133,37 @@ export async function publishImage(
   environment: ImageEnvironment,
   options: PublishOptions,
 ): Promise<PublishReport> {
+  const database = options.database && new GuardedDatabase(options.database, {
+    log: environment.log,
+    signal: environment.signal,
+    isDefault: options.isDefaultDatabase,
+    readOnly: options.dryRun,
+  });
+  try {
+    return await publishWith(environment, options, database);
+  } catch (error) {
+    if (!(error instanceof LostLayerError)) throw error;
+    environment.log.warn("building without layers of other repositories", {
+      reason: errorText(error),
+    });
+    return await publishWith(environment, options, undefined);
+  }
+}
+
+/** A layer of another repository could not be had when it was to be pushed. */
+class LostLayerError extends ObdError {
+  constructor(repository: string, cause: unknown) {
+    super("registry", `Cannot take a layer over from "${repository}"`, {
+      cause,
+    });
+  }
+}
+
+async function publishWith(
+  environment: ImageEnvironment,
+  options: PublishOptions,
+  database: GuardedDatabase | undefined,
+): Promise<PublishReport> {
   const reference = parseReference(options.source);
   await using repository = await environment.openRepository(reference);
   const sources = await resolveAll(environment, repository, reference, options);
@@ -138,6 +186,12 @@ export async function publishImage(
     destination.reference,
     options.dryRun ?? false,
   );
+  await using finder = new ReuseFinder(
+    environment,
+    target.existing,
+    destination.reference,
+    database,
+  );
   const scratch = await makeScratch();
   try {
     const images: BuiltImage[] = [];
@@ -155,7 +209,7 @@ export async function publishImage(
             nativeTypes: options.nativeTypes,
             maxEntries: options.maxEntries,
             scratch: `${scratch}/${i}`,
-            reuseFrom: target.existing,
+            reuse: finder,
           }),
         );
       }
@@ -172,10 +226,18 @@ export async function publishImage(
     const name = formatRepository(destination.reference);
     await locate(`Writing to ${name}`, async () => {
       const repository = await target.make();
-      const publisher = new Publisher(environment, repository, options);
+      const publisher = new Publisher(
+        environment,
+        repository,
+        finder,
+        options,
+      );
       for (const image of images) await publisher.pushBlobs(image, destination);
       for (const image of images) {
         await publisher.pushManifests(image, place(image).tag);
+        if (finder.database && finder.place) {
+          await recordImage(finder.database, finder.place, image);
+        }
       }
       if (!index) return;
       report.indexes = [];
@@ -281,16 +343,19 @@ function platformReport(
 class Publisher {
   readonly #environment: ImageEnvironment;
   readonly #target: Repository;
+  readonly #finder: ReuseFinder;
   readonly #referrer: boolean;
   readonly #nativeTypes: "oci" | "docker" | undefined;
 
   constructor(
     environment: ImageEnvironment,
     target: Repository,
+    finder: ReuseFinder,
     options: PublishOptions,
   ) {
     this.#environment = environment;
     this.#target = target;
+    this.#finder = finder;
     this.#referrer = options.referrer ?? true;
     this.#nativeTypes = options.nativeTypes;
   }
@@ -311,10 +376,33 @@ class Publisher {
       for (const part of layer.parts) {
         const descriptor = image.documents.layers[at++]!;
         if ("path" in part) await this.#pushLayer(descriptor, part.path);
+        else if (layer.reused) await this.#takeOver(descriptor, layer.from);
       }
     }
     const { descriptor, bytes } = image.documents.config;
     await this.#target.pushBlob(descriptor, blobFromBytes(bytes), { signal });
+  }
+
+  /** Mounts a blob of another repository of the registry; where that is refused, copies it. */
+  async #takeOver(descriptor: Descriptor, from: ReuseOrigin): Promise<void> {
+    const { elsewhere } = from;
+    if (!elsewhere) return;
+    const { signal } = this.#environment;
+    const source = await this.#finder.open({
+      host: elsewhere.registry,
+      repository: elsewhere.repository,
+    });
+    const content = blobFromRepository(source, descriptor);
+    await this.#target.pushBlob(descriptor, {
+      async *open(offset) {
+        try {
+          yield* content.open(offset);
+        } catch (error) {
+          signal?.throwIfAborted();
+          throw new LostLayerError(from.repository, error);
+        }
+      },
+    }, { mountFrom: [elsewhere.repository], signal });
   }
 
   async #pushLayer(descriptor: Descriptor, path: string): Promise<void> {
@@ -350,7 +438,7 @@ class Publisher {
         signal,
         referrer,
       });
-    for (const name of image.chainTags) await push(name, false);
+    for (const { key } of image.chains) await push(chainTag(key), false);
     await push(tag, this.#referrer);
   }
 

@@ -1,34 +1,30 @@
-/** Layers that were built before are found by the chain's key, checked, and not read again. */
+/** Layers that were built before: opened from the image that has them, and checked. */
 
-import {
-  errorText,
-  FormatError,
-  MemorySource,
-  NotFoundError,
-  ObdError,
-} from "../io/mod.ts";
-import {
-  decodeSpans,
-  type LayerBreakdown,
-  type LayerPart,
-  META_MEMBER,
-  type MetaBlob,
-  type OpenedLayer,
-  openLayer,
-  type SpanIndex,
+import { FormatError } from "../io/mod.ts";
+import type {
+  LayerBreakdown,
+  LayerPart,
+  OpenedLayer,
+  SpanIndex,
 } from "../layers/mod.ts";
-import {
-  type Descriptor,
-  type ImageManifest,
-  parseManifest,
-  type Repository,
-  type ResolvedManifest,
+import type {
+  Descriptor,
+  ImageManifest,
+  RegistryReference,
+  Repository,
 } from "../registry/mod.ts";
 import { Annotation } from "./annotations.ts";
-import { chainKey, type ChainParameters, chainTag } from "./chain_key.ts";
-import type { ImageEnvironment } from "./environment.ts";
-import { fetchMetaBlob } from "./meta_blobs.ts";
-import { checkFormatVersion, layerGroups, layerRoles } from "./meta_image.ts";
+import type { BuildFormat } from "./build.ts";
+import type { ChainParameters } from "./chain_key.ts";
+import { chainId } from "./chain_key.ts";
+import {
+  checkFormatVersion,
+  type ContentRole,
+  layerGroups,
+  layerRoles,
+} from "./meta_image.ts";
+import { nativeUuid } from "./native_convert.ts";
+import { openMetaPart, openNativePart } from "./reuse_parts.ts";
 import type { SourceImage } from "./source.ts";
 
 /** A blob of such a layer. */
@@ -36,10 +32,21 @@ export interface ReusedPart extends LayerPart {
   opened: OpenedLayer;
 }
 
-/** A layer that was built before and is in the repository already. */
+/** Where a layer was found. */
+export interface ReuseOrigin {
+  /** For people, e.g. `127.0.0.1:5000/app`. */
+  repository: string;
+  /** What led there: the chain's tag, or a table of the database of conversions. */
+  by: "tag" | "obd_chains" | "overlaybd_layers" | "overlaybd_manifests";
+  /** Another repository of the target's registry, which the blobs come from. */
+  elsewhere?: RegistryReference | undefined;
+}
+
+/** A layer that was built before and need not be built. */
 export interface ReusedLayer {
   reused: true;
   kind: "turbo" | "native";
+  from: ReuseOrigin;
   /** At least one; bottom first. */
   parts: readonly ReusedPart[];
   compression: SpanIndex["compression"];
@@ -48,123 +55,20 @@ export interface ReusedLayer {
   breakdown: LayerBreakdown;
 }
 
-/**
- * Looks for the longest chain of the source's layers that was built before.
- * What is found is checked: nothing is believed because of its tag.
- *
- * @returns Meta layers of the first layers, bottom first; empty if there are none.
- */
-export async function findReusable(
-  environment: ImageEnvironment,
-  repository: Repository,
-  source: SourceImage,
-  parameters: ChainParameters,
-): Promise<ReusedLayer[]> {
-  const count = source.manifest.layers.length;
-  const shortest = parameters.flatten ? count : 1;
-  for (let n = count; n >= shortest; n--) {
-    const tag = chainTag(chainKey(parameters, n));
-    try {
-      const manifest = await resolveChain(environment, repository, tag);
-      if (manifest === undefined) continue;
-      const layers = await loadLayers(
-        environment,
-        repository,
-        source,
-        manifest,
-        n,
-      );
-      return await checkedDevice(layers, parameters.virtualSize);
-    } catch (error) {
-      if (!(error instanceof ObdError) || error.code === "cancelled") {
-        throw error;
-      }
-      environment.log.warn("not reusing layers that were built before", {
-        repository: repository.name,
-        tag,
-        reason: errorText(error),
-      });
-      // A registry in trouble was asked often enough for one chain.
-      if (error.code === "registry" || error.code === "deadline") return [];
-    }
-  }
-  return [];
+/** Which chain an image should have. */
+export interface ChainRequest {
+  source: SourceImage;
+  format: BuildFormat;
+  /** With what the format adds. */
+  parameters: ChainParameters;
+  /** How many of the source's layers it covers; all, if flattened. */
+  count: number;
+  signal: AbortSignal | undefined;
 }
 
-/** The image under a chain's tag; undefined if there is no such tag. */
-async function resolveChain(
-  environment: ImageEnvironment,
-  repository: Repository,
-  tag: string,
-): Promise<ImageManifest | undefined> {
-  const { signal } = environment;
-  let resolved: ResolvedManifest;
-  try {
-    resolved = await repository.resolve(tag, { signal });
-  } catch (error) {
-    if (error instanceof NotFoundError) return undefined;
-    throw error;
-  }
-  const manifest = parseManifest(
-    resolved.bytes,
-    resolved.descriptor.mediaType,
-  );
-  if (manifest.kind !== "image") {
-    throw new FormatError("meta image", "manifest", "is an index");
-  }
-  return manifest;
-}
-
-async function loadLayers(
-  environment: ImageEnvironment,
-  repository: Repository,
-  source: SourceImage,
-  manifest: ImageManifest,
-  count: number,
-): Promise<ReusedLayer[]> {
-  checkFormatVersion(manifest, "meta image");
-  const groups = layerGroups(layerRoles(manifest) ?? []);
-  const layers: ReusedLayer[] = [];
-  try {
-    for (let i = 0; i < count; i++) {
-      const roles = groups[i] ?? [];
-      const want = source.manifest.layers[i]!.digest;
-      const parts: CheckedPart[] = [];
-      try {
-        for (const role of roles) {
-          if (role.kind !== "turbo" || role.targetDigest !== want) break;
-          const blob = await fetchMetaBlob(
-            repository,
-            role.descriptor,
-            environment.signal,
-          );
-          parts.push(
-            await checkPart(
-              blob,
-              role.descriptor,
-              want,
-              source.config.diffIds[i]!,
-            ),
-          );
-        }
-        if (roles.length === 0 || parts.length < roles.length) {
-          throw new FormatError(
-            "meta image",
-            `layer ${i + 1}`,
-            `does not point to ${want}`,
-          );
-        }
-      } catch (error) {
-        await closeParts(parts);
-        throw error;
-      }
-      layers.push(joinParts(parts, entryCountOf(roles[0]!.descriptor)));
-    }
-    return layers;
-  } catch (error) {
-    for (const layer of layers) await closeParts(layer.parts);
-    throw error;
-  }
+/** Lets go of layers that are not put on a stack. */
+export async function close(layers: readonly ReusedLayer[]): Promise<void> {
+  for (const { parts } of layers) await closeParts(parts);
 }
 
 async function closeParts(parts: readonly ReusedPart[]): Promise<void> {
@@ -172,91 +76,129 @@ async function closeParts(parts: readonly ReusedPart[]): Promise<void> {
 }
 
 /**
- * A tag may have been moved to layers of a device of another size, which those
- * of this build must not be put on.
+ * Opens the lowest layers of an image as the chain that was asked for. Each
+ * meta layer must be of exactly its target, each native one of its chain, all
+ * of a device of this size, stored as was asked.
+ *
+ * @throws {FormatError} If they are another chain.
+ * @throws {NotFoundError} If a blob has gone.
  */
-async function checkedDevice(
-  layers: ReusedLayer[],
-  virtualSize: number,
+export async function openChain(
+  repository: Repository,
+  manifest: ImageManifest,
+  request: ChainRequest,
+  from: ReuseOrigin,
 ): Promise<ReusedLayer[]> {
-  const wrong = layers.flatMap((layer) => layer.parts)
-    .find((part) => part.opened.virtualSize !== virtualSize);
-  if (wrong === undefined) return layers;
-  for (const layer of layers) await closeParts(layer.parts);
-  throw new FormatError(
-    "meta layer",
-    "virtual size",
-    `is ${wrong.opened.virtualSize}, expected ${virtualSize}`,
-  );
+  const { format, parameters, count } = request;
+  const isNative = format === "overlaybd";
+  checkFormatVersion(manifest, isNative ? "native image" : "meta image");
+  const groups = layerGroups(layerRoles(manifest) ?? []);
+  const isFlatNative = isNative && parameters.flatten;
+  const wanted = isFlatNative ? 1 : count;
+  if (
+    groups.length < wanted || (parameters.flatten && groups.length > wanted)
+  ) {
+    throw new FormatError(
+      isNative ? "native image" : "meta image",
+      "layers",
+      `are ${groups.length}, expected ${wanted}`,
+    );
+  }
+  const layers: ReusedLayer[] = [];
+  try {
+    for (const [i, roles] of groups.slice(0, wanted).entries()) {
+      const index = isFlatNative ? count - 1 : i;
+      layers.push(await openReused(repository, roles, request, index, from));
+    }
+    return layers;
+  } catch (error) {
+    await close(layers);
+    throw error;
+  }
+}
+
+/** @param index Of the source layer that this is, or the topmost of those. */
+async function openReused(
+  repository: Repository,
+  roles: readonly ContentRole[],
+  request: ChainRequest,
+  index: number,
+  from: ReuseOrigin,
+): Promise<ReusedLayer> {
+  const { source, format, parameters, signal } = request;
+  const { kind } = roles[0]!;
+  const parts: ReusedPart[] = [];
+  const sum = {
+    compression: "none" as SpanIndex["compression"],
+    spanCount: 0,
+    breakdown: { fsMeta: 0, gzipIndex: 0, spans: 0 },
+  };
+  try {
+    if (kind === "native") {
+      if (format === "turbo" && !parameters.native) {
+        throw misplaced(index, "is a native layer");
+      }
+      const chain = chainId(source.config.diffIds.slice(0, index + 1));
+      for (const [part, role] of roles.entries()) {
+        const uuid = nativeUuid(chain, part, roles.length);
+        const opened = await openNativePart(
+          repository,
+          role.descriptor,
+          parameters,
+          uuid,
+        );
+        parts.push(partOf(role.descriptor, role.descriptor.digest, opened));
+      }
+    } else {
+      if (format === "overlaybd") {
+        throw misplaced(index, "is no native layer");
+      }
+      const want = source.manifest.layers[index]!.digest;
+      const diffId = source.config.diffIds[index]!;
+      for (const role of roles) {
+        if (role.kind !== "turbo" || role.targetDigest !== want) {
+          throw misplaced(index, `does not point to ${want}`);
+        }
+        const part = await openMetaPart(
+          repository,
+          role.descriptor,
+          { digest: want, diffId },
+          parameters,
+          signal,
+        );
+        parts.push(partOf(role.descriptor, part.diffId, part.opened));
+        // Parts share the index of the layer they are of.
+        if (parts.length === 1) {
+          sum.compression = part.compression;
+          sum.spanCount = part.spanCount;
+        }
+        sum.breakdown.fsMeta += part.breakdown.fsMeta;
+        sum.breakdown.gzipIndex += part.breakdown.gzipIndex;
+        sum.breakdown.spans += part.breakdown.spans;
+      }
+    }
+  } catch (error) {
+    await closeParts(parts);
+    throw error;
+  }
+  const entryCount = entryCountOf(roles[0]!.descriptor);
+  return { reused: true, kind, from, parts, ...sum, entryCount };
+}
+
+function partOf(
+  { digest, size }: Descriptor,
+  diffId: string,
+  opened: OpenedLayer,
+): ReusedPart {
+  return { digest, size, diffId, opened };
+}
+
+function misplaced(index: number, problem: string): FormatError {
+  return new FormatError("meta image", `layer ${index + 1}`, problem);
 }
 
 /** The entries of a source layer, as our annotation says; 0 without one. */
-export function entryCountOf(descriptor: Descriptor | undefined): number {
-  const entries = descriptor?.annotations?.[Annotation.obdEntries] ?? "";
+export function entryCountOf(descriptor: Descriptor): number {
+  const entries = descriptor.annotations?.[Annotation.obdEntries] ?? "";
   return /^\d{1,15}$/.test(entries) ? Number(entries) : 0;
-}
-
-/** A part, with what it says of its layer. */
-type CheckedPart = ReusedPart & {
-  compression: SpanIndex["compression"];
-  spanCount: number;
-  breakdown: LayerBreakdown;
-};
-
-function joinParts(
-  parts: readonly CheckedPart[],
-  entryCount: number,
-): ReusedLayer {
-  const breakdown: LayerBreakdown = { fsMeta: 0, gzipIndex: 0, spans: 0 };
-  for (const part of parts) {
-    breakdown.fsMeta += part.breakdown.fsMeta;
-    breakdown.gzipIndex += part.breakdown.gzipIndex;
-    breakdown.spans += part.breakdown.spans;
-  }
-  const { compression, spanCount } = parts[0]!;
-  return {
-    reused: true,
-    kind: "turbo",
-    parts: parts.map(({ digest, size, diffId, opened }) => ({
-      digest,
-      size,
-      diffId,
-      opened,
-    })),
-    compression,
-    entryCount,
-    spanCount,
-    breakdown,
-  };
-}
-
-async function checkPart(
-  blob: MetaBlob,
-  descriptor: Descriptor,
-  target: string,
-  diffId: string,
-): Promise<CheckedPart> {
-  const fsMeta = blob.members.get(META_MEMBER.ext4);
-  const spans = blob.members.get(META_MEMBER.spans);
-  if (!fsMeta || !spans) {
-    throw new FormatError("meta blob", "members", "are not those of obd");
-  }
-  const index = decodeSpans(spans);
-  if (index.blobDigest !== target || index.diffId !== diffId) {
-    throw new FormatError("obd.spans", "digests", "are of another layer");
-  }
-  const gzipMeta = blob.members.get(META_MEMBER.gzipMeta)?.length ?? 0;
-  return {
-    digest: descriptor.digest,
-    size: descriptor.size,
-    diffId: blob.diffId,
-    compression: index.compression,
-    spanCount: index.spanOffset.length,
-    breakdown: {
-      fsMeta: fsMeta.length,
-      gzipIndex: gzipMeta,
-      spans: spans.length,
-    },
-    opened: await openLayer(new MemorySource(fsMeta), "warp"),
-  };
 }
