@@ -37,7 +37,7 @@ const WISHES: Record<string, Wish> = {
   "L.meta": {
     kind: "tar-layer",
     problem: /Bad tar header at offset 2560: checksum is 012125/,
-    refused: NO_LAYER,
+    refused: /content of its tar wrapper starts/,
   },
   "L.tar.gz": { kind: "gzip-layer", refused: NO_LAYER },
   "W.tar": { kind: "tar-layer", refused: /content of its tar wrapper starts/ },
