@@ -181,11 +181,11 @@ function failure(
 }
 
 function addLine(sessions: Session[], line: string): void {
-  const value = JSON.parse(line);
-  const event = value?.event;
+  const all = JSON.parse(line);
+  const { event, ...value } = all ?? {};
   if (event === undefined) {
     // --json: the same in one object.
-    sessions.push(checked(whole, value) as unknown as Session);
+    sessions.push(checked(whole, all) as unknown as Session);
     return;
   }
   if (event === "machine") {

@@ -1,13 +1,11 @@
 import assert from "node:assert/strict";
+import { limitOf } from "../../cmd/bench/limit.ts";
 import { parseRate } from "../../cmd/bench/link.ts";
-import {
-  renderTable,
-  type RunResult,
-  spreadOf,
-  summarize,
-} from "../../cmd/bench/result.ts";
+import { spreadOf, summarize } from "../../cmd/bench/result.ts";
+import { renderTable } from "../../cmd/bench/table.ts";
 import { findWorkload, parseReady } from "../../cmd/bench_workloads.ts";
 import { UsageError } from "../../lib/io/mod.ts";
+import { runOf, sessionOf } from "./sessions.ts";
 
 Deno.test("spreadOf() is the median and the ends", () => {
   assert.equal(spreadOf([]), undefined);
@@ -16,43 +14,65 @@ Deno.test("spreadOf() is the median and the ends", () => {
   assert.deepEqual(spreadOf([4, 1, 3, 10]), { median: 3.5, min: 1, max: 10 });
 });
 
-function result(contender: string, round: number, ready?: number): RunResult {
-  const base = { workload: "w", contender, round };
-  if (ready === undefined) return { ...base, failure: "it broke" };
-  return {
-    ...base,
-    measurement: {
-      rootSeconds: ready / 2,
-      firstByteSeconds: ready / 2,
-      readySeconds: ready,
-      traffic: { requests: 5, connections: 1, bytes: 2e6, curve: [[0, 0]] },
-      cost: { cpuSeconds: undefined, peakRssBytes: undefined },
-      diskBytes: 1e6,
-      steadyRate: undefined,
-    },
-  };
-}
-
 Deno.test("summarize() compares with plain OCI and keeps failures", () => {
-  const summaries = summarize([
-    result("oci", 1, 10),
-    result("obd", 1, 2),
-    result("obd", 2),
-    result("umoci", 1),
-    result("obd", 3, 4),
-    result("oci", 2, 14),
-  ]);
+  const { runs, touched } = sessionOf();
+  const summaries = summarize(runs, touched);
   assert.deepEqual(summaries.map((s) => s.contender), ["oci", "obd", "umoci"]);
   const [oci, obd, umoci] = summaries;
   assert.equal(oci!.ratio, 1);
-  assert.equal(obd!.ratio, 0.25);
+  assert.equal(obd!.ratio, 2 / 12);
   assert.equal(obd!.runs, 3);
-  assert.deepEqual(obd!.failures, ["it broke"]);
+  assert.deepEqual(obd!.readyRuns, [2, 1, 3]);
+  assert.equal(obd!.limitMultiple, 2 / 0.521);
+  assert.equal(obd!.steadyRatio, 0.98);
+  // 2 MB fetched, 4 MB read of the device, 1 MB touched as it is stored.
+  assert.equal(obd!.amplification!.median, 0.5);
+  assert.equal(oci!.amplification, undefined);
+  assert.equal(oci!.perTouched!.median, 2);
+  assert.deepEqual(obd!.processes.map((p) => [p.name, p.cpuSeconds.median]), [
+    ["obd serve", 1.25],
+    ["service", 0.25],
+  ]);
+  assert.deepEqual(umoci!.failures, ["it broke"]);
   assert.equal(umoci!.ready, undefined);
-  const table = renderTable(summaries);
+  const table = renderTable(summaries, touched);
   assert.match(table, /^ {2}umoci +failed +-/m);
   assert.match(table, /umoci failed in 1 of 1 runs: it broke/);
-  assert.match(table, /^ {2}obd +3\.00 +2\.00–4\.00 +0\.250/m);
+  assert.match(table, /^ {2}obd +2\.00 +1\.00–3\.00 +0\.167 +3\.84/m);
+  assert.match(table, /limit: 0\.52 s = 0\.50 warm start \+ 0\.02 transfer/);
+});
+
+Deno.test("summarize() takes umoci for plain OCI where containerd has none", () => {
+  const summaries = summarize([
+    runOf("oci", 1),
+    runOf("umoci", 1, 8),
+    runOf("obd", 1, 2),
+  ]);
+  assert.deepEqual(summaries.map((s) => s.ratio), [undefined, 1, 0.25]);
+});
+
+Deno.test("limitOf() adds up what cannot be saved", () => {
+  assert.deepEqual(
+    limitOf({
+      warmSeconds: 0.5,
+      storedBytes: 10_000_000,
+      bytesPerSecond: 62_500_000,
+      rttMs: 20,
+    }),
+    {
+      warmSeconds: 0.5,
+      transferSeconds: 0.16,
+      rttSeconds: 0.02,
+      totalSeconds: 0.68,
+    },
+  );
+  const open = limitOf({
+    warmSeconds: 1,
+    storedBytes: 5,
+    bytesPerSecond: undefined,
+    rttMs: 0,
+  });
+  assert.equal(open.totalSeconds, 1);
 });
 
 Deno.test("parseRate() gives bytes per second", () => {
