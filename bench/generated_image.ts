@@ -15,6 +15,8 @@ import {
 
 export const MIB = 2 ** 20;
 const POLL_MS = 20;
+/** USER_HZ of every Linux. */
+const TICKS_PER_SECOND = 100;
 const MAIN = new URL("../main.ts", import.meta.url).pathname;
 
 /** What architecture demands of a build of so many entries, in bytes. */
@@ -166,12 +168,14 @@ export interface BuildReport {
   }[];
 }
 
-/** Runs a build and gives the most memory that it had at once, in bytes. */
+/** Runs a build and gives the most memory that it had at once, in bytes, and the time that it took. */
 export async function buildPeak(
   layout: string,
   jobs: string | undefined,
   ...options: string[]
-): Promise<{ peak: number; seconds: number; report: BuildReport }> {
+): Promise<
+  { peak: number; seconds: number; cpuSeconds: number; report: BuildReport }
+> {
   const started = performance.now();
   const child = new Deno.Command(Deno.execPath(), {
     args: [
@@ -192,11 +196,17 @@ export async function buildPeak(
   }).spawn();
   const report = new Response(child.stdout).json();
   let peak = 0;
+  let cpuSeconds = 0;
   const timer = setInterval(() => {
     try {
       const status = Deno.readTextFileSync(`/proc/${child.pid}/status`);
       const kib = /^VmHWM:\s+([0-9]+) kB/m.exec(status);
       if (kib) peak = Number(kib[1]) * 1024;
+      const stat = Deno.readTextFileSync(`/proc/${child.pid}/stat`);
+      // Behind the name in parentheses; user and system time (proc(5)).
+      const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+      const ticks = Number(fields[11]) + Number(fields[12]);
+      cpuSeconds = ticks / TICKS_PER_SECOND;
     } catch {
       // It is gone.
     }
@@ -205,5 +215,5 @@ export async function buildPeak(
   clearInterval(timer);
   if (code !== 0) throw new Error(`obd build ended with ${code}`);
   const seconds = (performance.now() - started) / 1000;
-  return { peak, seconds, report: await report };
+  return { peak, seconds, cpuSeconds, report: await report };
 }
