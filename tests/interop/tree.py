@@ -2,7 +2,8 @@
 """Prints everything that a directory tree is, one JSON line per entry, sorted.
 
 Used to compare what obd serves with what umoci unpacks. Hard-link groups are
-named by their first path.
+named by their first path. Of several directories the lists are apart by an
+empty line.
 """
 import hashlib
 import json
@@ -48,8 +49,7 @@ def describe(root: bytes, path: bytes, groups: dict) -> dict:
     return entry
 
 
-def main() -> None:
-    root = os.fsencode(sys.argv[1])
+def show(root: bytes) -> None:
     paths = [b""]
     for base, dirs, files in os.walk(root):
         for name in dirs + files:
@@ -59,4 +59,7 @@ def main() -> None:
         print(json.dumps(describe(root, path, groups), sort_keys=True))
 
 
-main()
+for number, argument in enumerate(sys.argv[1:]):
+    if number > 0:
+        print()
+    show(os.fsencode(argument))

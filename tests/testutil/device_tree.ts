@@ -9,7 +9,6 @@ import { Ext4Reader } from "../../lib/ext4/mod.ts";
 import {
   bytesFromLatin1,
   type ByteSource,
-  fromUtf8,
   readBytes,
   toHex,
 } from "../../lib/io/mod.ts";
@@ -25,7 +24,7 @@ const LETTERS = {
 } as const;
 const PIECE = 4 * 1024 * 1024;
 
-/** Lines sorted by path. Names must be UTF-8. */
+/** Lines sorted by path. */
 export async function deviceTree(device: ByteSource): Promise<string[]> {
   const reader = await Ext4Reader.open(device);
   const entries: { path: string; ino: number; links: number }[] = [];
@@ -129,6 +128,26 @@ async function contentHash(reader: Ext4Reader, ino: number): Promise<string> {
   return hash.digest("hex");
 }
 
+/** Bytes that are no UTF-8 become `\udcXX`, as in tree.py. */
 function text(name: string): string {
-  return fromUtf8(bytesFromLatin1(name));
+  const bytes = bytesFromLatin1(name);
+  const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  const decode = (from: number, to: number) => {
+    try {
+      return decoder.decode(bytes.subarray(from, to));
+    } catch {
+      return undefined;
+    }
+  };
+  let out = "";
+  for (let at = 0; at < bytes.length;) {
+    let length = 1;
+    let part = decode(at, at + 1);
+    while (part === undefined && length < 4 && at + length < bytes.length) {
+      part = decode(at, at + ++length);
+    }
+    out += part ?? `\\udc${bytes[at]!.toString(16)}`;
+    at += part === undefined ? 1 : length;
+  }
+  return out;
 }
