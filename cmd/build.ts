@@ -2,7 +2,11 @@
 
 import {
   type BuildFormat,
+  type DatabaseSettings,
+  type LayerReport,
+  openConversionDatabase,
   openEnvironment,
+  parseDatabase,
   type PlatformReport,
   publishImage,
   type PublishReport,
@@ -31,6 +35,7 @@ interface BuildFlags {
   blockSize: string;
   /** False for `--no-oci`. */
   oci?: boolean;
+  dedupDb?: string;
 }
 
 export async function run(
@@ -39,6 +44,7 @@ export async function run(
   options: Record<string, unknown>,
 ): Promise<void> {
   const flags = options as unknown as BuildFlags;
+  await using database = openConversionDatabase(databaseOf(flags));
   await using environment = await openEnvironment({
     log: context.log,
     progress: context.progress,
@@ -64,6 +70,8 @@ export async function run(
       blockSize: Number(flags.blockSize) * 1024,
     },
     nativeTypes: flags.oci === false ? "docker" : "oci",
+    database,
+    isDefaultDatabase: chosenDatabase(flags) === undefined,
   });
   for (const platform of report.platforms) {
     for (const warning of platform.warnings) {
@@ -76,6 +84,28 @@ export async function run(
     context.say(`index    ${index.reference} (${index.digest})`);
   }
   context.result(jsonReport(report, flags));
+}
+
+/** What the command line or the environment says, in this order. */
+function chosenDatabase({ dedupDb }: BuildFlags): string | undefined {
+  return dedupDb ?? (Deno.env.get("OBD_DEDUP_DB") || undefined);
+}
+
+function databaseOf(flags: BuildFlags): DatabaseSettings {
+  return parseDatabase(chosenDatabase(flags) ?? "sqlite", {
+    // Only an argument is seen by everybody who may list processes.
+    mayHavePassword: flags.dedupDb === undefined,
+    env: (name) => Deno.env.get(name),
+    uid: Deno.uid(),
+  });
+}
+
+/** `, reused` and where from. */
+function reuseText({ reused, reusedFrom }: LayerReport): string {
+  if (!reused) return "";
+  if (reusedFrom === undefined) return ", reused";
+  const { repository, by } = reusedFrom;
+  return `, reused from ${repository} (${by})`;
 }
 
 function say(
@@ -98,7 +128,7 @@ function say(
         layer.entries.toLocaleString("en")
       } entries, ${layer.spans.toLocaleString("en")} spans${
         layer.parts === undefined ? "" : `, ${layer.parts} parts`
-      }${layer.reused ? ", reused" : ""}`,
+      }${reuseText(layer)}`,
     );
   }
   if (report.format === "turbo") {

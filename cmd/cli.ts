@@ -173,6 +173,10 @@ function addBuild(add: Add): void {
     )
     .option("--oci", "OCI media types for native images (default)")
     .option("--no-oci", "Docker media types for native images")
+    .option(
+      "--dedup-db <where>",
+      "database of conversions to take layers from: none, sqlite[:FILE] or mysql://USER@HOST/DATABASE (default: $OBD_DEDUP_DB, else sqlite)",
+    )
     .option("--dry-run", "build, print what would be pushed, push nothing");
   refuseTogether(build, "tag", "no-tag");
 }

@@ -1,6 +1,6 @@
 /** From a reference to an opened image, and from a source image to a pushed meta image. */
 export * from "./annotations.ts";
-export type { BuildFormat } from "./build.ts";
+export type { BuildFormat, LayerReport } from "./build.ts";
 export type { ConversionDatabase } from "./dedup/database.ts";
 export { openConversionDatabase } from "./dedup/open.ts";
 export { type DatabaseSettings, parseDatabase } from "./dedup/settings.ts";

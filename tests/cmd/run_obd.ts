@@ -24,7 +24,13 @@ function command(args: readonly string[], options: RunOptions): Deno.Command {
     stdin: "null",
     stdout: "piped",
     stderr: "piped",
-    env: { NO_COLOR: "1", COLUMNS: "100", ...options.env },
+    env: {
+      NO_COLOR: "1",
+      COLUMNS: "100",
+      // Nothing outlives a test.
+      OBD_DEDUP_DB: "none",
+      ...options.env,
+    },
     ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
   });
 }

@@ -147,7 +147,8 @@ export async function run(
     args,
     stdin: "null",
     ...options,
-    env: { NO_COLOR: "1", ...options.env },
+    // Nothing outlives a test.
+    env: { NO_COLOR: "1", OBD_DEDUP_DB: "none", ...options.env },
   }).output();
   const decoder = new TextDecoder();
   return {
