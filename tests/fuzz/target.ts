@@ -66,7 +66,7 @@ export type FindingKind =
 
 /** What only a defect says, also where an error of ours was wrapped around it. */
 const DEFECT =
-  /Internal error|Cannot read propert|is not a function|is not iterable|Array buffer allocation|Invalid (typed )?array (buffer )?length|Maximum call stack|outside the bounds/;
+  /Internal error|Cannot read propert|is not a function|is not iterable|Array buffer allocation|Invalid (typed )?array (buffer )?length|outside the bounds/;
 
 /** Judges what a reader threw. */
 export function judge(error: unknown): Outcome {
