@@ -3,12 +3,17 @@
 import { errorText, FileSource, NotFoundError, ObdError } from "../io/mod.ts";
 import {
   type Descriptor,
+  formatPlatform,
   type ImageManifest,
   parseManifest,
   type Reference,
   type Repository,
 } from "../registry/mod.ts";
-import { Annotation, TURBO_ARTIFACT_TYPE } from "./annotations.ts";
+import {
+  Annotation,
+  NATIVE_ARTIFACT_TYPE,
+  TURBO_ARTIFACT_TYPE,
+} from "./annotations.ts";
 import { buildImage } from "./build.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import { checkMetaBlob } from "./meta_blobs.ts";
@@ -18,9 +23,10 @@ import {
   metaFormatVersion,
   misfit,
 } from "./meta_image.ts";
+import { nativeMisfit } from "./native_fit.ts";
 import type { SourceImage } from "./source.ts";
 
-/** Ways to a meta image: tag `sha256-HEX-obd`, tag `TAG-obd`, a referrer, building it here. */
+/** Ways to a meta image: tag `sha256-HEX-obd`, tag `TAG-obd`, a referrer, building it here. Native conversions end in `-overlaybd`. */
 export type MetaWay = "digest" | "tag" | "referrer" | "build";
 
 /** All ways, in the order in which they are tried. */
@@ -40,10 +46,21 @@ export interface FoundMeta {
   manifest: ImageManifest;
 }
 
+/** What is looked for under which names, in this order. */
+const FORMS = [
+  { ending: "-obd", artifactType: TURBO_ARTIFACT_TYPE, isNative: false },
+  { ending: "-overlaybd", artifactType: NATIVE_ARTIFACT_TYPE, isNative: true },
+] as const;
+
+type Form = typeof FORMS[number];
+
 /**
- * Looks for meta images of exactly this source. What does not fit (a tag that
- * stayed behind, a planted referrer) is left alone with a line. Of several that
- * fit: newest format version, then chain key, then lowest digest.
+ * Looks for meta images of exactly this source, and where there are none, for
+ * native conversions of it. What does not fit (a tag that stayed behind, a
+ * planted referrer) is left alone with a line. Of several that fit: newest
+ * format version, then chain key, then lowest digest.
+ *
+ * @param forms `"spans"`: only what can be checked span by span.
  */
 export async function findMeta(
   environment: ImageEnvironment,
@@ -51,37 +68,51 @@ export async function findMeta(
   reference: Reference,
   source: SourceImage,
   ways: readonly MetaWay[],
+  forms: "all" | "spans" = "all",
 ): Promise<FoundMeta | undefined> {
-  const targets = new Set<string>();
   const { digest } = source.resolved.descriptor;
-  if (ways.includes("digest")) targets.add(`${digest.replace(":", "-")}-obd`);
-  if (ways.includes("tag") && reference.tag !== undefined) {
-    targets.add(`${reference.tag}-obd`);
-  }
-  const found: FoundMeta[] = [];
-  for (const target of targets) {
-    await consider(environment, repository, target, source, found);
-  }
-  if (ways.includes("referrer")) {
-    for (
-      const referrer of await listReferrers(environment, repository, digest)
-    ) {
-      if (found.some((f) => f.descriptor.digest === referrer)) continue;
-      await consider(environment, repository, referrer, source, found);
+  for (const form of FORMS) {
+    if (form.isNative && forms === "spans") break;
+    const targets = new Set<string>();
+    if (ways.includes("digest")) {
+      targets.add(`${digest.replace(":", "-")}${form.ending}`);
     }
+    if (ways.includes("tag") && reference.tag !== undefined) {
+      targets.add(`${reference.tag}${form.ending}`);
+    }
+    const found: FoundMeta[] = [];
+    const look = (target: string) =>
+      consider(environment, repository, target, source, form, found);
+    for (const target of targets) await look(target);
+    if (ways.includes("referrer")) {
+      const { artifactType } = form;
+      for (
+        const referrer of await listReferrers(
+          environment,
+          repository,
+          digest,
+          artifactType,
+        )
+      ) {
+        if (found.some((f) => f.descriptor.digest === referrer)) continue;
+        await look(referrer);
+      }
+    }
+    found.sort(compareFound);
+    if (found[0]) return found[0];
   }
-  found.sort(compareFound);
-  return found[0];
+  return undefined;
 }
 
 async function listReferrers(
   environment: ImageEnvironment,
   repository: Repository,
   digest: string,
+  artifactType: string,
 ): Promise<string[]> {
   const { signal, log } = environment;
   try {
-    const referrers = await repository.referrers(digest, TURBO_ARTIFACT_TYPE, {
+    const referrers = await repository.referrers(digest, artifactType, {
       signal,
     });
     return referrers.slice(0, REFERRERS_MAX).map((d) => d.digest);
@@ -100,6 +131,7 @@ async function consider(
   repository: Repository,
   target: string,
   source: SourceImage,
+  form: Form,
   found: FoundMeta[],
 ): Promise<void> {
   const { signal, log } = environment;
@@ -110,7 +142,13 @@ async function consider(
       reason,
     });
   try {
-    const fitting = await resolveFitting(repository, target, source, signal);
+    const fitting = await resolveFitting(
+      repository,
+      target,
+      source,
+      form,
+      signal,
+    );
     if (typeof fitting === "string") ignore(fitting);
     else found.push(fitting);
   } catch (error) {
@@ -125,17 +163,24 @@ async function resolveFitting(
   repository: Repository,
   target: string,
   source: SourceImage,
+  { isNative }: Form,
   signal: AbortSignal | undefined,
 ): Promise<FoundMeta | string> {
   let { descriptor, bytes } = await repository.resolve(target, { signal });
   let manifest = parseManifest(bytes, descriptor.mediaType);
   if (manifest.kind === "index") {
-    // A meta index has one meta image per platform: the one with our subject counts.
+    // A meta index has one meta image per platform: the one with our subject
+    // counts; Docker's types have none, there the platform does.
     const wanted = source.resolved.descriptor.digest;
+    const platform = formatPlatform(source.config.platform);
     for (const entry of manifest.manifests) {
       const inner = await repository.resolve(entry.digest, { signal });
       const parsed = parseManifest(inner.bytes, entry.mediaType);
-      if (parsed.kind === "image" && parsed.subject?.digest === wanted) {
+      if (parsed.kind !== "image") continue;
+      const isOurs = parsed.subject === undefined && isNative
+        ? entry.platform && formatPlatform(entry.platform) === platform
+        : parsed.subject?.digest === wanted;
+      if (isOurs) {
         ({ descriptor, bytes } = inner);
         manifest = parsed;
         break;
@@ -145,7 +190,10 @@ async function resolveFitting(
       return "no image in its index is of this source";
     }
   }
-  return misfit(manifest, source) ?? { descriptor, manifest };
+  const problem = isNative
+    ? await nativeMisfit(repository, manifest, source)
+    : misfit(manifest, source);
+  return problem ?? { descriptor, manifest };
 }
 
 function compareFound(a: FoundMeta, b: FoundMeta): number {

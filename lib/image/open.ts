@@ -198,6 +198,7 @@ async function planPlain(
     reference,
     source,
     ways,
+    options.requireSpans ? "spans" : "all",
   );
   if (found) {
     return {
