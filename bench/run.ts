@@ -7,7 +7,13 @@
 
 const HERE = new URL(".", import.meta.url).pathname;
 /** Not benchmarks: this, and what a benchmark starts as its other process. */
-const HELPERS = new Set(["generated_image", "run", "serve_image"]);
+const HELPERS = new Set([
+  "run",
+  "serve_image",
+  "far_image",
+  "far_registry",
+  "start_pattern",
+]);
 /** Only when named: they take minutes. */
 const ON_REQUEST = new Set(["scale", "weather_soak"]);
 

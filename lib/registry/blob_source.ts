@@ -144,8 +144,12 @@ export class RegistryBlobSource implements ByteSource {
 
   async #ask(wanted: WantedRange, options: ReadOptions): Promise<Exchange> {
     for (let mayAskAgain = true;; mayAskAgain = false) {
-      // One read finds the way for all that come meanwhile.
-      if (!this.#knowsTarget && this.#asking) {
+      // One read finds the way for all that come meanwhile, unless the registry
+      // has shown that it answers itself: then waiting would be a round trip.
+      if (
+        !this.#knowsTarget && this.#asking &&
+        this.#session.redirectsBlobs !== false
+      ) {
         await untilSettled(this.#asking, options.signal);
       }
       const storage = this.#storage;
@@ -189,9 +193,9 @@ export class RegistryBlobSource implements ByteSource {
         const base = await this.#session.transport.baseUrl(
           this.#session.registry,
         );
-        this.#storage = answer.url.origin === base.origin
-          ? undefined
-          : answer.url;
+        const isRedirected = answer.url.origin !== base.origin;
+        this.#session.redirectsBlobs = isRedirected;
+        this.#storage = isRedirected ? answer.url : undefined;
         this.#knowsTarget = true;
       }
       return answer;

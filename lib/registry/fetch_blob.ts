@@ -85,6 +85,8 @@ async function openAt(
     if (answer.status !== 200 && answer.status !== 206) {
       throw await session.error(answer);
     }
+    const base = await session.transport.baseUrl(session.registry);
+    session.redirectsBlobs = answer.url.origin !== base.origin;
     await skipBytes(answer, checkRangeAnswer(answer, wanted));
     return answer;
   } catch (error) {

@@ -41,6 +41,11 @@ export class Session {
   readonly registry: string;
   readonly repository: string;
   readonly #auth: Authenticator;
+  /**
+   * Whether the registry sent the last reader of a blob to a storage
+   * elsewhere; undefined before there was one.
+   */
+  redirectsBlobs: boolean | undefined;
 
   constructor(
     transport: Transport,

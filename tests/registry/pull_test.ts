@@ -217,14 +217,8 @@ Deno.test("blob source: at most so many requests at once, demand before prefetch
   await readBytes(source, 0, 1);
   s.server.requests.length = 0;
   s.server.faults.add({ times: 2, fault: { kind: "delay", milliseconds: 30 } });
-  const order: string[] = [];
-  const read = async (
-    priority: "demand" | "prefetch",
-    offset: number,
-  ) => {
-    await readBytes(source, offset, 1, { priority });
-    order.push(priority);
-  };
+  const read = (priority: "demand" | "prefetch", offset: number) =>
+    readBytes(source, offset, 1, { priority });
   const reads = [
     read("prefetch", 1),
     read("prefetch", 2),
@@ -236,7 +230,28 @@ Deno.test("blob source: at most so many requests at once, demand before prefetch
   await new Promise((resolve) => setTimeout(resolve, 15));
   equal(s.server.requests.length, 2);
   await Promise.all(reads);
-  deepEqual(order.slice(2, 4), ["demand", "demand"], order.join());
+  // One prefetch was under way; demand did not wait for it, nor for the others.
+  deepEqual(
+    s.server.requests.slice(0, 3).map((r) => r.range),
+    ["bytes=1-1", "bytes=5-5", "bytes=6-6"],
+  );
+});
+
+Deno.test("blob source: first reads wait for each other only where redirects are known", async () => {
+  for (const redirect of [false, true]) {
+    await using s = await setup({ redirect });
+    const first = await s.server.putBlob("app", CONTENT);
+    const second = await s.server.putBlob("app", patternBytes(1000, 3));
+    await readBytes(await s.repository.openBlob(first), 0, 10);
+    s.server.requests.length = 0;
+    const delay = { kind: "delay", milliseconds: 50 } as const;
+    s.server.faults.add({ times: 1, fault: delay });
+    const source = await s.repository.openBlob(second);
+    const reads = [1, 2, 3].map((at) => readBytes(source, at, 10));
+    await new Promise((resolve) => setTimeout(resolve, 25));
+    equal(s.server.requests.length, redirect ? 1 : 3);
+    await Promise.all(reads);
+  }
 });
 
 Deno.test("a blob in its descriptor needs no request", async () => {
