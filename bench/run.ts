@@ -8,10 +8,11 @@
 const HERE = new URL(".", import.meta.url).pathname;
 /** Not benchmarks: this, and what a benchmark starts as its other process. */
 const HELPERS = new Set([
-  "run",
-  "serve_image",
   "far_image",
   "far_registry",
+  "generated_image",
+  "run",
+  "serve_image",
   "start_pattern",
 ]);
 /** Only when named: they take minutes. */
