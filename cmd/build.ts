@@ -21,6 +21,8 @@ interface BuildFlags {
   platform?: string;
   allPlatforms?: boolean;
   flatten?: boolean;
+  /** KiB. */
+  spanSize?: number;
   /** A name, or false for `--no-tag`. */
   tag?: string | boolean;
   /** False for `--no-referrer`. */
@@ -58,6 +60,7 @@ export async function run(
     platform: flags.platform,
     allPlatforms: flags.allPlatforms,
     flatten: flags.flatten,
+    spanSize: flags.spanSize && flags.spanSize * 1024,
     tag: flags.tag === true ? undefined : flags.tag,
     referrer: flags.referrer,
     jobs: flags.jobs,

@@ -16,6 +16,9 @@ import { versionLine } from "./version.ts";
 
 /** Largest device: ext4 with 32-bit block numbers ends just below 16 TiB. */
 const VSIZE_MAX_GIB = 16_383;
+/** What overlaybd's `gzip.meta` may have, and what is still decoded at once. */
+const SPAN_SIZE_MIN_KIB = 64;
+const SPAN_SIZE_MAX_KIB = 65_536;
 const JOBS_MAX = 256;
 
 /** What a command's module exports. */
@@ -151,6 +154,12 @@ function addBuild(add: Add): void {
     )
     .option("--all-platforms", "build every platform of an index")
     .option("--flatten", "put all metadata into the top layer")
+    .addOption(
+      new Option(
+        "--span-size <KiB>",
+        "longest piece of a layer that is decoded for a read (default: 1 to 2 MiB as suits each gzip layer, longer where it compresses very well)",
+      ).argParser(integerTo(SPAN_SIZE_MAX_KIB, SPAN_SIZE_MIN_KIB)),
+    )
     .option("--tag <name>", "tag of the meta image (default: TAG-obd)")
     .option("--no-tag", "push by digest only")
     .option("--no-referrer", "do not maintain the referrers fallback tag")
@@ -431,9 +440,12 @@ function positiveInteger(text: string): number {
 }
 
 /** Parses a whole number from 1 to `most`. */
-function integerTo(most: number): (text: string) => number {
+function integerTo(most: number, least = 1): (text: string) => number {
   return (text) => {
     const value = positiveInteger(text);
+    if (value < least) {
+      throw new InvalidArgumentError(`Expected at least ${least}.`);
+    }
     if (value <= most) return value;
     throw new InvalidArgumentError(`Expected at most ${most}.`);
   };

@@ -9,6 +9,7 @@
  * and two decoders that agree in position and state after it agree for ever.
  */
 
+import * as zlib from "node:zlib";
 import { Inflate, STATUS } from "./inflate.ts";
 import { WINDOW_SIZE } from "./raw_inflate.ts";
 
@@ -142,6 +143,16 @@ export class BoundarySearch {
   }
 }
 
+/** A checkpoint whose window is a zlib stream, or empty where it was. */
+export type PackedCheckpoint = Checkpoint;
+
+/** A checkpoint before its window is packed. */
+export interface MadeCheckpoint {
+  checkpoint: Checkpoint;
+  /** Bytes of the window that are kept. */
+  referenced: number;
+}
+
 /** Makes checkpoints of candidates. */
 export class CheckpointMaker {
   readonly #search = new BoundarySearch();
@@ -153,21 +164,51 @@ export class CheckpointMaker {
   }
 
   /** @returns undefined where the bit cannot be told; see {@linkcode BoundarySearch.find}. */
-  make(candidate: CheckpointCandidate): Checkpoint | undefined {
+  make(candidate: CheckpointCandidate): MadeCheckpoint | undefined {
     const { compressedOffset, uncompressedOffset, sample } = candidate;
-    const empty = new Uint8Array(0);
     if (sample === undefined) {
-      return { compressedOffset, bits: 0, uncompressedOffset, window: empty };
+      return {
+        checkpoint: startOfStream(compressedOffset, uncompressedOffset),
+        referenced: 0,
+      };
     }
     const found = this.#search.find(sample);
     if (found === undefined) return undefined;
     const { bits } = found;
     const marks = this.#sparse ? found.marks : undefined;
-    const window = marks && !marks.includes(1)
-      ? empty
+    let referenced = sample.before.length;
+    if (marks) {
+      referenced = 0;
+      for (const mark of marks) referenced += mark;
+    }
+    const window = referenced === 0
+      ? new Uint8Array(0)
       : makeWindow(sample.before, marks);
-    return { compressedOffset, bits, uncompressedOffset, window };
+    return {
+      checkpoint: { compressedOffset, bits, uncompressedOffset, window },
+      referenced,
+    };
   }
+}
+
+/** The checkpoint at the start of a gzip member or zstd frame, or anywhere in a plain tar. */
+export function startOfStream(
+  compressedOffset: number,
+  uncompressedOffset: number,
+): PackedCheckpoint {
+  const window = new Uint8Array(0);
+  return { compressedOffset, bits: 0, uncompressedOffset, window };
+}
+
+/**
+ * Packs the window the way `gzip.meta` keeps it: zlib, level 6. Level 9 takes
+ * ten times as long and saves 1 to 3 %.
+ */
+export function packCheckpoint(checkpoint: Checkpoint): PackedCheckpoint {
+  if (checkpoint.window.length === 0) return checkpoint;
+  const packed = zlib.deflateSync(checkpoint.window, { level: 6 });
+  // Out of the runtime's shared buffer pool, so that it can be kept and transferred.
+  return { ...checkpoint, window: new Uint8Array(packed) };
 }
 
 function makeWindow(

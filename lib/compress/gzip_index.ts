@@ -2,29 +2,29 @@
  * One pass over a gzip blob: its bytes, and the checkpoints from which it can
  * be read later.
  *
- * Checkpoints are chosen like overlaybd's `gzip_index_create.cpp` does, so that
- * they can be written as its `gzip.meta`: the last block boundary before each
- * multiple of the span, one that lies on a multiple itself, and the start. The
- * start of a later member counts as a boundary.
+ * Each end of a deflate block is a boundary: decoding can resume there, given
+ * the 32 KiB before. So is the start of a member. A span ends at one of the
+ * last boundaries that the {@linkcode SpanPlan} lets it reach, the one with the
+ * cheapest window; or at the first one behind, where blocks are that big.
  *
- * A boundary is known to be a checkpoint only once the next one is met, so the
- * spans are reported behind the decoder, as commands to a {@linkcode SpanSink}.
+ * Which boundary it is shows only behind it, so the spans are reported behind
+ * the decoder, as commands to a {@linkcode SpanSink}.
  *
  * Deterministic: decoding proceeds in steps that depend on stream positions
  * alone, never on how much input happened to be there.
  */
 
 import * as zlib from "node:zlib";
-import {
-  FormatError,
-  IntegrityError,
-  isZero,
-  UnsupportedError,
-  viewOf,
-} from "../io/mod.ts";
+import { FormatError, IntegrityError, isZero, viewOf } from "../io/mod.ts";
 import type { ByteRing } from "./byte_ring.ts";
-import type { CheckpointCandidate } from "./checkpoint_search.ts";
-import { SAMPLE_SIZE } from "./checkpoint_search.ts";
+import {
+  type CheckpointCandidate,
+  CheckpointMaker,
+  type MadeCheckpoint,
+  packCheckpoint,
+  type PackedCheckpoint,
+  SAMPLE_SIZE,
+} from "./checkpoint_search.ts";
 import {
   GZIP_HEADER_SIZE_MAX,
   GZIP_TRAILER_SIZE,
@@ -32,28 +32,34 @@ import {
   hasGzipMagic,
 } from "./gzip_header.ts";
 import { openRawInflate, type RawInflate, WINDOW_SIZE } from "./raw_inflate.ts";
+import type { SpanPlan } from "./span_plan.ts";
 
 /** Receives the decompressed stream cut into spans. All positions are absolute. */
 export interface SpanSink {
   /** Bytes up to `to` belong to the current span. */
   advance(to: number): void;
-  /**
-   * A new span starts where the last one advanced to, unless the candidate is
-   * no checkpoint (see {@linkcode CheckpointMaker}). Called first at 0.
-   */
-  split(candidate: CheckpointCandidate): void;
-  /** What follows belongs to the current span or to a new one; `resolve` tells later. */
-  fork(): void;
-  /** Settles a fork: as `split` where it forked, or the span went on. */
-  resolve(candidate: CheckpointCandidate | undefined): void;
+  /** A new span starts where the last one advanced to. Called first at 0. */
+  split(checkpoint: PackedCheckpoint): void;
 }
 
-/** Uncompressed bytes between checkpoints when not told otherwise. */
-export const DEFAULT_SPAN_SIZE = 1024 * 1024;
-/** As overlaybd's `gzip.meta` demands. */
-export const SPAN_SIZE_MIN = 65536;
-/** Longest span of any index, also when its deflate blocks are bigger than it. */
+/** Longest span of any index. */
 export const SPAN_SIZE_MAX = 128 * 1024 * 1024;
+
+/** Longest stored block (RFC 1951 §3.2.4). */
+const STORED_SIZE_MAX = 65535;
+/** Boundaries that are compared to end a span: each takes half a millisecond. */
+const COMPARED = 3;
+/** Boundaries that are kept behind those that the span reaches; there are more only where blocks are tiny. */
+const KEPT_BEHIND = 8;
+
+/**
+ * Output of one deflate block after which spans end inside of it. Compressors
+ * that look for codes end their blocks below 9 MiB; those that do not may make
+ * one block of everything (zlib-ng at level 1, igzip at level 0).
+ */
+const LONG_BLOCK = 32 * 1024 * 1024;
+/** Spans inside of such a block, in bytes. */
+const SPAN_SIZE_INSIDE = 1024 * 1024;
 
 // Primes: a block boundary is not seen when it falls on the end of a step, and
 // writers like multiples of powers of two.
@@ -73,6 +79,8 @@ interface Boundary {
   startsMember: boolean;
   /** Whether the block behind it is known not to be the last of its member. */
   notLast: boolean;
+  /** Whether the member is over, so that no more output follows in it. */
+  isComplete: boolean;
   /** Copies taken before the rings are overwritten. */
   compressed?: Uint8Array;
   before?: Uint8Array;
@@ -89,8 +97,10 @@ export interface GzipIndexerOptions {
   /** Takes the output; capacity like {@linkcode OUTPUT_RING_SIZE}. */
   output: ByteRing;
   sink: SpanSink;
-  /** Uncompressed bytes, {@linkcode SPAN_SIZE_MIN} … 64 MiB. */
-  spanSize?: number | undefined;
+  /** Where spans end; owned by the indexer. */
+  plan: SpanPlan;
+  /** Zero the window bytes that nothing refers to. Default true. */
+  sparseWindows?: boolean | undefined;
   /** Largest decompressed size in bytes. */
   outputSizeMax: number;
   /** The decoder, owned by the indexer. Default: the fastest that works here. */
@@ -109,7 +119,8 @@ export class GzipIndexer {
   readonly #input: ByteRing;
   readonly #output: ByteRing;
   readonly #sink: SpanSink;
-  readonly #spanSize: number;
+  readonly #plan: SpanPlan;
+  readonly #maker: CheckpointMaker;
   readonly #outputSizeMax: number;
   readonly #inflate: RawInflate;
 
@@ -119,41 +130,30 @@ export class GzipIndexer {
   #crc = 0;
   /** Where the decoder stopped at a block's end; a boundary once it goes on. */
   #stopped = false;
-  /** The last boundary, not yet known to be a checkpoint. */
+  /** The last boundary met. */
   #last: Boundary | undefined;
-  /** Whether the sink was told to fork at #last. */
-  #forked = false;
-  /** Checkpoints whose following 32 KiB are not there yet. */
-  readonly #pending: Boundary[] = [];
-  #nextMultiple: number;
-  /** Where the last boundary that became a checkpoint lies. */
-  #lastCheckpoint = -1;
-  #spanStart = 0;
+  /** Boundaries where the span may end: those that it reaches, then those behind. In order. */
+  readonly #open: Boundary[] = [];
+  /** Where the current span starts, in the output; -1 before the first. */
+  #spanStart = -1;
+  /** The last checkpoint. */
+  #checkpoint: PackedCheckpoint | undefined;
   #advanced = 0;
 
   constructor(options: GzipIndexerOptions) {
     this.#input = options.input;
     this.#output = options.output;
     this.#sink = options.sink;
-    this.#spanSize = options.spanSize ?? DEFAULT_SPAN_SIZE;
+    this.#plan = options.plan;
+    this.#maker = new CheckpointMaker(options.sparseWindows);
     this.#outputSizeMax = options.outputSizeMax;
     this.#inflate = options.inflate ?? openRawInflate();
-    this.#nextMultiple = this.#spanSize;
-    if (
-      this.#spanSize < SPAN_SIZE_MIN || this.#spanSize > SPAN_SIZE_MAX / 2
-    ) {
-      throw new RangeError(
-        `Span size ${this.#spanSize} is not in ${SPAN_SIZE_MIN} … ${
-          SPAN_SIZE_MAX / 2
-        }`,
-      );
-    }
   }
 
   /** Blob bytes below this are no longer needed in the input ring. */
   get inputNeeded(): number {
     let needed = this.compressedOffset;
-    for (const b of this.#held()) {
+    for (const b of this.#open) {
       if (!b.compressed) needed = Math.min(needed, b.compressedOffset - 1);
     }
     return needed;
@@ -172,7 +172,6 @@ export class GzipIndexer {
    * @param outputLimit How far the output ring may be written: what its readers consumed plus its capacity.
    * @throws {FormatError} If the blob is malformed, truncated, or has bytes behind its last member.
    * @throws {IntegrityError} If a member's CRC or size is wrong.
-   * @throws {UnsupportedError} If a span would pass {@linkcode SPAN_SIZE_MAX}.
    */
   run(inputEnd: number, isEnd: boolean, outputLimit: number): IndexerNeed {
     while (true) {
@@ -255,6 +254,8 @@ export class GzipIndexer {
       // It went on behind the stop, so that was no stream end.
       this.#record(true);
     }
+    // Nothing is held that far behind a boundary: all is advanced.
+    if (produced > 0) this.#cutLongBlock();
     this.#stopped = inflate.availableIn > 0 && inflate.availableOut > 0;
     this.#crc = zlib.crc32(
       this.#output.bytes.subarray(outputAt, outputAt + produced),
@@ -276,56 +277,39 @@ export class GzipIndexer {
         `decompresses to more than ${this.#outputSizeMax} bytes`,
       );
     }
-    if (now - this.#spanStart > SPAN_SIZE_MAX) {
-      throw new UnsupportedError(
-        "gzip span",
-        `gzip blob has no place to resume in ${SPAN_SIZE_MAX} bytes from ${this.#spanStart}: its deflate blocks are too big to be read lazily`,
-      );
-    }
-    while (
-      this.#pending.length > 0 &&
-      now >= this.#pending[0]!.uncompressedOffset + WINDOW_SIZE
-    ) this.#finishPending();
-    for (const b of this.#held()) {
+    for (const b of this.#open) {
       if (
         this.compressedOffset - b.compressedOffset > this.#input.capacity / 4
       ) {
         b.compressed ??= this.#copySample(b);
       }
     }
-    this.#advanceBehind(now);
+    this.#endSpans(false);
+    // Whoever reads the ring waits for a boundary that is held: not for ever.
+    while (
+      this.#open.length > 0 &&
+      now - this.#open[0]!.uncompressedOffset > this.#output.capacity / 2
+    ) this.#open.shift();
+    this.#advance(this.#open[0]?.uncompressedOffset ?? now);
   }
 
-  /** Tells the sink about output whose span is known, or forks where it waited too long. */
-  #advanceBehind(now: number): void {
-    if (this.#pending.length > 0) return;
-    const open = this.#openBoundary();
-    if (open === undefined || this.#forked) {
-      this.#advance(now);
-      return;
-    }
-    this.#advance(open.uncompressedOffset);
-    if (now - open.uncompressedOffset > this.#output.capacity / 4) {
-      // A big block: let go of the ring before the next boundary tells what this one is.
-      this.#copyOutput(open);
-      this.#sink.fork();
-      this.#forked = true;
-      this.#advance(now);
-    }
-  }
-
-  /** The last boundary, while it may still become a checkpoint. */
-  #openBoundary(): Boundary | undefined {
-    const last = this.#last;
-    return last && last.uncompressedOffset > this.#lastCheckpoint
-      ? last
-      : undefined;
-  }
-
-  *#held(): Iterable<Boundary> {
-    yield* this.#pending;
-    const open = this.#openBoundary();
-    if (open) yield open;
+  /**
+   * Ends the span inside of a long block, where output follows and decoding
+   * cannot begin. What follows is a span for the sake of its digest; it is
+   * decoded from the checkpoint before it, which is told once more.
+   */
+  #cutLongBlock(): void {
+    const at = this.uncompressedOffset;
+    const inBlock = at - this.#last!.uncompressedOffset;
+    const inSpan = at - this.#spanStart;
+    if (inBlock < LONG_BLOCK || inSpan < SPAN_SIZE_INSIDE) return;
+    this.#spanStart = at;
+    this.#plan.start(at, 0, 0);
+    this.#sink.split({
+      ...this.#checkpoint!,
+      uncompressedOffset: at,
+      window: new Uint8Array(0),
+    });
   }
 
   /** A block (or member) starts at the current position. */
@@ -337,57 +321,104 @@ export class GzipIndexer {
       memberStart: this.#memberStart,
       startsMember: !inMember,
       notLast: false,
+      isComplete: false,
     };
-    const at = here.uncompressedOffset;
-    const open = this.#openBoundary();
-    if (this.#lastCheckpoint < 0) {
-      this.#settle(here);
-    } else if (at === this.#nextMultiple) {
-      this.#resolveFork(undefined);
-      this.#settle(here);
-    } else if (at > this.#nextMultiple) {
-      if (open) {
-        open.notLast = inMember && open.member === this.members;
-        this.#settle(open);
-      } else this.#resolveFork(undefined);
-    } else this.#resolveFork(undefined);
-    if (at >= this.#nextMultiple) {
-      this.#nextMultiple = (Math.floor(at / this.#spanSize) + 1) *
-        this.#spanSize;
-    }
+    const before = this.#last;
+    if (inMember && before?.member === this.members) before.notLast = true;
     this.#last = here;
-  }
-
-  #resolveFork(candidate: CheckpointCandidate | undefined): void {
-    if (!this.#forked) return;
-    this.#forked = false;
-    this.#sink.resolve(candidate);
-  }
-
-  /** Makes a boundary a checkpoint, at once or when enough output follows. */
-  #settle(boundary: Boundary): void {
-    this.#lastCheckpoint = boundary.uncompressedOffset;
-    if (this.#forked && boundary === this.#last) {
-      this.#spanStart = boundary.uncompressedOffset;
-      this.#resolveFork(this.#makeCandidate(boundary));
-      return;
+    if (this.#spanStart < 0) {
+      this.#split(here, this.#make(here)!);
+    } else if (here.uncompressedOffset > this.#spanStart) {
+      this.#keep(here);
     }
-    this.#pending.push(boundary);
-    if (
-      boundary.startsMember ||
-      this.uncompressedOffset >= boundary.uncompressedOffset + WINDOW_SIZE
-    ) this.#finishPending();
   }
 
-  /** Hands the oldest pending boundary to the sink. */
-  #finishPending(): void {
-    const boundary = this.#pending.shift()!;
-    this.#advance(boundary.uncompressedOffset);
-    this.#spanStart = boundary.uncompressedOffset;
-    this.#sink.split(this.#makeCandidate(boundary));
+  /** Adds a boundary, in place of those that it makes useless. */
+  #keep(boundary: Boundary): void {
+    const open = this.#open;
+    // Nothing is between them: the later one has less to decode.
+    if (open.at(-1)?.uncompressedOffset === boundary.uncompressedOffset) {
+      open.pop();
+    }
+    open.push(boundary);
+    let reached = this.#reached();
+    for (; reached > COMPARED; reached--) open.shift();
+    if (open.length - reached > KEPT_BEHIND) open.splice(-2, 1);
   }
 
-  #makeCandidate(boundary: Boundary): CheckpointCandidate {
+  /** How many of the open boundaries the span may reach; they come first. */
+  #reached(): number {
+    const behind = this.#open.findIndex((b) =>
+      !this.#plan.reaches(b.compressedOffset, b.uncompressedOffset)
+    );
+    return behind < 0 ? this.#open.length : behind;
+  }
+
+  /**
+   * Ends spans for which no better boundary can come.
+   *
+   * @param isEnd Whether no output follows.
+   */
+  #endSpans(isEnd: boolean): void {
+    const open = this.#open;
+    while (
+      open.length > 0 &&
+      !this.#plan.reaches(this.compressedOffset, this.uncompressedOffset)
+    ) {
+      const end = Math.max(1, this.#reached());
+      if (!isEnd && !this.#isComplete(open[end - 1]!)) return;
+      const best = this.#best(open.slice(Math.max(0, end - COMPARED), end));
+      // None, by chance: as if they were not there.
+      if (!best) open.splice(0, end);
+      else this.#split(best.boundary, best.made);
+    }
+  }
+
+  /** Whether all is there that a checkpoint is made of, and something follows it. */
+  #isComplete(boundary: Boundary): boolean {
+    const behind = this.uncompressedOffset - boundary.uncompressedOffset;
+    if (boundary.startsMember || boundary.isComplete) return behind > 0;
+    // Stored blocks need to know whether they are the last to tell their bit.
+    return behind >= WINDOW_SIZE &&
+      (boundary.notLast || behind > STORED_SIZE_MAX);
+  }
+
+  #best(
+    boundaries: readonly Boundary[],
+  ): { boundary: Boundary; made: MadeCheckpoint } | undefined {
+    let best;
+    let bestScore = Infinity;
+    for (const boundary of boundaries) {
+      if (boundary.uncompressedOffset === this.uncompressedOffset) continue;
+      const made = this.#make(boundary);
+      if (!made) continue;
+      const { uncompressedOffset } = boundary;
+      const score = this.#plan.score(uncompressedOffset, made.referenced);
+      if (score > bestScore) continue;
+      best = { boundary, made };
+      bestScore = score;
+    }
+    return best;
+  }
+
+  /** Starts a span at a boundary. */
+  #split(boundary: Boundary, made: MadeCheckpoint): void {
+    const at = boundary.uncompressedOffset;
+    while (this.#open[0] && this.#open[0].uncompressedOffset <= at) {
+      this.#open.shift();
+    }
+    const checkpoint = this.#checkpoint = packCheckpoint(made.checkpoint);
+    this.#spanStart = at;
+    this.#plan.start(at, made.referenced, checkpoint.window.length);
+    this.#advance(at);
+    this.#sink.split(checkpoint);
+  }
+
+  #make(boundary: Boundary): MadeCheckpoint | undefined {
+    return this.#maker.make(this.#candidateOf(boundary));
+  }
+
+  #candidateOf(boundary: Boundary): CheckpointCandidate {
     const { compressedOffset, uncompressedOffset, startsMember } = boundary;
     if (startsMember) {
       return { compressedOffset, uncompressedOffset, sample: undefined };
@@ -442,12 +473,12 @@ export class GzipIndexer {
         String(size),
       );
     }
-    // What follows is another stream: held boundaries have seen all of theirs.
-    while (this.#pending.length > 0) this.#finishPending();
-    const open = this.#openBoundary();
-    if (open) {
-      this.#copyOutput(open);
-      open.compressed ??= this.#copySample(open);
+    // What follows is another stream: these have seen all of theirs.
+    for (const boundary of this.#open) {
+      if (boundary.isComplete || boundary.startsMember) continue;
+      this.#copyOutput(boundary);
+      boundary.compressed ??= this.#copySample(boundary);
+      boundary.isComplete = true;
     }
     this.compressedOffset += GZIP_TRAILER_SIZE;
     this.#phase = "between";
@@ -477,8 +508,8 @@ export class GzipIndexer {
   }
 
   #finish(): void {
-    this.#resolveFork(undefined);
-    this.#last = undefined;
+    this.#endSpans(true);
+    this.#open.length = 0;
     this.#advance(this.uncompressedOffset);
     this.#phase = "done";
   }

@@ -27,8 +27,16 @@ export {
   type Checkpoint,
   type CheckpointCandidate,
   CheckpointMaker,
+  type PackedCheckpoint,
   SAMPLE_SIZE,
+  startOfStream,
 } from "./checkpoint_search.ts";
+export {
+  SPAN_SIZE_LONG,
+  SPAN_SIZE_SHORT,
+  SpanPlan,
+  type SpanPlanOptions,
+} from "./span_plan.ts";
 export { ByteRing } from "./byte_ring.ts";
 export {
   GZIP_TRAILER_SIZE,
@@ -36,16 +44,15 @@ export {
   hasGzipMagic,
 } from "./gzip_header.ts";
 export {
-  DEFAULT_SPAN_SIZE,
   GzipIndexer,
   type GzipIndexerOptions,
   type IndexerNeed,
   INPUT_RING_SIZE,
   OUTPUT_RING_SIZE,
   SPAN_SIZE_MAX,
-  SPAN_SIZE_MIN,
   type SpanSink,
 } from "./gzip_index.ts";
+export { GzipStream } from "./gzip_stream.ts";
 export { inflateAt, type InflateRequest, inputStart } from "./inflate_at.ts";
 export { hasNativeInflate, WINDOW_SIZE } from "./raw_inflate.ts";
 export {

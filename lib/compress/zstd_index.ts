@@ -13,7 +13,9 @@
 
 import { FormatError } from "../io/mod.ts";
 import type { ByteRing } from "./byte_ring.ts";
-import { DEFAULT_SPAN_SIZE, type SpanSink } from "./gzip_index.ts";
+import { startOfStream } from "./checkpoint_search.ts";
+import type { SpanSink } from "./gzip_index.ts";
+import { SPAN_SIZE_SHORT } from "./span_plan.ts";
 import { ZstdStream } from "./zstd_stream.ts";
 
 /** Compressed bytes that a span may have beyond its content before the next frame starts another. */
@@ -28,7 +30,7 @@ export interface ZstdIndexerOptions {
   /** Takes the output. */
   output: ByteRing;
   sink: SpanSink;
-  /** Uncompressed bytes of a span. */
+  /** Uncompressed bytes of a span; default 1 MiB. */
   spanSize?: number | undefined;
   /** Largest decompressed size in bytes. */
   outputSizeMax: number;
@@ -54,7 +56,7 @@ export class ZstdIndexer {
     this.#stream = new ZstdStream(options.input);
     this.#output = options.output;
     this.#sink = options.sink;
-    this.#spanSize = options.spanSize ?? DEFAULT_SPAN_SIZE;
+    this.#spanSize = options.spanSize ?? SPAN_SIZE_SHORT;
     this.#outputSizeMax = options.outputSizeMax;
   }
 
@@ -142,10 +144,6 @@ export class ZstdIndexer {
     this.#spanFrame = this.#pending ?? this.#spanFrame;
     this.#pending = undefined;
     this.#spanStart = at;
-    this.#sink.split({
-      compressedOffset: this.#spanFrame,
-      uncompressedOffset: at,
-      sample: undefined,
-    });
+    this.#sink.split(startOfStream(this.#spanFrame, at));
   }
 }

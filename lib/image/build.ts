@@ -17,7 +17,6 @@ import {
 import {
   type Bodies,
   type BuiltLayer,
-  DEFAULT_SPAN_SIZE,
   ImageSpace,
   isLazyLayer,
   type LayerBlock,
@@ -59,6 +58,8 @@ export interface BuildOptions {
   virtualSize?: number | undefined;
   /** All metadata in the top layer. */
   flatten?: boolean | undefined;
+  /** Uncompressed bytes of a span at most; default what suits each layer. */
+  spanSize?: number | undefined;
   /** Threads; default one per core. */
   jobs?: number | undefined;
   /** Default TurboOCI only. Several are built from one read of the source. */
@@ -304,7 +305,7 @@ function chainParameters(
     mediaTypes: source.manifest.layers.map((l) => l.mediaType),
     virtualSize: options.virtualSize ?? DEFAULT_VIRTUAL_SIZE,
     inodeRatio: DEFAULT_INODE_RATIO,
-    spanSize: DEFAULT_SPAN_SIZE,
+    spanSize: options.spanSize,
     flatten: options.flatten ?? false,
     maxEntries: options.maxEntries,
   };
@@ -528,9 +529,9 @@ class Builder {
 
   #warnUnseekable(index: number, { scan }: ScannedLayer): void {
     this.warnings.push(
-      `${
-        this.#taskName(index)
-      }: its zstd frames are too large to be read at random, so that serving it first decodes it, ${
+      `${this.#taskName(index)}: its ${
+        scan.compression === "gzip" ? "deflate blocks" : "zstd frames"
+      } are too large to be read at random, so that serving it first decodes it, ${
         formatSize(scan.tarSize)
       }, into a file in the span cache; --convert-unseekable makes it native instead`,
     );

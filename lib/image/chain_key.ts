@@ -14,7 +14,8 @@ export interface ChainParameters {
   mediaTypes: readonly string[];
   virtualSize: number;
   inodeRatio: number;
-  spanSize: number;
+  /** Uncompressed bytes of a span at most; undefined where each layer has its own. */
+  spanSize?: number | undefined;
   flatten: boolean;
   /** How native layers are stored, where some or all layers are native. */
   native?: { codec: string; blockSize: number } | undefined;
@@ -46,7 +47,7 @@ export function chainKey(parameters: ChainParameters, count: number): string {
     types: p.mediaTypes.slice(0, count),
     virtualSize: p.virtualSize,
     inodeRatio: p.inodeRatio,
-    spanSize: p.spanSize,
+    ...(p.spanSize === undefined ? {} : { spanSize: p.spanSize }),
     // A flattened chain is no prefix of anything.
     ...(p.flatten ? { flatten: p.diffIds.length } : {}),
     ...(p.native

@@ -75,6 +75,8 @@ export interface PublishOptions {
   platform?: string | undefined;
   allPlatforms?: boolean | undefined;
   flatten?: boolean | undefined;
+  /** Uncompressed bytes of a span at most; default what suits each layer. */
+  spanSize?: number | undefined;
   /** False: push by digest only. */
   tag?: string | false | undefined;
   /** False: leave the referrers fallback tag alone. */
@@ -201,6 +203,7 @@ async function publishWith(
           ...await buildFormats(environment, source, {
             virtualSize: options.virtualSize,
             flatten: options.flatten,
+            spanSize: options.spanSize,
             jobs: options.jobs,
             formats,
             compat: options.compat,

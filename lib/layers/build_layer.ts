@@ -3,6 +3,7 @@
  * applied to the ext4 model, and what differs on the device written down.
  */
 
+import { SPAN_SIZE_SHORT } from "../compress/mod.ts";
 import type { Emission, Ext4Model, MappedRanges } from "../ext4/mod.ts";
 import { FileSink, FileSource, trimMemory } from "../io/mod.ts";
 import { TarWalker } from "../tar/mod.ts";
@@ -23,8 +24,6 @@ import { type OpenedLayer, openLayer } from "./open_layer.ts";
 import { type LayerScan, scanLayer } from "./pass/mod.ts";
 import { encodeSpans, spanIndexOf } from "./spans.ts";
 
-/** Uncompressed bytes between the checkpoints of a gzip layer; what TurboOCI's tools use. */
-export const DEFAULT_SPAN_SIZE = 1024 * 1024;
 /** Blocks of the ZFile around the metadata: the largest that every reader takes, which packs best. */
 const ZFILE_BLOCK_SIZE = 32 * 1024;
 
@@ -38,7 +37,8 @@ export interface LayerInput {
   mediaType: string;
   /** Digest of the uncompressed tar. */
   diffId: string;
-  spanSize: number;
+  /** Uncompressed bytes of a span at most; default what suits the layer. */
+  spanSize?: number | undefined;
   threads: number;
   signal?: AbortSignal | undefined;
   /** Gets a line for what is left out. */
@@ -52,6 +52,7 @@ export interface ScannedLayer {
   scan: LayerScan;
   entryCount: number;
   mediaType: string;
+  /** Uncompressed bytes of a span, as its index names them. */
   spanSize: number;
 }
 
@@ -137,7 +138,7 @@ export async function scanInto(
     scan,
     entryCount: applier.entryCount,
     mediaType: input.mediaType,
-    spanSize: input.spanSize,
+    spanSize: input.spanSize ?? SPAN_SIZE_SHORT,
   };
 }
 

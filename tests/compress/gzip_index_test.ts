@@ -52,23 +52,25 @@ for (
     async fn() {
       const blob = await Deno.readFile(blobPath!);
       const want = goldenEntries(await Deno.readFile(metaPath!));
-      const index = indexBlob(blob, { sparseWindows: false });
+      // Every boundary as a checkpoint: theirs must be among them.
+      const index = indexBlob(blob, { spanSize: 1, sparseWindows: false });
       assert.ok(
         equalBytes(index.content, new Uint8Array(zlib.gunzipSync(blob))),
       );
-      assert.deepEqual(
-        index.checkpoints.map((c) => [
-          c.uncompressedOffset,
-          c.compressedOffset,
-          c.bits,
-        ]),
-        want.map((c) => [c.uncompressedOffset, c.compressedOffset, c.bits]),
+      const ours = new Map(
+        index.checkpoints.map((c) => [c.uncompressedOffset, c]),
       );
-      for (const [i, { window }] of want.entries()) {
+      for (const { window, ...place } of want) {
+        const found = ours.get(place.uncompressedOffset);
+        assert.ok(found, `none at ${place.uncompressedOffset}`);
+        assert.equal(found.compressedOffset, place.compressedOffset);
+        assert.equal(found.bits, place.bits);
         const full = new Uint8Array(zlib.inflateSync(window));
-        const ours = index.checkpoints[i]!.window;
         assert.ok(
-          equalBytes(ours.length ? ours : new Uint8Array(WINDOW_SIZE), full),
+          equalBytes(
+            found.window.length ? found.window : new Uint8Array(WINDOW_SIZE),
+            full,
+          ),
         );
       }
       checkSpans(blob, index);
@@ -214,7 +216,7 @@ Deno.test("wrong, cut and continued blobs are refused", () => {
   assert.throws(() => indexBlob(changed(blob.length - 8)), IntegrityError);
   assert.throws(() => indexBlob(changed(blob.length - 1)), IntegrityError);
   assert.throws(() => indexBlob(blob, { outputSizeMax: 299_999 }), FormatError);
-  assert.throws(() => indexBlob(blob, { spanSize: 1000 }), RangeError);
+  assert.throws(() => indexBlob(blob, { spanSize: 2 ** 27 }), RangeError);
   const random = mulberry32(6);
   for (let round = 0; round < 40; round++) {
     const mutated = blob.slice();

@@ -1,16 +1,16 @@
 /** Indexes a whole blob in memory, and reads it back from each checkpoint. */
 
 import assert from "node:assert/strict";
+import * as zlib from "node:zlib";
 import {
   ByteRing,
   type Checkpoint,
-  type CheckpointCandidate,
-  CheckpointMaker,
   GzipIndexer,
   inflateAt,
   INPUT_RING_SIZE,
   inputStart,
   OUTPUT_RING_SIZE,
+  SpanPlan,
   type SpanSink,
 } from "../../lib/compress/mod.ts";
 import type { RawInflate } from "../../lib/compress/raw_inflate.ts";
@@ -18,12 +18,18 @@ import { concatBytes, equalBytes } from "../../lib/io/mod.ts";
 
 export interface BlobIndex {
   content: Uint8Array;
+  /** With windows as they are, not packed. */
   checkpoints: Checkpoint[];
   members: number;
-  forks: number;
 }
 
-/** Feeds `blob` in pieces of `pieceSize`; a slow reader leaves the rings as full as they get. */
+/**
+ * Feeds `blob` in pieces of `pieceSize`; a slow reader leaves the rings as full
+ * as they get.
+ *
+ * @param options With `spanSize` 1 every boundary becomes a checkpoint, with 0
+ * the spans are chosen as for a real layer; default 1 MiB.
+ */
 export function indexBlob(
   blob: Uint8Array,
   options: {
@@ -39,42 +45,33 @@ export function indexBlob(
   const parts: Uint8Array[] = [];
   const checkpoints: Checkpoint[] = [];
   let advanced = 0;
-  let forkedAt = -1;
-  let forks = 0;
-  const maker = new CheckpointMaker(options.sparseWindows);
-  const add = (candidate: CheckpointCandidate, at: number) => {
-    assert.equal(candidate.uncompressedOffset, at);
-    const checkpoint = maker.make(candidate);
-    if (checkpoint) checkpoints.push(checkpoint);
-  };
   const sink: SpanSink = {
     advance(to) {
       assert.ok(to > advanced);
       parts.push(output.copy(advanced, to));
       advanced = to;
     },
-    split(candidate) {
-      assert.equal(forkedAt, -1);
-      add(candidate, advanced);
-    },
-    fork() {
-      assert.equal(forkedAt, -1);
-      forkedAt = advanced;
-      forks++;
-    },
-    resolve(candidate) {
-      assert.notEqual(forkedAt, -1);
-      if (candidate) add(candidate, forkedAt);
-      forkedAt = -1;
+    split(checkpoint) {
+      assert.equal(checkpoint.uncompressedOffset, advanced);
+      const packed = checkpoint.window;
+      const window = packed.length > 0
+        ? new Uint8Array(zlib.inflateSync(packed))
+        : packed;
+      checkpoints.push({ ...checkpoint, window });
     },
   };
+  const spanSize = options.spanSize ?? 1024 * 1024;
   const indexer = new GzipIndexer({
     input,
     output,
     sink,
+    plan: new SpanPlan({
+      blobSize: blob.length,
+      spanSize: spanSize === 0 ? undefined : spanSize,
+    }),
+    sparseWindows: options.sparseWindows,
     outputSizeMax: options.outputSizeMax ?? 2 ** 40,
     inflate: options.inflate,
-    ...(options.spanSize ? { spanSize: options.spanSize } : {}),
   });
   try {
     const pieceSize = options.pieceSize ?? 1 << 20;
@@ -89,12 +86,10 @@ export function indexBlob(
       if (need === "nothing") break;
       assert.ok(need === "output" || !isEnd, "no more input at the end");
     }
-    assert.equal(forkedAt, -1);
     return {
       content: concatBytes(parts),
       checkpoints,
       members: indexer.members,
-      forks,
     };
   } finally {
     indexer.close();

@@ -11,7 +11,7 @@ import {
   UnsupportedError,
   utf8,
 } from "../../lib/io/mod.ts";
-import { packCheckpoint } from "../../lib/layers/pass/checkpoint_list.ts";
+import { packCheckpoint } from "../../lib/compress/checkpoint_search.ts";
 import {
   type LayerScan,
   PLAIN_SPAN_SIZE,

@@ -1,24 +1,12 @@
-/** Checkpoints as they come, their windows packed, and the tables they become. */
+/** The tables that the checkpoints of a pass become. */
 
-import * as zlib from "node:zlib";
-import { type Checkpoint, SPAN_SIZE_MAX } from "../../compress/mod.ts";
-import { concatBytes, UnsupportedError } from "../../io/mod.ts";
+import { type PackedCheckpoint, SPAN_SIZE_MAX } from "../../compress/mod.ts";
+import { UnsupportedError } from "../../io/mod.ts";
 import type {
   LayerCheckpoints,
   LayerCompression,
   LayerSpans,
 } from "./types.ts";
-
-/** One checkpoint with its window as a zlib stream. */
-export type PackedCheckpoint = Checkpoint;
-
-/** Packs windows the way `gzip.meta` keeps them: zlib, level 6. */
-export function packCheckpoint(checkpoint: Checkpoint): PackedCheckpoint {
-  if (checkpoint.window.length === 0) return checkpoint;
-  const window = zlib.deflateSync(checkpoint.window, { level: 6 });
-  // Out of the runtime's shared buffer pool, so that it can be kept and transferred.
-  return { ...checkpoint, window: concatBytes([window]) };
-}
 
 /**
  * The tables of a finished pass.
@@ -44,8 +32,8 @@ export function makeTables(
     }
   }
   const kept = compression === "none" ? [] : checkpoints.filter((c, i) =>
-    // Inside of a zstd frame, spans repeat where the frame starts.
-    i === 0 || compression !== "zstd" ||
+    // Inside of a zstd frame or a long deflate block, spans repeat where it starts.
+    i === 0 ||
     c.compressedOffset > checkpoints[i - 1]!.compressedOffset
   );
   return {

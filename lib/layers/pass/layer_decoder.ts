@@ -3,7 +3,9 @@
 import {
   type ByteRing,
   GzipIndexer,
+  SpanPlan,
   type SpanSink,
+  startOfStream,
   ZstdIndexer,
 } from "../../compress/mod.ts";
 import { FormatError } from "../../io/mod.ts";
@@ -29,6 +31,8 @@ export interface LayerDecoder {
 /** What {@linkcode openDecoder} needs. */
 export interface DecoderSettings {
   compression: LayerCompression;
+  /** Bytes of the blob. */
+  blobSize: number;
   spanSize: number | undefined;
   sparseWindows: boolean | undefined;
 }
@@ -43,16 +47,13 @@ export function openDecoder(
   if (settings.compression === "none") {
     return new PlainDecoder(input, output, sink);
   }
-  const options = {
-    input,
-    output,
-    sink,
-    spanSize: settings.spanSize,
-    outputSizeMax: TAR_SIZE_MAX,
-  };
-  return settings.compression === "gzip"
-    ? new GzipIndexer(options)
-    : new ZstdIndexer(options);
+  const { blobSize, spanSize, sparseWindows } = settings;
+  const options = { input, output, sink, outputSizeMax: TAR_SIZE_MAX };
+  if (settings.compression === "zstd") {
+    return new ZstdIndexer({ ...options, spanSize });
+  }
+  const plan = new SpanPlan({ blobSize, spanSize });
+  return new GzipIndexer({ ...options, plan, sparseWindows });
 }
 
 /** A plain tar: bytes as they are, cut into spans of {@linkcode PLAIN_SPAN_SIZE}. */
@@ -92,11 +93,7 @@ class PlainDecoder implements LayerDecoder {
       const to = Math.min(spanEnd, inputEnd, outputLimit);
       if (to <= from) return "output";
       if (from % PLAIN_SPAN_SIZE === 0) {
-        this.#sink.split({
-          compressedOffset: from,
-          uncompressedOffset: from,
-          sample: undefined,
-        });
+        this.#sink.split(startOfStream(from, from));
       }
       let at = from;
       for (const view of this.#input.views(from, to)) {

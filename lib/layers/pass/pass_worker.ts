@@ -1,6 +1,10 @@
 /** The decode and record threads of a pass. Each serves one layer and then waits to be ended. */
 
-import { type ErrorMessage, packError } from "../../compress/mod.ts";
+import {
+  type ErrorMessage,
+  type PackedCheckpoint,
+  packError,
+} from "../../compress/mod.ts";
 import { CancelledError, workerRole } from "../../io/mod.ts";
 import { type DecoderSettings, openDecoder } from "./layer_decoder.ts";
 import { type LayerRecord, LayerRecorder } from "./layer_recorder.ts";
@@ -24,6 +28,8 @@ export interface PassStart extends DecoderSettings {
 export interface DecodeOutcome {
   tarSize: number;
   members: number;
+  /** The start of each span. */
+  checkpoints: PackedCheckpoint[];
 }
 
 /** The last message of a worker. */
@@ -37,14 +43,13 @@ export type PassReply =
 const PUBLISH_SIZE = 1024 * 1024;
 function decode(start: PassStart): DecodeOutcome {
   const state = new SharedState(start.memory);
+  const checkpoints: PackedCheckpoint[] = [];
   const decoder = openDecoder(start, state.input, state.output, {
     advance: (to) => state.putCommand(COMMAND.advance, to),
-    split: (candidate) => state.putCommand(COMMAND.split, 0, candidate),
-    fork: () => state.putCommand(COMMAND.fork),
-    resolve: (candidate) =>
-      candidate
-        ? state.putCommand(COMMAND.resolveSplit, 0, candidate)
-        : state.putCommand(COMMAND.resolveNone),
+    split: (checkpoint) => {
+      checkpoints.push(checkpoint);
+      state.putCommand(COMMAND.split);
+    },
   });
   try {
     let inputEnd = 0;
@@ -74,6 +79,7 @@ function decode(start: PassStart): DecodeOutcome {
     return {
       tarSize: decoder.uncompressedOffset,
       members: decoder.members,
+      checkpoints,
     };
   } finally {
     decoder.close();
@@ -84,7 +90,6 @@ function record(start: PassStart): LayerRecord {
   const state = new SharedState(start.memory);
   const recorder = new LayerRecorder(
     start.compression,
-    start.sparseWindows,
     state.input,
     state.output,
   );

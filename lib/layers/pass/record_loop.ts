@@ -60,12 +60,9 @@ export class RecordLoop {
     return true;
   }
 
-  #obey({ command, to, candidate }: Command): void {
+  #obey({ command, to }: Command): void {
     if (command === COMMAND.advance) this.#advanceTo = to;
-    else if (command === COMMAND.split) this.#recorder.split(candidate!);
-    else if (command === COMMAND.fork) this.#recorder.fork();
-    else if (command === COMMAND.end) this.#decoded = true;
-    else this.#recorder.resolve(candidate);
-    if (candidate?.sample) this.#state.releaseSample();
+    else if (command === COMMAND.split) this.#recorder.split();
+    else this.#decoded = true;
   }
 }

@@ -44,6 +44,7 @@ export async function scanLayer(
     const compression = sniffLayer(head);
     const settings = {
       compression,
+      blobSize: options.blobSize,
       spanSize: options.spanSize,
       sparseWindows: options.sparseWindows,
     };
@@ -64,7 +65,7 @@ export async function scanLayer(
     }
     // Before the decoder is told: to it, a blob that is cut is a bad format.
     reader.checkSize();
-    const { record, tarSize, members } = await stage.end();
+    const { record, tarSize, members, checkpoints } = await stage.end();
     checkDigest("Blob digest", options.expectedDigest, record.blob);
     if (options.expectedDiffId !== undefined) {
       checkDigest("Layer diffID", options.expectedDiffId, record.tar);
@@ -79,7 +80,7 @@ export async function scanLayer(
       members,
       ...makeTables(
         compression,
-        record.checkpoints,
+        checkpoints,
         record.spans,
         tarSize,
       ),

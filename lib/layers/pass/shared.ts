@@ -15,13 +15,9 @@
  */
 
 import {
-  type BoundarySample,
   ByteRing,
-  type CheckpointCandidate,
   INPUT_RING_SIZE,
   OUTPUT_RING_SIZE,
-  SAMPLE_SIZE,
-  WINDOW_SIZE,
 } from "../../compress/mod.ts";
 import { CancelledError } from "../../io/mod.ts";
 
@@ -42,25 +38,19 @@ export const WORD = {
   /** Commands written and read. */
   commandHead: 9,
   commandTail: 10,
-  /** Samples read. */
-  sampleTail: 11,
-  feedBell: 12,
-  walkBell: 13,
-  decodeBell: 14,
-  recordBell: 15,
-  COUNT: 16,
+  feedBell: 11,
+  walkBell: 12,
+  decodeBell: 13,
+  recordBell: 14,
+  COUNT: 15,
 } as const;
 
 /** Commands of the decode thread to the record thread. */
 export const COMMAND = {
   /** With a position. */
   advance: 0,
-  /** The others of a span sink; `split` and `resolveSplit` with a candidate. */
   split: 1,
-  fork: 2,
-  resolveSplit: 3,
-  resolveNone: 4,
-  end: 5,
+  end: 2,
 } as const;
 
 /** One command. */
@@ -68,22 +58,11 @@ export interface Command {
   command: number;
   /** Of ADVANCE. */
   to: number;
-  candidate: CheckpointCandidate | undefined;
 }
 
 const COMMANDS_MAX = 1024;
-/** Float64 words of a command: kind, position, compressed position, sample. */
-const COMMAND_WORDS = 4;
-/** What a command's last word says when there is no sample; else 1 when `notLast`, or 0. */
-const NO_SAMPLE = -1;
-const SAMPLES_MAX = 8;
-/** Sample slot: three u32 lengths, compressed, before, after. */
-const SAMPLE_SLOT = {
-  compressed: 16,
-  before: 16 + SAMPLE_SIZE,
-  after: 16 + SAMPLE_SIZE + WINDOW_SIZE,
-  SIZE: 16 + SAMPLE_SIZE + 2 * WINDOW_SIZE,
-} as const;
+/** Float64 words of a command: kind, position. */
+const COMMAND_WORDS = 2;
 /** Longest sleep, in case of a lost thread. */
 const SLEEP_MS = 1000;
 
@@ -93,17 +72,15 @@ const BELLS = [WORD.feedBell, WORD.walkBell, WORD.decodeBell, WORD.recordBell];
 export interface SharedMemory {
   control: SharedArrayBuffer;
   commands: SharedArrayBuffer;
-  samples: SharedArrayBuffer;
   input: SharedArrayBuffer;
   output: SharedArrayBuffer;
 }
 
-/** 22 MiB, nearly all of it for the rings. */
+/** 12 MiB, nearly all of it for the rings. */
 export function allocateShared(): SharedMemory {
   return {
     control: new SharedArrayBuffer(4 * WORD.COUNT),
     commands: new SharedArrayBuffer(8 * COMMAND_WORDS * COMMANDS_MAX),
-    samples: new SharedArrayBuffer(SAMPLE_SLOT.SIZE * SAMPLES_MAX),
     input: new SharedArrayBuffer(INPUT_RING_SIZE),
     output: new SharedArrayBuffer(OUTPUT_RING_SIZE),
   };
@@ -115,16 +92,10 @@ export class SharedState {
   readonly output: ByteRing;
   readonly #words: Int32Array<SharedArrayBuffer>;
   readonly #commands: Float64Array;
-  readonly #samples: Uint8Array;
-  readonly #sampleSizes: Uint32Array;
-  /** Samples written or read by this thread. */
-  #sampleCount = 0;
 
   constructor(memory: SharedMemory) {
     this.#words = new Int32Array(memory.control);
     this.#commands = new Float64Array(memory.commands);
-    this.#samples = new Uint8Array(memory.samples);
-    this.#sampleSizes = new Uint32Array(memory.samples);
     this.input = new ByteRing(new Uint8Array(memory.input));
     this.output = new ByteRing(new Uint8Array(memory.output));
   }
@@ -182,53 +153,23 @@ export class SharedState {
   }
 
   /** Queues a command; blocks the decode thread while the queue is full. */
-  putCommand(
-    command: number,
-    to = 0,
-    candidate?: CheckpointCandidate,
-  ): void {
+  putCommand(command: number, to = 0): void {
     const words = this.#words;
     const head = Atomics.load(words, WORD.commandHead);
-    this.#waitFor(WORD.commandTail, head, COMMANDS_MAX);
+    while (true) {
+      const heard = this.listen(WORD.decodeBell);
+      const tail = Atomics.load(words, WORD.commandTail);
+      if (((head - tail) | 0) < COMMANDS_MAX) break;
+      this.sleep(WORD.decodeBell, heard);
+    }
     const at = COMMAND_WORDS * (head & (COMMANDS_MAX - 1));
     this.#commands[at] = command;
-    this.#commands[at + 1] = candidate?.uncompressedOffset ?? to;
-    this.#commands[at + 2] = candidate?.compressedOffset ?? 0;
-    this.#commands[at + 3] = NO_SAMPLE;
-    if (candidate?.sample) {
-      this.#putSample(candidate.sample);
-      this.#commands[at + 3] = candidate.sample.notLast ? 1 : 0;
-    }
+    this.#commands[at + 1] = to;
     Atomics.store(words, WORD.commandHead, (head + 1) | 0);
     this.ring(WORD.recordBell);
   }
 
-  /** Blocks the decode thread until fewer than `limit` of `head` are left to read. */
-  #waitFor(tailWord: number, head: number, limit: number): void {
-    while (true) {
-      const heard = this.listen(WORD.decodeBell);
-      if (((head - Atomics.load(this.#words, tailWord)) | 0) < limit) return;
-      this.sleep(WORD.decodeBell, heard);
-    }
-  }
-
-  #putSample(sample: BoundarySample): void {
-    this.#waitFor(WORD.sampleTail, this.#sampleCount, SAMPLES_MAX);
-    const slot = SAMPLE_SLOT.SIZE * (this.#sampleCount++ % SAMPLES_MAX);
-    const { compressed, before, after } = sample;
-    this.#sampleSizes.set(
-      [compressed.length, before.length, after.length],
-      slot / 4,
-    );
-    this.#samples.set(compressed, slot + SAMPLE_SLOT.compressed);
-    this.#samples.set(before, slot + SAMPLE_SLOT.before);
-    this.#samples.set(after, slot + SAMPLE_SLOT.after);
-  }
-
-  /**
-   * The next command, if there is one. Its sample is valid until
-   * {@linkcode releaseSample}, which must follow.
-   */
+  /** The next command, if there is one. */
   takeCommand(): Command | undefined {
     const words = this.#words;
     const tail = Atomics.load(words, WORD.commandTail);
@@ -236,39 +177,8 @@ export class SharedState {
     const at = COMMAND_WORDS * (tail & (COMMANDS_MAX - 1));
     const command = this.#commands[at]!;
     const to = this.#commands[at + 1]!;
-    const compressedOffset = this.#commands[at + 2]!;
-    const flag = this.#commands[at + 3]!;
     Atomics.store(words, WORD.commandTail, (tail + 1) | 0);
     this.ring(WORD.decodeBell);
-    const hasCandidate = command === COMMAND.split ||
-      command === COMMAND.resolveSplit;
-    if (!hasCandidate) return { command, to, candidate: undefined };
-    const sample = flag === NO_SAMPLE ? undefined : this.#sampleAt(flag === 1);
-    return {
-      command,
-      to,
-      candidate: { compressedOffset, uncompressedOffset: to, sample },
-    };
-  }
-
-  #sampleAt(notLast: boolean): BoundarySample {
-    const slot = SAMPLE_SLOT.SIZE * (this.#sampleCount % SAMPLES_MAX);
-    const part = (index: number, from: number) => {
-      const size = this.#sampleSizes[slot / 4 + index]!;
-      return this.#samples.subarray(slot + from, slot + from + size);
-    };
-    return {
-      compressed: part(0, SAMPLE_SLOT.compressed),
-      before: part(1, SAMPLE_SLOT.before),
-      after: part(2, SAMPLE_SLOT.after),
-      notLast,
-    };
-  }
-
-  /** Lets the decode thread use the slot of the sample that was taken last. */
-  releaseSample(): void {
-    this.#sampleCount++;
-    Atomics.store(this.#words, WORD.sampleTail, this.#sampleCount | 0);
-    this.ring(WORD.decodeBell);
+    return { command, to };
   }
 }

@@ -5,6 +5,7 @@ import {
   ByteRing,
   INPUT_RING_SIZE,
   OUTPUT_RING_SIZE,
+  type PackedCheckpoint,
   unpackError,
 } from "../../compress/mod.ts";
 import { CancelledError, ObdError, startWorker } from "../../io/mod.ts";
@@ -43,6 +44,7 @@ export class InlineStage implements PassStage {
   readonly #input = new ByteRing(new Uint8Array(INPUT_RING_SIZE));
   readonly #output = new ByteRing(new Uint8Array(OUTPUT_RING_SIZE));
   readonly #recorder: LayerRecorder;
+  readonly #checkpoints: PackedCheckpoint[] = [];
   readonly #decoder: LayerDecoder;
   readonly #walker: TarReceiver | undefined;
   #head = 0;
@@ -52,16 +54,17 @@ export class InlineStage implements PassStage {
     this.#walker = walker;
     this.#recorder = new LayerRecorder(
       settings.compression,
-      settings.sparseWindows,
       this.#input,
       this.#output,
     );
-    this.#decoder = openDecoder(
-      settings,
-      this.#input,
-      this.#output,
-      this.#recorder,
-    );
+    const recorder = this.#recorder;
+    this.#decoder = openDecoder(settings, this.#input, this.#output, {
+      advance: (to) => recorder.advance(to),
+      split: (checkpoint) => {
+        this.#checkpoints.push(checkpoint);
+        recorder.split();
+      },
+    });
   }
 
   // deno-lint-ignore require-await -- an error must reject, not throw
@@ -85,6 +88,7 @@ export class InlineStage implements PassStage {
       record: this.#recorder.finish(),
       tarSize: this.#decoder.uncompressedOffset,
       members: this.#decoder.members,
+      checkpoints: this.#checkpoints,
     };
   }
 
@@ -220,11 +224,11 @@ export class ThreadedStage implements PassStage {
     this.#state.ring(WORD.decodeBell, WORD.recordBell);
     await Promise.all([...this.#ended, ...this.#loops]);
     if (this.#failed) throw this.#error;
-    const { record, tarSize, members } = this.#outcome;
-    if (!record || tarSize === undefined || members === undefined) {
-      throw new CancelledError();
-    }
-    return { record, tarSize, members };
+    const { record, tarSize, members, checkpoints } = this.#outcome;
+    if (
+      !record || !checkpoints || tarSize === undefined || members === undefined
+    ) throw new CancelledError();
+    return { record, tarSize, members, checkpoints };
   }
 
   async #guard(loop: Promise<void>): Promise<void> {
@@ -237,14 +241,8 @@ export class ThreadedStage implements PassStage {
 
   async #record(settings: DecoderSettings): Promise<void> {
     const state = this.#state;
-    const { compression, sparseWindows } = settings;
     const { input, output } = state;
-    const recorder = new LayerRecorder(
-      compression,
-      sparseWindows,
-      input,
-      output,
-    );
+    const recorder = new LayerRecorder(settings.compression, input, output);
     const loop = new RecordLoop(state, recorder);
     while (true) {
       const heard = this.#listen(WORD.recordBell);

@@ -25,7 +25,8 @@ export interface LayerSpans {
 /**
  * Where a compressed layer can be resumed. For gzip the start of span `i` is
  * checkpoint `i`; for zstd some spans start at none, because their frame began
- * before. Empty for a plain tar.
+ * before, and for gzip inside of deflate blocks of more than 32 MiB. Empty for
+ * a plain tar.
  */
 export interface LayerCheckpoints {
   readonly count: number;
@@ -65,7 +66,10 @@ export interface ScanOptions {
   expectedDiffId?: string | undefined;
   /** Gets the tar. What it got is only right once the scan has resolved. */
   walker?: TarReceiver | undefined;
-  /** Uncompressed bytes of a span, also between the checkpoints of gzip. Default 1 MiB. */
+  /**
+   * Uncompressed bytes of a span at most, where the blob has places to resume.
+   * Default: 1 MiB for zstd; for gzip what the layer makes best (`SpanPlan`).
+   */
   spanSize?: number | undefined;
   /** Zero the window bytes that nothing refers to. Default true. */
   sparseWindows?: boolean | undefined;
