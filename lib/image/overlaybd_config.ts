@@ -1,14 +1,10 @@
 /** overlaybd's `config.v1.json`: a stack of layers by file or by digest (its keys: `lib/layers/README.md`). */
 
-import * as v from "valibot";
 import {
   type ByteSource,
   errorText,
-  FileSource,
   FormatError,
-  NotFoundError,
   ObdError,
-  readBytes,
 } from "../io/mod.ts";
 import {
   type LayerServices,
@@ -19,7 +15,19 @@ import {
   openWritableLayer,
   SpanCache,
 } from "../layers/mod.ts";
-import { isDigest, parseReference, type Repository } from "../registry/mod.ts";
+import type { Repository } from "../registry/mod.ts";
+import {
+  gzipMembers,
+  layerFiles,
+  type Lower,
+  openFile,
+  openPart,
+  type OverlaybdConfig,
+  readAll,
+  readConfig,
+  referenceOf,
+  type Upper,
+} from "./config_file.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import {
   disposeLayer,
@@ -29,46 +37,6 @@ import {
   openNativeBlob,
   servicesOf,
 } from "./open.ts";
-
-const CONFIG_SIZE_MAX = 4 * 1024 * 1024;
-const LAYERS_MAX = 255;
-const INDEX_SIZE_MAX = 1024 * 1024 * 1024;
-
-const path = v.pipe(v.string(), v.maxLength(4096));
-const digest = v.pipe(
-  v.string(),
-  v.check((d) => d === "" || isDigest(d), "is no sha256 digest"),
-);
-const lowerSchema = v.looseObject({
-  file: v.optional(path, ""),
-  dir: v.optional(path, ""),
-  digest: v.optional(digest, ""),
-  size: v.optional(v.pipe(v.number(), v.integer(), v.minValue(0)), 0),
-  targetFile: v.optional(path, ""),
-  targetDigest: v.optional(digest, ""),
-  gzipIndex: v.optional(path, ""),
-});
-const configSchema = v.looseObject({
-  repoBlobUrl: v.optional(path, ""),
-  lowers: v.optional(v.pipe(v.array(lowerSchema), v.maxLength(LAYERS_MAX)), []),
-  upper: v.optional(v.looseObject({
-    index: v.optional(path, ""),
-    data: v.optional(path, ""),
-    target: v.optional(path, ""),
-    gzipIndex: v.optional(path, ""),
-  })),
-  accelerationLayer: v.optional(v.boolean(), false),
-  recordTracePath: v.optional(path, ""),
-  resultFile: v.optional(path, ""),
-  // Of overlaybd's service, which downloads layers in the background.
-  download: v.optional(v.looseObject({})),
-});
-
-type Lower = v.InferOutput<typeof lowerSchema>;
-type Upper = NonNullable<v.InferOutput<typeof configSchema>["upper"]>;
-
-/** Names that a layer has in its directory, in overlaybd's order of search. */
-const LAYER_FILES = ["overlaybd.commit", ".commit", "overlaybd.sealed"];
 
 /**
  * Opens an image by its `config.v1.json`.
@@ -117,11 +85,22 @@ async function writeResult(
   }
 }
 
-async function openConfig(
-  environment: ImageEnvironment,
+/** The layers of a configuration that make the device. */
+export interface ConfigLayers {
+  /** Bottom first. */
+  lowers: Lower[];
+  upper: Upper | undefined;
+}
+
+/**
+ * Tells which layers make the device.
+ *
+ * @throws {FormatError} If keys contradict each other, or there are no layers.
+ */
+export function configLayers(
   file: string,
-  config: v.InferOutput<typeof configSchema>,
-): Promise<OpenedImage> {
+  config: OverlaybdConfig,
+): ConfigLayers {
   if (config.accelerationLayer && config.recordTracePath !== "") {
     throw new FormatError(
       `config "${file}"`,
@@ -139,13 +118,36 @@ async function openConfig(
   if (lowers.length === 0 && !upper) {
     throw new FormatError(`config "${file}"`, "lowers", "are none");
   }
-  await using stack = new AsyncDisposableStack();
-  const repository = config.repoBlobUrl === "" ? undefined : stack.use(
-    await environment.openRepository(referenceOf(config.repoBlobUrl, file), {
-      plainHttp: config.repoBlobUrl.startsWith("http:"),
+  return { lowers, upper };
+}
+
+/**
+ * Where the parts of an image come from.
+ *
+ * @param stack Gets the repository, if the configuration names one.
+ */
+export async function openPlaces(
+  environment: ImageEnvironment,
+  file: string,
+  { repoBlobUrl }: OverlaybdConfig,
+  stack: AsyncDisposableStack,
+): Promise<Places> {
+  const repository = repoBlobUrl === "" ? undefined : stack.use(
+    await environment.openRepository(referenceOf(repoBlobUrl, file), {
+      plainHttp: repoBlobUrl.startsWith("http:"),
     }),
   );
-  const places = { environment, repository, local: localServices(environment) };
+  return { environment, repository, local: localServices(environment) };
+}
+
+async function openConfig(
+  environment: ImageEnvironment,
+  file: string,
+  config: OverlaybdConfig,
+): Promise<OpenedImage> {
+  const { lowers, upper } = configLayers(file, config);
+  await using stack = new AsyncDisposableStack();
+  const places = await openPlaces(environment, file, config, stack);
   const layers: OpenedStackLayer[] = [];
   try {
     for (const [i, lower] of lowers.entries()) {
@@ -165,48 +167,8 @@ async function openConfig(
   return makeImage(file, layers, stack.move(), {});
 }
 
-async function readConfig(
-  file: string,
-): Promise<v.InferOutput<typeof configSchema>> {
-  const what = `config "${file}"`;
-  await using source = await openFile("config", file);
-  if (source.size > CONFIG_SIZE_MAX) {
-    throw new FormatError(what, "size", `is ${source.size} bytes`);
-  }
-  let json: unknown;
-  try {
-    const bytes = await readBytes(source, 0, source.size);
-    json = JSON.parse(new TextDecoder().decode(bytes));
-  } catch (error) {
-    throw new FormatError(what, "content", "is not JSON", { cause: error });
-  }
-  const result = v.safeParse(configSchema, json);
-  if (result.success) return result.output;
-  const issue = result.issues[0];
-  throw new FormatError(
-    what,
-    `key "${v.getDotPath(issue) ?? "(top level)"}"`,
-    issue.expected
-      ? `is ${issue.received}, expected ${issue.expected}`
-      : issue.message,
-  );
-}
-
-/** The repository behind `https://host/v2/REPO/blobs`. */
-function referenceOf(url: string, file: string) {
-  const match = /^https?:\/\/([^/]+)\/v2\/(.+?)\/blobs\/?$/.exec(url);
-  if (!match) {
-    throw new FormatError(
-      `config "${file}"`,
-      'key "repoBlobUrl"',
-      `is "${url}", expected https://HOST/v2/REPOSITORY/blobs`,
-    );
-  }
-  return parseReference(`${match[1]}/${match[2]}`);
-}
-
 /** Where an image's parts come from. */
-interface Places {
+export interface Places {
   environment: ImageEnvironment;
   repository: Repository | undefined;
   /** What layers use whose content is a file here. */
@@ -258,14 +220,6 @@ async function openLower(
       { cause: error },
     );
   }
-}
-
-/** Where a layer may lie here, in overlaybd's order (src/image_file.cpp: open_lower_layer). */
-function layerFiles({ file, dir }: Lower): string[] {
-  return [
-    ...(file === "" ? [] : [file]),
-    ...(dir === "" ? [] : LAYER_FILES.map((name) => `${dir}/${name}`)),
-  ];
 }
 
 /** What overlaybd's tools are writing, or have written and not committed. */
@@ -328,15 +282,6 @@ async function openUpperTarget(
   }, local);
 }
 
-/** The members of a meta blob that a config names one by one. */
-async function gzipMembers(
-  gzipIndex: string,
-): Promise<Map<string, Uint8Array>> {
-  if (gzipIndex === "") return new Map();
-  await using index = await openFile("gzip index", gzipIndex);
-  return new Map([[META_MEMBER.gzipMeta, await readAll(index)]]);
-}
-
 async function openNativeFile(
   blob: ByteSource,
   lower: Lower,
@@ -390,59 +335,4 @@ async function openTurboLower(
       metaSize: fsMeta.size,
     },
   };
-}
-
-/** A file if one is there, else the blob in the registry. */
-async function openPart(
-  repository: Repository | undefined,
-  part: { what: string; files: string[]; digest: string; size: number },
-): Promise<{ source: ByteSource; isLocal: boolean }> {
-  for (const file of part.files) {
-    try {
-      return { source: await FileSource.open(file), isLocal: true };
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound) && !isMissing(error)) {
-        throw error;
-      }
-    }
-  }
-  if (repository && part.digest !== "") {
-    const source = await repository.openBlob({
-      mediaType: "application/octet-stream",
-      digest: part.digest,
-      size: part.size || await repository.blobSize(part.digest),
-    });
-    return { source, isLocal: false };
-  }
-  throw new NotFoundError(
-    `The ${part.what} is not there (${
-      part.files.join(", ") || "no file named"
-    }), and ${
-      repository ? "it has no digest" : "there is no repoBlobUrl"
-    } to fetch it by`,
-  );
-}
-
-async function openFile(what: string, path: string): Promise<FileSource> {
-  try {
-    return await FileSource.open(path);
-  } catch (error) {
-    if (isMissing(error)) throw new NotFoundError(`No ${what} at "${path}"`);
-    throw new ObdError(
-      "state",
-      `Cannot open ${what} "${path}": ${errorText(error)}`,
-      { cause: error },
-    );
-  }
-}
-
-function isMissing(error: unknown): boolean {
-  return (error as { code?: unknown } | null)?.code === "ENOENT";
-}
-
-async function readAll(source: ByteSource): Promise<Uint8Array> {
-  if (source.size > INDEX_SIZE_MAX) {
-    throw new FormatError("index file", "size", `is ${source.size} bytes`);
-  }
-  return await readBytes(source, 0, source.size);
 }
