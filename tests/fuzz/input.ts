@@ -37,8 +37,9 @@ export class LoadedTarget {
     const chosen = random.below(this.seeds.length);
     const from = this.seeds[chosen]!;
     const mutant = this.#mutants[chosen]!;
-    if (from.mutate && !random.oneIn(4)) from.mutate(mutant, random);
-    else mutate(mutant, from.hot, random);
+    if (from.mutate && (from.onlyOwn || !random.oneIn(4))) {
+      from.mutate(mutant, random);
+    } else mutate(mutant, from.hot, random);
     // Before the repair, which is no change of its own.
     const { changes } = mutant;
     const repaired = from.repair !== undefined && !random.oneIn(4);

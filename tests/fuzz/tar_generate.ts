@@ -52,10 +52,15 @@ export interface GeneratedTar {
 /** What may occur. */
 export interface GenerateOptions {
   entries: number;
-  /** Sparse files of all four forms. Default true. */
-  sparse?: boolean;
+  /**
+   * Sparse files of all four forms. Default "any"; GNU tar can read segments only
+   * that fill whole blocks.
+   */
+  sparse?: "any" | "blocks" | "none";
   /** Without header extensions of GNU's or PAX: what every reader knows. Default false. */
   plain?: boolean;
+  /** Names of ASCII only: some readers take names for text. Default false. */
+  ascii?: boolean;
   /** Device nodes: extracting them needs root. Default true. */
   devices?: boolean;
 }
@@ -66,9 +71,9 @@ const LETTERS = "abcdefghijklmnopqrstuvwxyzABCXYZ0123456789_-+.,=@ ";
 const ODD = "\xe4\xc3\xa9\xff\x01\\\"*?'";
 
 /** A component: no slash, no NUL, not "." or "..", not a whiteout. */
-function component(random: Random, length: number): string {
+function component(random: Random, length: number, ascii = false): string {
   let text = "";
-  const odd = random.oneIn(6);
+  const odd = !ascii && random.oneIn(6);
   while (text.length < length) {
     text += odd && random.oneIn(5)
       ? ODD[random.below(ODD.length)]
@@ -78,16 +83,22 @@ function component(random: Random, length: number): string {
 }
 
 /** A name that nothing else in the archive has: it starts with the entry's number. */
-function nameOf(random: Random, index: number, form: Form): string {
-  const parts = [`${index}${component(random, random.below(20))}x`];
+function nameOf(
+  random: Random,
+  index: number,
+  form: Form,
+  ascii = false,
+): string {
+  const part = (length: number) => component(random, length, ascii);
+  const parts = [`${index}${part(random.below(20))}x`];
   const isLong = form === "gnu" || form === "pax";
   if (isLong && random.oneIn(4)) {
     for (let n = 1 + random.below(12); n > 0; n--) {
-      parts.push(component(random, 1 + random.below(90)));
+      parts.push(part(1 + random.below(90)));
     }
   } else if (random.oneIn(3)) {
     for (let n = random.below(3); n > 0; n--) {
-      parts.push(component(random, 1 + random.below(15)));
+      parts.push(part(1 + random.below(15)));
     }
   }
   return parts.join("/");
@@ -182,8 +193,9 @@ function longName(type: "L" | "K", text: string, random: Random): Uint8Array {
 function sparseSegments(
   random: Random,
   size: number,
+  wholeBlocks: boolean,
 ): [offset: number, length: number][] {
-  const unit = random.oneIn(4) ? 1 : 512;
+  const unit = !wholeBlocks && random.oneIn(4) ? 1 : 512;
   const segments: [number, number][] = [];
   for (let at = 0; at < size && segments.length < 40;) {
     at += unit * random.below(8000 / unit | 1);
@@ -203,9 +215,14 @@ interface SparseFile {
   content: Uint8Array;
 }
 
-function sparseFile(random: Random, form: Form, name: string): SparseFile {
+function sparseFile(
+  random: Random,
+  form: Form,
+  name: string,
+  wholeBlocks: boolean,
+): SparseFile {
   const size = random.length(60_000);
-  const segments = sparseSegments(random, size);
+  const segments = sparseSegments(random, size, wholeBlocks);
   const content = new Uint8Array(size);
   const data = concatBytes(segments.map(([offset, length]) => {
     const bytes = random.bytes(length);
@@ -341,7 +358,7 @@ function generateEntry(
     ...(form !== "v7" ? ["fifo" as const] : []),
   ];
   const type = random.pick(kinds);
-  const path = nameOf(random, index, form);
+  const path = nameOf(random, index, form, options.ascii);
   const names = new NameWriter(form, random);
   const isGnu = form === "gnu";
   const entry: ExpectedEntry = {
@@ -375,7 +392,11 @@ function generateEntry(
     fields.linkName = names.link(entry.link);
   } else if (type === "symlink") {
     const long = isGnu || form === "pax";
-    entry.link = component(random, 1 + random.below(long ? 300 : 100));
+    entry.link = component(
+      random,
+      1 + random.below(long ? 300 : 100),
+      options.ascii,
+    );
     fields.linkName = names.link(entry.link);
   } else if (type === "char" || type === "block") {
     entry.devMajor = random.below(4096);
@@ -384,10 +405,15 @@ function generateEntry(
   if (path.length > NAME_MAX && form !== "gnu" && form !== "pax") return [];
   let body: Uint8Array = new Uint8Array(0);
   if (type === "file") {
-    entry.sparse = options.sparse !== false && random.oneIn(4) &&
+    entry.sparse = options.sparse !== "none" && random.oneIn(4) &&
       (form === "gnu" || form === "pax");
     if (entry.sparse) {
-      const sparse = sparseFile(random, form, stored);
+      const sparse = sparseFile(
+        random,
+        form,
+        stored,
+        options.sparse === "blocks",
+      );
       entry.content = sparse.content;
       body = sparse.body;
       Object.assign(fields, sparse.fields);
@@ -449,7 +475,7 @@ function addRecords(
   if (entry.type !== "file" && entry.type !== "directory") return;
   if (entry.sparse) return;
   for (let n = random.oneIn(3) ? random.below(3) : 0; n > 0; n--) {
-    const name = `user.${n}${component(random, 8).replace(/[= ]/g, "x")}`;
+    const name = `user.${n}${component(random, 8, true).replace(/[= ]/g, "x")}`;
     const value = latin1FromBytes(random.bytes(random.below(40)));
     records.push([`SCHILY.xattr.${name}`, value]);
     entry.xattrs.push([name, value]);

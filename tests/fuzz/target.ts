@@ -12,6 +12,8 @@ export interface Seed {
   hot?: Ranges | undefined;
   /** Changes of its own instead of the usual ones; undefined leaves the choice to the harness. */
   mutate?: ((mutant: Mutant, random: Random) => void) | undefined;
+  /** The usual changes would say nothing: {@linkcode mutate} makes every input. */
+  onlyOwn?: boolean;
   /** Makes checksums right again after changes, so that what lies behind them is reached. */
   repair?: ((mutant: Mutant, random: Random) => void) | undefined;
   /**

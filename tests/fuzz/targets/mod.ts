@@ -10,6 +10,7 @@ import { LSMT_TARGETS } from "./lsmt.ts";
 import { NBD_TARGETS } from "./nbd.ts";
 import { SMALL_TARGETS } from "./small.ts";
 import { TAR_TARGETS } from "./tar.ts";
+import { TAR_DIFFERENTIAL_TARGETS } from "./tar_differential.ts";
 import { ZFILE_TARGETS } from "./zfile.ts";
 
 /** See `../README.md`. */
@@ -20,6 +21,7 @@ export const TARGETS: Target[] = [
   ...INDEX_TARGETS,
   ...CODEC_TARGETS,
   ...TAR_TARGETS,
+  ...TAR_DIFFERENTIAL_TARGETS,
   ...EXT4_TARGETS,
   ...JSON_TARGETS,
   ...CONFIG_TARGETS,
