@@ -87,7 +87,11 @@ function checkKind(
       "cannot be read by overlaybd",
     );
   }
-  if (!convertUnseekable || compression !== "zstd") return;
+  if (!convertUnseekable || compression === "none") return;
+  if (compression === "gzip") {
+    if (!checkpoints || checkpoints.count === index.spanOffset.length) return;
+    throw new FormatError("meta layer", "target", "cannot be read at random");
+  }
   const spans = new SpanTable(
     index.spanOffset,
     index.tarSize,

@@ -47,9 +47,11 @@ export interface PinnedOptions {
   digest: string;
   /** Names the content in the store. */
   diffId: string;
+  /** Default `"zstd"`. */
+  compression?: "gzip" | "zstd" | undefined;
   /** With digests. */
   spans: SpanTable;
-  /** Offset in the blob of the first frame that has content. */
+  /** Where decoding starts in the blob: 0, or a frame of zstd. */
   compressedStart: number;
   store: PinnedStore;
   logger?: Logger | undefined;
@@ -330,6 +332,7 @@ class PinDecoder {
     this.offset = options.compressedStart;
     this.#start = {
       kind: "start",
+      compression: options.compression ?? "zstd",
       path: pinned.path,
       offsets: Float64Array.from(index, (i) => spans.offsetOf(i)),
       tarSize: spans.size,

@@ -1,6 +1,6 @@
 /**
- * The thread that decodes a zstd layer into its pinned file, span by span. It
- * writes only what has the right SHA-256, and not what is there already.
+ * The thread that decodes a layer into its pinned file, span by span. It writes
+ * only what has the right SHA-256, and not what is there already.
  */
 
 import { Buffer } from "node:buffer";
@@ -9,13 +9,14 @@ import * as fs from "node:fs";
 import {
   ByteRing,
   type ErrorMessage,
+  GzipStream,
   packError,
   ZstdStream,
 } from "../compress/mod.ts";
 import { FormatError, IntegrityError, toHex, workerRole } from "../io/mod.ts";
 
 /** The role of this module's worker. */
-export const PIN_ROLE = "obd:zstd-pin";
+export const PIN_ROLE = "obd:pin";
 /** This module; in a one-file bundle, the bundle. */
 export const PIN_WORKER_URL = import.meta.url;
 /** Bytes of input posted at once, at most. */
@@ -26,6 +27,7 @@ const DIGEST_SIZE = 32;
 /** The first message. */
 export interface PinStart {
   kind: "start";
+  compression: "gzip" | "zstd";
   /** File to write, as long as the tar already. */
   path: string;
   /** Start of each span in the tar. */
@@ -56,7 +58,7 @@ class PinWriter {
   readonly #post: (reply: PinReply) => void;
   readonly #fd: number;
   readonly #input = new ByteRing(new Uint8Array(2 * PIN_CHUNK));
-  readonly #stream: ZstdStream;
+  readonly #stream: GzipStream | ZstdStream;
   readonly #span: Uint8Array;
   readonly #there: Uint8Array;
   #head = 0;
@@ -72,7 +74,9 @@ class PinWriter {
     }
     this.#span = new Uint8Array(longest);
     this.#there = new Uint8Array(longest);
-    this.#stream = new ZstdStream(this.#input);
+    this.#stream = start.compression === "gzip"
+      ? new GzipStream(this.#input)
+      : new ZstdStream(this.#input);
     this.#fd = fs.openSync(start.path, "r+");
   }
 
@@ -100,7 +104,8 @@ class PinWriter {
       );
       if (step === "input") return;
       if (step === "end") {
-        throw new FormatError("zstd stream", "length", "ends before the tar");
+        const what = `${this.#start.compression} stream`;
+        throw new FormatError(what, "length", "ends before the tar");
       }
       if (step !== "data") continue;
       this.#filled += this.#stream.produced;

@@ -104,7 +104,8 @@ export interface SpanIndex {
 
 /**
  * What a pass over a layer found, as a span index. A gzip layer of one member
- * refers to its `gzip.meta`, which must be written beside.
+ * refers to its `gzip.meta`, which must be written beside, unless spans end
+ * where decoding cannot begin.
  *
  * @param spanSize Uncompressed bytes that spans were cut at.
  */
@@ -115,7 +116,8 @@ export function spanIndexOf(
   const { spans, checkpoints, compression, members } = scan;
   const access = compression === "none"
     ? "identity"
-    : compression === "gzip" && members === 1
+    : compression === "gzip" && members === 1 &&
+        checkpoints.count === spans.count
     ? "gzip.meta"
     : "checkpoints";
   return {

@@ -212,6 +212,16 @@ async function openChecked(
     cache: services.spanCache,
     logger: services.logger,
   };
+  const pin = (compressedStart: number) =>
+    PinnedSource.open(blob, {
+      digest: target.digest,
+      diffId: index.diffId,
+      compression: compression === "gzip" ? "gzip" : "zstd",
+      spans: options.spans,
+      compressedStart,
+      store: services.pinnedStore,
+      logger: services.logger,
+    });
   switch (compression) {
     case "none":
       return {
@@ -219,34 +229,29 @@ async function openChecked(
         integrity: "spans",
         compression,
       };
-    case "gzip":
+    case "gzip": {
+      const checkpoints = checkpointsOf(
+        index,
+        gzipMeta && readGzipMeta(gzipMeta, index.blobSize),
+      );
+      if (checkpoints.count < options.spans.count) {
+        return { target: await pin(0), integrity: "spans", compression };
+      }
       return {
         target: new GunzipSource(blob, {
           ...options,
-          checkpoints: checkpointTable(checkpointsOf(
-            index,
-            gzipMeta && readGzipMeta(gzipMeta, index.blobSize),
-          )),
+          checkpoints: checkpointTable(checkpoints),
           inflater: services.inflater,
         }),
         integrity: "spans",
         compression,
       };
+    }
     case "zstd": {
       const checkpoints = index.checkpoints!;
       if (!isSeekable(blob.size, options.spans, checkpoints)) {
-        return {
-          target: await PinnedSource.open(blob, {
-            digest: target.digest,
-            diffId: index.diffId,
-            spans: options.spans,
-            compressedStart: checkpoints.compressedOffset[0]!,
-            store: services.pinnedStore,
-            logger: services.logger,
-          }),
-          integrity: "spans",
-          compression,
-        };
+        const start = checkpoints.compressedOffset[0]!;
+        return { target: await pin(start), integrity: "spans", compression };
       }
       return {
         target: new ZstdSource(blob, {

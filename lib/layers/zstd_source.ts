@@ -74,7 +74,11 @@ export function isSeekable(
 
 /** Whether a layer that was scanned can be read without decoding all before. */
 export function isLazyLayer(scan: LayerScan): boolean {
-  if (scan.compression !== "zstd") return true;
+  // Without a checkpoint for each span its deflate blocks were too long.
+  if (scan.compression === "gzip") {
+    return scan.checkpoints.count === scan.spans.count;
+  }
+  if (scan.compression === "none") return true;
   const { checkpoints } = spanIndexOf(scan, { mediaType: "", spanSize: 0 });
   const { uncompressedOffset, sha256 } = scan.spans;
   const spans = new SpanTable(uncompressedOffset, scan.tarSize, sha256);
