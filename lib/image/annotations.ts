@@ -22,6 +22,11 @@ export const Annotation = {
   obdTargetSize: "io.obd.target-size",
   /** obd's: entries of the source layer's tar, so that a build that reuses the layer can report them. */
   obdEntries: "io.obd.entries",
+  /**
+   * obd's: bytes at the start of the uncompressed target that its author marked
+   * as needed soonest (the prefetch landmark of eStargz); absent without a mark.
+   */
+  obdPrefetch: "io.obd.prefetch",
   /** obd's: the target's true media type, where `targetMediaType` must not name it. */
   obdTargetType: "io.obd.target-type",
   /**
@@ -29,6 +34,10 @@ export const Annotation = {
    * because it has more map entries than a reader takes.
    */
   obdPart: "io.obd.part",
+  /** obd's, on a trace: SHA-256 of the start of the device whose offsets it has. */
+  obdTraceDevice: "io.obd.trace.device",
+  /** obd's, on a trace: of several, the one with the highest number counts. */
+  obdTraceSerial: "io.obd.trace.serial",
   /** OCI: the image that this one was built on. */
   baseDigest: "org.opencontainers.image.base.digest",
 } as const;
@@ -46,6 +55,9 @@ export const TURBO_ARTIFACT_TYPE =
 /** `artifactType` of an overlaybd-native image. */
 export const NATIVE_ARTIFACT_TYPE =
   "application/vnd.containerd.overlaybd.native.v1+json";
+
+/** `artifactType` of a recorded trace that refers to an image, and the type of its blob. */
+export const TRACE_ARTIFACT_TYPE = "application/vnd.obd.trace.v1";
 
 /**
  * Version of everything that decides the bytes of a meta image: layout, block

@@ -41,6 +41,8 @@ export type LayerRole =
     targetMediaType: string;
     /** Bytes of the target blob, when the annotation of obd says so. */
     targetSize: number | undefined;
+    /** Bytes at the start of the uncompressed target that should be fetched ahead. */
+    prefetchBytes: number;
   }
   | {
     kind: "native";
@@ -180,7 +182,14 @@ function layerRole(descriptor: Descriptor): LayerRole | undefined {
     targetSize: size !== undefined && /^\d{1,15}$/.test(size)
       ? Number(size)
       : undefined,
+    prefetchBytes: prefetchBytesOf(descriptor) ?? 0,
   };
+}
+
+/** The bytes that should be fetched ahead, as our annotation says. */
+export function prefetchBytesOf(descriptor: Descriptor): number | undefined {
+  const bytes = descriptor.annotations?.[Annotation.obdPrefetch] ?? "";
+  return /^\d{1,15}$/.test(bytes) ? Number(bytes) : undefined;
 }
 
 /** The meta format version that obd wrote on a manifest; 0 for images of other tools. */
@@ -253,6 +262,8 @@ export interface BuiltLayerDescriptor {
   target: Descriptor;
   /** Entries of the source layer's tar. */
   entryCount: number;
+  /** Bytes at the start of the uncompressed target that should be fetched ahead. */
+  prefetchBytes?: number | undefined;
   /** How the target is really compressed, by content. */
   compression: "none" | "gzip" | "zstd";
 }
@@ -427,6 +438,10 @@ function layerDescriptor(
       [Annotation.obdTargetSize]: String(layer.target.size),
       [Annotation.obdEntries]: String(layer.entryCount),
       ...partAnnotation(layer, index),
+      // Parts have the same target: once is enough.
+      ...(layer.prefetchBytes && index === 0
+        ? { [Annotation.obdPrefetch]: String(layer.prefetchBytes) }
+        : {}),
       ...(layerCompression(trueType) === "zstd" || layer.compression === "zstd"
         ? { [Annotation.obdTargetType]: MediaType.ociLayerZstd }
         : {}),

@@ -29,6 +29,17 @@ export interface PrefetchJob {
   storedBytes: number;
 }
 
+/** A range of a layer's target: what the layer's author marked, not somebody's trace. */
+export interface TargetRecord {
+  /** Position of the layer, 0 = bottom. */
+  layer: number;
+  /** Its target; borrowed. */
+  target: ByteSource;
+  /** Bytes. */
+  offset: number;
+  length: number;
+}
+
 type Image = Pick<OpenedImage, "source" | "layers">;
 
 interface Unit extends PrefetchJob {
@@ -42,16 +53,17 @@ interface Unit extends PrefetchJob {
  * what lies outside the device or its layers, and layers that keep nothing of
  * what is read ahead are left out. Nothing of the image's content is read.
  *
- * @param records Of the device and of single layers; any numbers.
+ * @param records Of the device, of single layers and of targets; any numbers.
  */
 export function planPrefetch(
   image: Image,
-  records: Iterable<TraceRecord>,
+  records: Iterable<TraceRecord | TargetRecord>,
 ): PrefetchJob[] {
   const units = new Units(image);
   for (const record of records) {
     if (units.isFull) break;
-    if (record.layer === DEVICE_LAYER) units.addDevice(record);
+    if ("target" in record) units.addTarget(record);
+    else if (record.layer === DEVICE_LAYER) units.addDevice(record);
     else units.addLayer(record);
   }
   return units.jobs();
@@ -80,6 +92,10 @@ class Units {
       this.#add(origin.source, origin.layer, origin.offset, origin.length);
       if (this.isFull) return;
     }
+  }
+
+  addTarget({ layer, target, offset, length }: TargetRecord): void {
+    this.#add(target, layer, offset, length);
   }
 
   /** A record of overlaybd's, which counts in a layer's own file. */

@@ -22,6 +22,7 @@ import {
   type ContentRole,
   layerGroups,
   layerRoles,
+  prefetchBytesOf,
 } from "./meta_image.ts";
 import { nativeUuid } from "./native_convert.ts";
 import { openMetaPart, openNativePart } from "./reuse_parts.ts";
@@ -51,6 +52,8 @@ export interface ReusedLayer {
   parts: readonly ReusedPart[];
   compression: SpanIndex["compression"];
   entryCount: number;
+  /** Bytes at the start of the uncompressed target that should be fetched ahead. */
+  prefetchBytes?: number | undefined;
   spanCount: number;
   breakdown: LayerBreakdown;
 }
@@ -182,7 +185,9 @@ async function openReused(
     throw error;
   }
   const entryCount = entryCountOf(roles[0]!.descriptor);
-  return { reused: true, kind, from, parts, ...sum, entryCount };
+  const prefetchBytes = prefetchBytesOf(roles[0]!.descriptor);
+  const facts = { ...sum, entryCount, prefetchBytes };
+  return { reused: true, kind, from, parts, ...facts };
 }
 
 function partOf(

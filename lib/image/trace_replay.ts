@@ -9,7 +9,11 @@ import {
 } from "../io/mod.ts";
 import type { TraceRecord } from "../layers/mod.ts";
 import type { OpenedImage } from "./open.ts";
-import { planPrefetch, type PrefetchJob } from "./prefetch_plan.ts";
+import {
+  planPrefetch,
+  type PrefetchJob,
+  type TargetRecord,
+} from "./prefetch_plan.ts";
 
 /** Jobs at once, as overlaybd's `prefetchConfig.concurrency`. */
 const DEFAULT_CONCURRENCY = 16;
@@ -46,13 +50,13 @@ export interface ReplayResult {
  * Fetches what a trace says into the caches, in the order of first need, many
  * pieces at once.
  *
- * @param records Of the merged device, or of single layers as in overlaybd's
- * traces; what the image does not have is left out.
+ * @param records Of the merged device, of single layers as in overlaybd's
+ * traces, or of targets; what the image does not have is left out.
  * @throws {CancelledError} When the signal is aborted.
  */
 export async function replayTrace(
   image: Pick<OpenedImage, "source" | "layers">,
-  records: Iterable<TraceRecord>,
+  records: Iterable<TraceRecord | TargetRecord>,
   options: ReplayOptions,
 ): Promise<ReplayResult> {
   const jobs = planPrefetch(image, records);

@@ -27,6 +27,11 @@ const SYMLINKS_MAX = 40;
 /** Times beyond these are 1970 in containerd (archive/time.go): what Go counts in nanoseconds. */
 const SECONDS_MAX = 9_223_372_036;
 const NANOSECONDS_MAX = 854_775_807;
+/**
+ * Name of a file of one byte: what its layer has before it is needed soonest
+ * (eStargz: stargz-snapshotter, docs/estargz.md, "Prioritized Files").
+ */
+const PREFETCH_LANDMARK = ".prefetch.landmark";
 /** What a directory gets that no entry describes. */
 const IMPLIED_PARENT: Attributes = {
   mode: 0o755,
@@ -60,6 +65,7 @@ export class LayerApplier {
   #lastParent: { path: ByteString; node: number } | undefined;
   readonly #space: ImageSpace;
   #entryCount = 0;
+  #prefetchBytes: number | undefined;
 
   /**
    * @param bodies Gets the content of regular files, and loses it where this
@@ -89,6 +95,14 @@ export class LayerApplier {
   }
 
   /**
+   * Bytes at the tar's start that its author marked as needed soonest;
+   * undefined if there was no mark so far.
+   */
+  get prefetchBytes(): number | undefined {
+    return this.#prefetchBytes;
+  }
+
+  /**
    * Applies the next entry of the tar.
    *
    * @throws {FormatError} If it cannot be applied (a parent that is no
@@ -96,6 +110,10 @@ export class LayerApplier {
    */
   add(entry: TarEntry): void {
     this.#entryCount++;
+    if (entry.path === PREFETCH_LANDMARK && entry.size === 1) {
+      const sector = entry.runs[0]?.tarSector;
+      if (sector) this.#prefetchBytes ??= sector * 512;
+    }
     this.#space.add(entry);
     if (this.#space.fullLayer !== undefined) return;
     try {

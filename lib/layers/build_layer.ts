@@ -51,6 +51,8 @@ export interface LayerInput {
 export interface ScannedLayer {
   scan: LayerScan;
   entryCount: number;
+  /** Bytes at the tar's start that its author marked as needed soonest. */
+  prefetchBytes?: number | undefined;
   mediaType: string;
   /** Uncompressed bytes of a span, as its index names them. */
   spanSize: number;
@@ -94,6 +96,8 @@ export interface BuiltLayer {
   parts: readonly BuiltPart[];
   compression: LayerScan["compression"];
   entryCount: number;
+  /** As in {@linkcode ScannedLayer}. */
+  prefetchBytes?: number | undefined;
   spanCount: number;
   /** Over all parts. */
   breakdown: LayerBreakdown;
@@ -137,6 +141,7 @@ export async function scanInto(
   return {
     scan,
     entryCount: applier.entryCount,
+    prefetchBytes: applier.prefetchBytes,
     mediaType: input.mediaType,
     spanSize: input.spanSize ?? SPAN_SIZE_SHORT,
   };
@@ -245,6 +250,7 @@ export async function writeMetaLayer(
       parts,
       compression: scan.compression,
       entryCount: scanned.entryCount,
+      prefetchBytes: scanned.prefetchBytes,
       spanCount: scan.spans.count,
       breakdown,
     },
