@@ -4,13 +4,7 @@
  * first read.
  */
 
-import {
-  errorText,
-  FormatError,
-  IntegrityError,
-  NotFoundError,
-  ObdError,
-} from "../io/mod.ts";
+import { FormatError, IntegrityError, NotFoundError } from "../io/mod.ts";
 import { Ext4Reader } from "../ext4/mod.ts";
 import { NULL_UUID } from "../layers/mod.ts";
 import {
@@ -23,8 +17,13 @@ import type { ImageEnvironment } from "./environment.ts";
 import { layerGroups, layerRoles, misfit } from "./meta_image.ts";
 import { openImage } from "./open.ts";
 import { resolveSource, type SourceImage } from "./source.ts";
+import { verifyConfig } from "./verify_config.ts";
 import {
-  type Attempt,
+  attempts,
+  type Finding,
+  type VerifiedLayer,
+} from "./verify_findings.ts";
+import {
   type LayerCheck,
   type LayerFacts,
   verifyNative,
@@ -33,29 +32,7 @@ import {
 } from "./verify_layer.ts";
 import { shortDigest } from "./destination.ts";
 
-/** Bytes of a device read at once. */
-const PIECE = 1024 * 1024;
-/** Mistakes of one device after which the rest is not read. */
-const FINDINGS_MAX = 100;
-
-/** Something that is wrong. */
-export interface Finding {
-  /** 1 = bottom; absent where it concerns the whole image. */
-  layer?: number;
-  /** Of the layer's blob. */
-  digest?: string;
-  /** What was checked. */
-  check: string;
-  problem: string;
-}
-
-/** One layer that was looked at. */
-export interface VerifiedLayer {
-  digest: string;
-  kind: "plain" | "turbo" | "native" | "acceleration";
-  size: number;
-  ok: boolean;
-}
+export type { Finding, VerifiedLayer } from "./verify_findings.ts";
 
 /** What {@linkcode verifyImage} found. */
 export interface Verification {
@@ -84,7 +61,18 @@ export async function verifyImage(
   text: string,
   options: VerifyOptions = {},
 ): Promise<Verification> {
-  if (await isConfigFile(text)) return await verifyConfig(environment, text);
+  if (await isConfigFile(text)) {
+    const { layers, findings, facts } = await verifyConfig(environment, text);
+    const attempt = attempts(findings, {});
+    await attempt("stack", () => checkStack(facts));
+    if (findings.length === 0) {
+      await attempt(
+        "file system",
+        () => checkFileSystem(environment, text, options),
+      );
+    }
+    return { layers, findings };
+  }
   const { signal } = environment;
   const reference = parseReference(text);
   await using repository = await environment.openRepository(reference);
@@ -147,51 +135,6 @@ export async function verifyImage(
   return { digest: image.resolved.descriptor.digest, layers, findings };
 }
 
-/**
- * A stack by its `config.v1.json`: without a manifest there are no digests to
- * compare, so all that the device shows is read through every check of a read.
- */
-async function verifyConfig(
-  environment: ImageEnvironment,
-  file: string,
-): Promise<Verification> {
-  const { signal, progress } = environment;
-  const findings: Finding[] = [];
-  const attempt = attempts(findings, {});
-  await using image = await attempt(
-    "stack",
-    () => openImage(environment, file),
-  );
-  if (!image) return { layers: [], findings };
-  const { source } = image;
-  const task = progress.start(`verify ${file}`, source.table.mappedBytes);
-  const buffer = new Uint8Array(PIECE);
-  try {
-    for (const { offset, length, kind } of source.extents(0, source.size)) {
-      if (kind !== "data") continue;
-      for (let at = 0; at < length; at += PIECE) {
-        const piece = buffer.subarray(0, Math.min(PIECE, length - at));
-        const read = () => source.pread(piece, offset + at, { signal });
-        await attempt(`device at ${offset + at}`, read);
-        task.add(piece.length);
-      }
-      if (findings.length >= FINDINGS_MAX) break;
-    }
-  } finally {
-    task.done();
-  }
-  const ok = findings.length === 0;
-  return {
-    layers: image.layers.map(({ digest, kind, size }) => ({
-      digest,
-      kind,
-      size,
-      ok,
-    })),
-    findings,
-  };
-}
-
 /** Whether the argument is a file and no reference. */
 async function isConfigFile(text: string): Promise<boolean> {
   if (!text.endsWith(".json") || /^(oci|oci-archive|docker):/.test(text)) {
@@ -202,24 +145,6 @@ async function isConfigFile(text: string): Promise<boolean> {
   } catch {
     return false;
   }
-}
-
-/** Turns what a check throws into findings; cancellation and our own mistakes pass. */
-function attempts(
-  findings: Finding[],
-  where: Pick<Finding, "layer" | "digest">,
-): Attempt {
-  return async (check, work) => {
-    try {
-      return await work();
-    } catch (error) {
-      if (!(error instanceof ObdError) || error.code === "cancelled") {
-        throw error;
-      }
-      findings.push({ ...where, check, problem: errorText(error) });
-      return undefined;
-    }
-  };
 }
 
 /** Layers of one device, each naming the one below where it names any. */

@@ -10,13 +10,17 @@ import {
   toHex,
 } from "../io/mod.ts";
 import {
+  checkContainers,
+  checkWindows,
   KIND,
   META_MEMBER,
   type OpenedLayer,
   openLayer,
-  openTurboLayer,
+  openTarget,
+  readGzipMeta,
   scanLayer,
   SpanCache,
+  type Target,
 } from "../layers/mod.ts";
 import type { Descriptor, Repository } from "../registry/mod.ts";
 import { Annotation } from "./annotations.ts";
@@ -80,15 +84,40 @@ export async function verifyNative(
     const blob = repository.fetchBlob(layer, { signal: environment.signal });
     for await (const bytes of blob) task.add(bytes.length);
   });
-  return await attempt("layer", async () => {
-    const opened = await openLayer(await repository.openBlob(layer), "native");
+  return await verifyNativeBlob(
+    attempt,
+    () => repository.openBlob(layer),
+    environment.signal,
+  );
+}
+
+/**
+ * The containers and the map of a native layer, and every byte that it stores,
+ * hidden by layers above or not.
+ *
+ * @param open Opens the blob; called twice, each result is disposed of.
+ */
+export async function verifyNativeBlob(
+  attempt: Attempt,
+  open: () => Promise<ByteSource>,
+  signal: AbortSignal | undefined,
+): Promise<LayerFacts | undefined> {
+  const facts = await attempt("layer", async () => {
+    const opened = await openLayer(await open(), "native");
     try {
-      await readAll(opened.data, environment.signal);
+      await readAll(opened.data, signal);
       return factsOf(opened);
     } finally {
       await opened.data[Symbol.asyncDispose]();
     }
   });
+  if (facts) {
+    await attempt("containers", async () => {
+      await using blob = await open();
+      await checkContainers(blob);
+    });
+  }
+  return facts;
 }
 
 /**
@@ -129,70 +158,96 @@ export async function verifyTurbo(
     );
   });
   if (!meta) return undefined;
-  const fsMeta = meta.members.get(META_MEMBER.ext4) ??
-    meta.members.get(META_MEMBER.erofs);
-  const facts = await attempt("map", async () => {
+  const { members } = meta;
+  const facts = await verifyMap(attempt, members, target, signal);
+  if (facts && target) {
+    const { targetDigest: digest, targetMediaType: mediaType } = role;
+    await verifyIndex(check, members, target, {
+      digest,
+      mediaType,
+      open: (size) =>
+        repository.openBlob({
+          mediaType,
+          digest,
+          size: size ?? target.blobSize,
+        }),
+    });
+  }
+  return facts;
+}
+
+/** What a pass over a target found. */
+export type ScannedTarget = Pick<
+  Awaited<ReturnType<typeof scanLayer>>,
+  "diffId" | "tarSize" | "blobSize"
+>;
+
+/**
+ * The metadata of a TurboOCI layer: its containers, map and every byte.
+ *
+ * @param target Where mappings must lie, as far as it is known.
+ */
+export async function verifyMap(
+  attempt: Attempt,
+  members: ReadonlyMap<string, Uint8Array>,
+  target: ScannedTarget | undefined,
+  signal: AbortSignal | undefined,
+): Promise<LayerFacts | undefined> {
+  const fsMeta = members.get(META_MEMBER.ext4) ??
+    members.get(META_MEMBER.erofs);
+  return await attempt("map", async () => {
     if (!fsMeta) {
       throw new FormatError("meta blob", META_MEMBER.ext4, "is missing");
     }
     const opened = await openLayer(new MemorySource(fsMeta), "warp");
     try {
       await readAll(opened.data, signal);
+      await checkContainers(new MemorySource(fsMeta));
       if (target) checkMapped(opened, target.tarSize);
       return factsOf(opened);
     } finally {
       await opened.data[Symbol.asyncDispose]();
     }
   });
-  if (facts && target) {
-    await attempt(
-      "index",
-      () => verifyIndex(check, role, meta.members, target),
-    );
-  }
-  return facts;
 }
 
 /** Reads the tar through the layer's own index and compares it with the decompressed blob. */
-async function verifyIndex(
-  check: LayerCheck,
-  role: LayerRole & { kind: "turbo" },
+export async function verifyIndex(
+  { environment, attempt }: Pick<LayerCheck, "environment" | "attempt">,
   members: ReadonlyMap<string, Uint8Array>,
-  scanned: { diffId: string; tarSize: number; blobSize: number },
+  scanned: ScannedTarget,
+  target: Target,
 ): Promise<void> {
-  const { environment, repository } = check;
-  const { targetDigest: digest, targetMediaType: mediaType } = role;
-  const layer = await openTurboLayer(members, {
-    digest,
-    mediaType,
-    open: (size) =>
-      repository.openBlob({
-        mediaType,
-        digest,
-        size: size ?? scanned.blobSize,
-      }),
-  }, {
-    ...servicesOf(environment),
-    blobStore: undefined,
-    spanCache: new SpanCache(),
-  });
-  try {
-    if (layer.index && layer.index.diffId !== scanned.diffId) {
+  const gzipMeta = members.get(META_MEMBER.gzipMeta);
+  if (gzipMeta) {
+    await attempt("gzip index", () => {
+      checkWindows(readGzipMeta(gzipMeta, scanned.blobSize).checkpoints);
+      return Promise.resolve();
+    });
+  }
+  await attempt("index", async () => {
+    // Without caches: what they hold was right once.
+    const opened = await openTarget(members, target, {
+      ...servicesOf(environment),
+      blobStore: undefined,
+      spanCache: new SpanCache(),
+    });
+    await using tar = opened.target;
+    if (opened.index && opened.index.diffId !== scanned.diffId) {
       throw new IntegrityError(
         "Layer diffID of obd.spans",
         scanned.diffId,
-        layer.index.diffId,
+        opened.index.diffId,
       );
     }
-    const target = layer.target!;
-    if (target.size < scanned.tarSize) {
+    if (tar.size < scanned.tarSize) {
       throw new IntegrityError(
         "Size of the indexed tar",
         String(scanned.tarSize),
-        String(target.size),
+        String(tar.size),
       );
     }
-    const digest = await readAll(target, environment.signal, scanned.tarSize);
+    const digest = await readAll(tar, environment.signal, scanned.tarSize);
     if (digest !== scanned.diffId) {
       throw new IntegrityError(
         "Tar as the index decodes it",
@@ -200,10 +255,7 @@ async function verifyIndex(
         digest,
       );
     }
-  } finally {
-    await layer.target?.[Symbol.asyncDispose]();
-    await layer.data[Symbol.asyncDispose]();
-  }
+  });
 }
 
 /** Decompresses a blob from its start; checks its digest, size and gzip checksums. */
@@ -262,8 +314,12 @@ function checkMapped(layer: OpenedLayer, tarSize: number): void {
   }
 }
 
-/** Reads a source from start to end, so that everything in it is checked. */
-async function readAll(
+/**
+ * Reads a source from start to end, so that everything in it is checked.
+ *
+ * @returns `sha256:…` of it.
+ */
+export async function readAll(
   source: ByteSource,
   signal: AbortSignal | undefined,
   size = source.size,

@@ -224,6 +224,29 @@ function wrong(field: string, problem: string, cause?: unknown): FormatError {
   return new FormatError("gzip.meta", field, problem, { cause });
 }
 
+/**
+ * Decodes every window, also those that no read needs.
+ *
+ * @throws {FormatError} Naming the first that is no whole window.
+ */
+export function checkWindows({ count, window }: LayerCheckpoints): void {
+  for (let i = 0; i < count; i++) {
+    let size: number;
+    try {
+      size = zlib.inflateSync(window[i]!, {
+        maxOutputLength: WINDOW_SIZE + 1,
+      }).length;
+    } catch (error) {
+      throw new FormatError("gzip.meta", `window ${i}`, "does not inflate", {
+        cause: error,
+      });
+    }
+    if (size !== WINDOW_SIZE) {
+      throw new FormatError("gzip.meta", `window ${i}`, `has ${size} bytes`);
+    }
+  }
+}
+
 /** The zlib stream of a window of zeros, for checkpoints that need none. */
 function zeroWindow(): Uint8Array {
   return zlib.deflateSync(new Uint8Array(WINDOW_SIZE), { level: LEVEL });

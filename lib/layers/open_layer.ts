@@ -4,15 +4,15 @@
  * src/image_file.cpp: __open_ro_file).
  */
 
-import { type ByteSource, FormatError } from "../io/mod.ts";
-import { isZFile, openZFile } from "../zfile/mod.ts";
+import { type ByteSource, FormatError, SliceSource } from "../io/mod.ts";
+import { checkZFileTrailer, isZFile, openZFile } from "../zfile/mod.ts";
 import {
   isLsmt,
   type LayerKind,
   type LsmtLayer,
   openLsmtLayer,
 } from "./lsmt/mod.ts";
-import { unwrapTar } from "./tar_wrapper.ts";
+import { checkTarWrapper, findTarPayload, unwrapTar } from "./tar_wrapper.ts";
 
 /** A container that was peeled off. */
 export type Container = "tar" | "zfile";
@@ -56,6 +56,23 @@ export async function openLayer(
     await data[Symbol.asyncDispose]();
     throw error;
   }
+}
+
+/**
+ * Checks what readers of a layer blob's containers skip: the end of the tar
+ * wrapper, the trailer of the ZFile.
+ *
+ * @param source A blob that opens, borrowed.
+ * @throws {FormatError} Naming the container and what is there.
+ * @throws {IntegrityError} If the trailer's digest is wrong.
+ */
+export async function checkContainers(source: ByteSource): Promise<void> {
+  const payload = await findTarPayload(source);
+  if (payload) await checkTarWrapper(source, payload);
+  const inner = payload
+    ? new SliceSource(source, payload.offset, payload.size, { borrow: true })
+    : source;
+  if (await isZFile(inner)) await checkZFileTrailer(inner);
 }
 
 function describe(containers: Container[]): string {

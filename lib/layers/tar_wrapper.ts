@@ -14,6 +14,7 @@
 import {
   type ByteSource,
   FormatError,
+  isZero,
   latin1FromBytes,
   readBytes,
   roundUp,
@@ -89,6 +90,45 @@ export async function unwrapTar(source: ByteSource): Promise<ByteSource> {
   return payload
     ? new SliceSource(source, payload.offset, payload.size)
     : source;
+}
+
+/** Bytes looked at at once behind the payload. */
+const TAIL_PIECE = 64 * 1024;
+
+/**
+ * Checks what readers of a wrapper skip: the second header, and that nothing
+ * but zeros fills it up and follows it. Of the zero blocks at the end there may
+ * be more than two (tools that copy a wrapped file into an archive).
+ *
+ * @param source A file in which {@linkcode findTarPayload} found `payload`, borrowed.
+ * @throws {FormatError} Naming what is there.
+ */
+export async function checkTarWrapper(
+  source: ByteSource,
+  payload: TarPayload,
+): Promise<void> {
+  const wrong = (field: string, problem: string, offset: number) =>
+    new FormatError("tar wrapper", field, problem, { offset });
+  if (payload.offset === PAX_PAYLOAD) {
+    const head = await readBytes(source, 0, PAX_PAYLOAD);
+    const used = BLOCK + parseOctal(head, TH.size, 12);
+    if (!isZero(head.subarray(used, 2 * BLOCK))) {
+      throw wrong("PAX area", "has bytes behind its records", used);
+    }
+    if (!isUstar(head.subarray(2 * BLOCK))) {
+      throw wrong("member header", "has a wrong magic or checksum", 2 * BLOCK);
+    }
+  }
+  const end = payload.offset + payload.size;
+  if (source.size < roundUp(end, BLOCK) + 2 * BLOCK) {
+    throw wrong("end", "has less than two zero blocks", end);
+  }
+  for (let at = end; at < source.size; at += TAIL_PIECE) {
+    const length = Math.min(TAIL_PIECE, source.size - at);
+    if (!isZero(await readBytes(source, at, length))) {
+      throw wrong("end", "has other bytes than zeros", at);
+    }
+  }
 }
 
 function isUstar(block: Uint8Array): boolean {
