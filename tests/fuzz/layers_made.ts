@@ -60,11 +60,12 @@ export function digestOf(bytes: Uint8Array): string {
 export function scanInline(
   blob: Uint8Array,
   onBytes?: (bytes: Uint8Array) => void,
+  spanSize = SPAN_SIZE,
 ): Promise<LayerScan> {
   return scanLayer(piecesOf(blob), {
     blobSize: blob.length,
     expectedDigest: digestOf(blob),
-    spanSize: SPAN_SIZE,
+    spanSize,
     threads: 1,
     walker: { push: (bytes) => onBytes?.(bytes), finish: () => {} },
   });

@@ -79,6 +79,9 @@ export async function runFuzz(options: RunOptions): Promise<RunReport> {
         const report = reports.get(name) ?? emptyResult(result.next);
         reports.set(name, report);
         addResult(report, result);
+        options.log?.(
+          `${name}: ${report.read + report.refused} inputs so far`,
+        );
       } catch (error) {
         if (error !== stop) throw error;
         options.log?.(`${name}: given up, too much is wrong with it`);

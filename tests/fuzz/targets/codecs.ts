@@ -22,18 +22,7 @@ import {
   PlainRawInflate,
   type RawInflate,
 } from "../../../lib/compress/raw_inflate.ts";
-import {
-  decodeSpans,
-  encodeSpans,
-  GunzipSource,
-  isSeekable,
-  type LayerScan,
-  SpanCache,
-  spanIndexOf,
-  SpanTable,
-  ZstdSource,
-} from "../../../lib/layers/mod.ts";
-import { inlineCodec } from "../inline_codec.ts";
+import type { LayerScan } from "../../../lib/layers/mod.ts";
 import {
   digestOf,
   type MadeLayer,
@@ -43,6 +32,7 @@ import {
   SPAN_SIZE,
 } from "../layers_made.ts";
 import type { Random } from "../random.ts";
+import { openScanned } from "../read_spans.ts";
 import { goldenFiles, putGzipTrailer, readSome, sourceOf } from "../seeds.ts";
 import { must, type Seed, type Target } from "../target.ts";
 
@@ -75,43 +65,9 @@ async function readSpans(
   content: Uint8Array,
   random: Random,
 ): Promise<void> {
-  const index = decodeSpans(encodeSpans(
-    spanIndexOf({ ...scan, members: Math.max(2, scan.members) }, {
-      mediaType: "",
-      spanSize: SPAN_SIZE,
-    }),
-  ));
-  const spans = new SpanTable(
-    index.spanOffset,
-    index.tarSize,
-    index.spanDigest,
-  );
-  const options = {
-    digest: scan.blobDigest,
-    spans,
-    cache: new SpanCache({ memoryBytes: 1024 * 1024 }),
-    readaheadBytes: 0,
-  };
-  const own = index.checkpoints!;
-  if (scan.compression === "zstd" && !isSeekable(blob.length, spans, own)) {
-    return;
-  }
-  await using source = scan.compression === "zstd"
-    ? new ZstdSource(sourceOf(blob), {
-      ...options,
-      checkpoints: own,
-      decoder: inlineCodec,
-    })
-    : new GunzipSource(sourceOf(blob), {
-      ...options,
-      checkpoints: {
-        count: own.count,
-        compressedOffset: (i) => own.compressedOffset[i]!,
-        bits: (i) => own.bits[i]!,
-        window: (i) => own.window[i]!,
-      },
-      inflater: inlineCodec,
-    });
+  const source = openScanned(blob, scan, SPAN_SIZE);
+  if (!source) return;
+  await using _ = source;
   await readSome(source, random, (got, offset) =>
     must(
       equalBytes(got, content.subarray(offset, offset + got.length)),

@@ -1,0 +1,75 @@
+/** Opens a blob through the index that a pass made of it, as it would be stored. */
+
+import { type ByteSource, MemorySource } from "../../lib/io/mod.ts";
+import {
+  checkpointsOf,
+  decodeSpans,
+  encodeSpans,
+  GunzipSource,
+  isSeekable,
+  type LayerScan,
+  readGzipMeta,
+  SpanCache,
+  spanIndexOf,
+  SpanTable,
+  writeGzipMeta,
+  ZstdSource,
+} from "../../lib/layers/mod.ts";
+import { inlineCodec } from "./inline_codec.ts";
+
+/**
+ * @returns Undefined for a plain tar, and for zstd that must be decoded as a whole.
+ * @throws {FormatError} If the blob cannot have this index.
+ */
+export function openScanned(
+  blob: Uint8Array,
+  scan: LayerScan,
+  spanSize: number,
+): ByteSource | undefined {
+  if (scan.compression === "none") return undefined;
+  const index = decodeSpans(
+    encodeSpans(spanIndexOf(scan, { mediaType: "", spanSize })),
+  );
+  const gzipMeta = index.access === "gzip.meta"
+    ? readGzipMeta(
+      writeGzipMeta({
+        spanSize,
+        gzipSize: scan.blobSize,
+        uncompressedSize: scan.tarSize,
+        checkpoints: scan.checkpoints,
+      }),
+      blob.length,
+    )
+    : undefined;
+  const checkpoints = checkpointsOf(index, gzipMeta);
+  const spans = new SpanTable(
+    index.spanOffset,
+    index.tarSize,
+    index.spanDigest,
+  );
+  const options = {
+    digest: scan.blobDigest,
+    spans,
+    cache: new SpanCache({ memoryBytes: 1024 * 1024 }),
+    readaheadBytes: 0,
+  };
+  if (scan.compression === "gzip") {
+    return new GunzipSource(new MemorySource(blob), {
+      ...options,
+      checkpoints: {
+        count: checkpoints.count,
+        compressedOffset: (i) => checkpoints.compressedOffset[i]!,
+        bits: (i) => checkpoints.bits[i]!,
+        window: (i) => checkpoints.window[i]!,
+      },
+      inflater: inlineCodec,
+    });
+  }
+  const own = index.checkpoints!;
+  if (!isSeekable(blob.length, spans, own)) return undefined;
+  return new ZstdSource(new MemorySource(blob), {
+    ...options,
+    checkpoints: own,
+    decoder: inlineCodec,
+  });
+}
