@@ -109,10 +109,12 @@ export class BenchProcess implements AsyncDisposable {
 }
 
 function signalGroup(pid: number, name: Deno.Signal): void {
-  try {
-    Deno.kill(-pid, name);
-  } catch {
-    // It has ended in between.
+  for (const target of [-pid, pid]) {
+    try {
+      return Deno.kill(target, name);
+    } catch {
+      // It has ended in between, or has no group of its own yet.
+    }
   }
 }
 

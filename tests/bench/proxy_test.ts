@@ -65,3 +65,26 @@ Deno.test("LatencyProxy: a server that is away closes its client", async () => {
   });
   assert.equal(await client.read(new Uint8Array(1)), null);
 });
+
+Deno.test("LatencyProxy keeps to a rate that all connections share", async () => {
+  const server = startServer();
+  const { hostname, port } = server.addr;
+  const proxy = new LatencyProxy({ hostname, port }, {
+    rttMs: 2,
+    bytesPerSecond: 4_000_000,
+  });
+  const clients = [1, 2].map(() => Deno.createHttpClient({ http2: false }));
+  try {
+    const started = performance.now();
+    await Promise.all(
+      clients.map((client) => get(`http://${proxy.address}/500000`, client)),
+    );
+    const took = performance.now() - started;
+    assert.ok(took >= 240, `took ${took} ms`);
+    assert.equal(proxy.traffic.connections, 2);
+  } finally {
+    for (const client of clients) client.close();
+    await proxy[Symbol.asyncDispose]();
+    await server.shutdown();
+  }
+});

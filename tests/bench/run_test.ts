@@ -2,117 +2,297 @@
 
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
+import { waitUntil } from "../../cmd/mount_process.ts";
+import { delay } from "../../lib/io/mod.ts";
 import { dir, file, makeImage, writeLayout } from "../testutil/oci_image.ts";
 import { requires, requiresMount } from "../testutil/requires.ts";
 
 const MAIN = fileURLToPath(new URL("../../main.ts", import.meta.url));
-const TOOLS = [
-  "busybox",
+const REGISTRY = ["busybox", "docker-registry", "skopeo", "umoci"];
+const CONTAINERS = [
   "containerd",
   "ctr",
-  "docker-registry",
   "ip",
+  "nbdfuse",
   "runc",
-  "skopeo",
   "tc",
-  "umoci",
   "unpigz",
 ];
 
-/** What the bench of a process has left in the kernel; other benches may run beside it. */
-async function leftovers(pid: number): Promise<string[]> {
+const canRun = requiresMount() && requires(...REGISTRY, ...CONTAINERS);
+
+/** What the bench of a process, or with a work directory, has left in the system; other benches may run beside it. */
+async function leftovers(pid: number, work: string): Promise<string[]> {
   const { stdout } = await new Deno.Command("ip", { args: ["netns"] }).output();
   const mounts = await Deno.readTextFile("/proc/self/mounts");
-  return [
+  const left = [
     ...new TextDecoder().decode(stdout).split("\n").filter((line) =>
       line.split(" ")[0] === `obdb${pid % 65536}`
     ),
-    ...mounts.split("\n").filter((line) => line.includes("obd-bench-test")),
+    ...mounts.split("\n").filter((line) => line.includes(work)),
   ];
+  for (
+    const path of [
+      `/run/obd-bench-${pid}`,
+      `/sys/class/net/ob${pid % 65536}h`,
+      `/sys/fs/cgroup/cpuacct/obd-bench-${pid}`,
+      `/sys/fs/cgroup/obd-bench-${pid}`,
+    ]
+  ) {
+    if (await Deno.stat(path).then(() => true, () => false)) left.push(path);
+  }
+  for await (const { name } of Deno.readDir("/proc")) {
+    if (!/^\d+$/.test(name) || Number(name) === Deno.pid) continue;
+    const command = await Deno.readTextFile(`/proc/${name}/cmdline`)
+      .catch(() => "");
+    const isOurs = command.includes(work) ||
+      command.includes(`obd-bench-${pid}`);
+    if (isOurs) left.push(`process ${name}: ${command.replaceAll("\0", " ")}`);
+  }
+  return left;
+}
+
+/** Loop devices whose file is gone with its mount: nobody can use them, and nobody detaches them. */
+async function orphanedLoops(): Promise<string[]> {
+  const found: string[] = [];
+  for await (const { name } of Deno.readDir("/sys/block")) {
+    const file = await Deno.readTextFile(`/sys/block/${name}/loop/backing_file`)
+      .catch(() => "");
+    // nbdfuse's file, without the directory that it was mounted at.
+    if (file.trim() === "/img") found.push(name);
+  }
+  return found;
+}
+
+/** A directory with a layout of a tiny image in it. */
+async function withImage(
+  use: (work: string, image: string) => Promise<void>,
+): Promise<void> {
+  const work = await Deno.makeTempDir({ prefix: "obd-bench-test-" });
+  try {
+    const busybox = await Deno.readFile("/bin/busybox");
+    const image = makeImage({
+      layers: [{
+        entries: [
+          dir("bin"),
+          dir("dev"),
+          dir("proc"),
+          file("bin/busybox", busybox, { mode: 0o755 }),
+          file("hello", "from the image\n"),
+        ],
+      }],
+    });
+    await writeLayout(`${work}/layout`, [{ tag: "v1", image }]);
+    await use(work, `oci:${work}/layout:v1`);
+  } finally {
+    await Deno.remove(work, { recursive: true });
+  }
+}
+
+function startBench(work: string, args: string[]): Deno.ChildProcess {
+  return new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", MAIN, "bench", "--cache", `${work}/cache`, ...args],
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+    // As a shell starts it: with a process group, which Ctrl-C is for.
+    detached: true,
+  }).spawn();
+}
+
+async function runBench(work: string, args: string[]) {
+  const child = startBench(work, ["--json", ...args]);
+  const { code, stdout, stderr } = await child.output();
+  assert.deepEqual(await leftovers(child.pid, work), []);
+  const text = new TextDecoder();
+  assert.ok(stdout.length > 0, text.decode(stderr));
+  return { code, result: JSON.parse(text.decode(stdout)) };
 }
 
 Deno.test({
-  name: "bench: oci and obd run the same container; a failure is a result",
-  ignore: !requiresMount() || !requires("nbdfuse") ||
-    !TOOLS.map((tool) => requires(tool)).every((there) => there),
-  fn: async () => {
-    const work = await Deno.makeTempDir({ prefix: "obd-bench-test-" });
-    try {
-      const busybox = await Deno.readFile("/bin/busybox");
-      const image = makeImage({
-        layers: [{
-          entries: [
-            dir("bin"),
-            file("bin/busybox", busybox, { mode: 0o755 }),
-            file("hello", "from the image\n"),
-          ],
-        }],
-      });
-      await writeLayout(`${work}/layout`, [{ tag: "v1", image }]);
-      const run = async (command: string[]) => {
-        const child = new Deno.Command(
-          Deno.execPath(),
-          {
-            args: [
-              "run",
-              "-A",
-              MAIN,
-              "bench",
-              "--json",
-              "--cache",
-              `${work}/cache`,
-              "--contenders",
-              "oci,obd",
-              "--link",
-              "500mbit",
-              "--rtt",
-              "2",
-              "--runs",
-              "1",
-              "--output",
-              `${work}/lines`,
-              `oci:${work}/layout:v1`,
-              "--",
-              ...command,
-            ],
-            stdout: "piped",
-            stderr: "piped",
-          },
-        ).spawn();
-        const { code, stdout, stderr } = await child.output();
-        assert.deepEqual(await leftovers(child.pid), []);
-        const text = new TextDecoder();
-        assert.ok(stdout.length > 0, text.decode(stderr));
-        return { code, result: JSON.parse(text.decode(stdout)) };
-      };
-      const good = await run(["/bin/busybox", "cat", "/hello"]);
+  name: "bench: all contenders run the same container; a failure is a result",
+  ignore: !canRun,
+  fn: () =>
+    withImage(async (work, image) => {
+      const options = ["--link", "500mbit", "--rtt", "2", "--runs", "1"];
+      const good = await runBench(work, [
+        ...options,
+        "--contenders",
+        "oci,obd,obd-native,obd-trace,obd-warm",
+        "--output",
+        `${work}/lines`,
+        "--html",
+        `${work}/report.html`,
+        image,
+        "--",
+        "/bin/busybox",
+        "cat",
+        "/hello",
+      ]);
       assert.deepEqual(
-        good.result.summaries.map((s: { failures: string[] }) => s.failures),
-        [[], []],
+        good.result.runs.map((r: { failure?: string }) => r.failure),
+        [undefined, undefined, undefined, undefined, undefined],
       );
       assert.equal(good.code, 0);
-      for (const { measurement } of good.result.results) {
-        assert.ok(measurement.readySeconds > measurement.rootSeconds);
-        assert.ok(measurement.traffic.bytes > 1000);
-        assert.ok(measurement.traffic.requests >= 3);
+      for (const { contender, measurement: m } of good.result.runs) {
+        assert.ok(m.readySeconds > m.rootSeconds);
+        assert.ok(m.traffic.firstRequestSeconds < m.rootSeconds);
+        assert.ok(m.traffic.bytes > 1000);
+        assert.ok(m.traffic.requests >= 3);
+        assert.ok(m.cost.cpuSeconds > 0);
+        assert.ok(m.cost.peakRssBytes > 10e6);
+        const names = m.cost.processes.map((p: { name: string }) => p.name);
+        assert.ok(names.includes("containerd"), names.join());
+        const lazy = contender !== "oci";
+        assert.equal(m.edge?.bytes > 100_000, lazy);
+        assert.equal(m.openedSeconds < m.rootSeconds, lazy);
+        assert.equal(names.includes("obd serve"), lazy);
+      }
+      const [touched] = good.result.touched;
+      assert.ok(touched.bytes > 100_000 && touched.storedBytes > 10_000);
+      assert.ok(touched.storedBytes < touched.bytes);
+      assert.ok(touched.layers[0].cells.some((share: number) => share > 0));
+      const { limit } = touched;
+      assert.ok(limit.warmSeconds > 0 && limit.transferSeconds > 0);
+      for (const { limitMultiple } of good.result.summaries) {
+        assert.ok(limitMultiple > 0);
       }
       const lines = (await Deno.readTextFile(`${work}/lines`)).trim()
         .split("\n").map((line) => JSON.parse(line).event);
-      assert.deepEqual(lines, [
-        "machine",
-        "image",
-        "run",
-        "run",
-        "summary",
-        "summary",
+      const runs = new Array(5).fill("run");
+      const summaries = new Array(5).fill("summary");
+      assert.deepEqual(
+        lines,
+        ["machine", "image", "touched", ...runs, ...summaries],
+      );
+      const html = await Deno.readTextFile(`${work}/report.html`);
+      assert.match(html, /data-chart="map"/);
+
+      const bad = await runBench(work, [
+        ...options,
+        "--contenders",
+        "oci,obd",
+        image,
+        "--",
+        "/bin/busybox",
+        "false",
       ]);
-      const bad = await run(["/bin/busybox", "false"]);
       assert.equal(bad.code, 1);
+      assert.equal(bad.result.runs.length, 2);
       for (const { failures } of bad.result.summaries) {
         assert.match(failures[0], /The container ended with 1/);
       }
-    } finally {
-      await Deno.remove(work, { recursive: true });
-    }
-  },
+      assert.match(bad.result.touched[0].failure, /The container ended with 1/);
+    }),
+});
+
+Deno.test({
+  name: "bench: Ctrl-C leaves nothing mounted and nothing running",
+  ignore: !canRun,
+  fn: () =>
+    withImage(async (work, image) => {
+      for (
+        const [said, waitMs] of [
+          // While it records: serve, mount and the container run.
+          [/recording/, 2000],
+          // While a container runs on a mount.
+          [/obd 1\/2/, 1500],
+        ] as const
+      ) {
+        const child = startBench(work, [
+          "--contenders",
+          "obd",
+          "--runs",
+          "2",
+          image,
+          "--",
+          "/bin/busybox",
+          "sleep",
+          "2",
+        ]);
+        const loops = await orphanedLoops();
+        const late = setTimeout(() => Deno.kill(-child.pid, "SIGKILL"), 90_000);
+        const decoder = new TextDecoder();
+        let text = "";
+        const output = child.stdout.cancel();
+        let told = false;
+        for await (const piece of child.stderr) {
+          text += decoder.decode(piece, { stream: true });
+          if (told || !said.test(text)) continue;
+          told = true;
+          await delay(waitMs);
+          Deno.kill(-child.pid, "SIGINT");
+        }
+        const { code } = await child.status;
+        clearTimeout(late);
+        await output;
+        assert.equal(code, 130, text);
+        assert.match(text, /^obd: Stopped by SIGINT$/m);
+        assert.deepEqual(await leftovers(child.pid, work), []);
+        // Others may kill nbdfuse for a moment.
+        const isClean = await waitUntil(
+          async () => (await orphanedLoops()).every((l) => loops.includes(l)),
+          5_000,
+        );
+        assert.ok(isClean, `loop devices: ${await orphanedLoops()}`);
+      }
+    }),
+});
+
+Deno.test({
+  name: "bench --reduced: reads are replayed, and what is left out is said",
+  ignore: Deno.build.os !== "linux" ||
+    !requires(...REGISTRY, "strace", "unshare"),
+  fn: () =>
+    withImage(async (work, image) => {
+      const common = ["--reduced", "--runs", "1", "--link", "500mbit"];
+      const { code, result } = await runBench(work, [
+        ...common,
+        "--contenders",
+        "oci,obd,obd-trace",
+        image,
+        "--",
+        "/bin/busybox",
+        "cat",
+        "/hello",
+      ]);
+      assert.deepEqual(
+        result.summaries.map((s: { failures: string[] }) => s.failures),
+        [[], [], []],
+      );
+      assert.equal(code, 0);
+      assert.equal(result.machine.mode, "reduced");
+      assert.match(result.machine.leavesOut.join(), /no containerd/);
+      // busybox, the file and what leads there.
+      const busybox = (await Deno.stat("/bin/busybox")).size;
+      const [touched] = result.touched;
+      assert.ok(touched.bytes > busybox, `${touched.bytes}`);
+      assert.ok(touched.bytes < busybox + 1e6, `${touched.bytes}`);
+      await Deno.writeTextFile(`${work}/list`, "/hello\n/no/such\n");
+      const listed = await runBench(work, [
+        ...common,
+        "--contenders",
+        "obd",
+        "--reads",
+        `${work}/list`,
+        image,
+        "--",
+        "x",
+      ]);
+      assert.equal(listed.code, 0);
+      assert.ok(listed.result.touched[0].bytes < touched.bytes - busybox / 2);
+      await Deno.writeTextFile(`${work}/list`, "/no/such\n");
+      const none = await runBench(work, [
+        ...common,
+        "--contenders",
+        "obd",
+        "--reads",
+        `${work}/list`,
+        image,
+        "--",
+        "x",
+      ]);
+      assert.equal(none.code, 1);
+      assert.match(none.result.runs[0].failure, /none of the files/);
+    }),
 });
