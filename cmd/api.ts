@@ -16,6 +16,7 @@ import {
   utf8,
 } from "../lib/io/mod.ts";
 import type { ImageConfig } from "./config.ts";
+import { prefetchRate, traceSetting } from "./config_schema.ts";
 import { renderMetrics } from "./metrics.ts";
 import { statusPage } from "./status_page.ts";
 
@@ -136,7 +137,11 @@ const newExport = v.strictObject({
   image: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(4096))),
   config: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(4096))),
   platform: v.optional(v.pipe(v.string(), v.maxLength(200))),
-  trace: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(4096))),
+  trace: v.optional(traceSetting),
+  prefetchFiles: v.optional(
+    v.pipe(v.string(), v.minLength(1), v.maxLength(4096)),
+  ),
+  prefetchRate: v.optional(prefetchRate),
 });
 
 /** The API over one control, for one listener. */

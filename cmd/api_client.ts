@@ -42,8 +42,12 @@ export interface NewExport {
   config?: string;
   /** `os/arch[/variant]` of an index. */
   platform?: string;
-  /** Path of a trace to replay, as the server sees it. */
-  trace?: string;
+  /** Path of a trace to replay, as the server sees it; false: none at all. */
+  trace?: string | false;
+  /** Path of a list of files to fetch ahead, as the server sees it. */
+  prefetchFiles?: string;
+  /** Most that is fetched ahead, e.g. `20MB/s`. */
+  prefetchRate?: string;
 }
 
 /** Options of one call. */

@@ -13,10 +13,12 @@ import {
   tearDown,
 } from "./mount_steps.ts";
 
+import { type PrefetchFlags, prefetchRequest } from "./prefetch_options.ts";
+
 /** Attachments of one image. */
 const SAME_IMAGE_MAX = 1000;
 
-interface AttachFlags {
+interface AttachFlags extends PrefetchFlags {
   api?: string;
   device?: string;
   platform?: string;
@@ -29,12 +31,14 @@ export async function run(
 ): Promise<void> {
   const flags = options as AttachFlags;
   const started = performance.now();
+  const prefetch = prefetchRequest(flags);
   requireRoot("attach");
   const driver = await chooseDriver(flags.device);
   using directory = await freeDirectory(absoluteImage(image!));
   const state = await makeMount(context, directory, {
     image: image!,
     platform: flags.platform,
+    prefetch,
     dir: undefined,
     driver,
     device: flags.device,

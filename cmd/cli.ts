@@ -244,24 +244,23 @@ function addMountCommands(add: Add): void {
       "--api <address>",
       "status API of a running serve (default: unix:/run/obd/api.sock if it answers)",
     );
-  api(
+  prefetch(api(
     add(
       "mount <image> <dir>",
       "mount an image's merged layers read-only",
       () => import("./mount.ts"),
     ),
-  ).option("--platform <os/arch[/variant]>", "platform of an index")
-    .option("--trace <file>", "fetch ahead what this trace says");
+  )).option("--platform <os/arch[/variant]>", "platform of an index");
   api(
     add("umount <dir>", "undo a mount", () => import("./umount.ts")),
   );
-  api(
+  prefetch(api(
     add(
       "attach <image>",
       "attach an image as a block device",
       () => import("./attach.ts"),
     ),
-  ).option("--device <path>", "the device to use, e.g. /dev/nbd0")
+  )).option("--device <path>", "the device to use, e.g. /dev/nbd0")
     .option("--platform <os/arch[/variant]>", "platform of an index");
   api(
     add(
@@ -275,6 +274,22 @@ function addMountCommands(add: Add): void {
     "list mounts and attached devices",
     () => import("./mounts.ts"),
   );
+}
+
+/** What is fetched ahead of any reader. */
+function prefetch(command: Command): Command {
+  refuseTogether(command, "trace", "no-trace");
+  return command
+    .option(
+      "--trace <file>",
+      "fetch ahead what this trace says (default: traces found beside the image)",
+    )
+    .option("--no-trace", "do not look for traces beside the image")
+    .option("--prefetch-files <file>", "fetch ahead the files of this list")
+    .option(
+      "--prefetch-rate <rate>",
+      "fetch ahead at most so fast, e.g. 20MB/s (default: no bound)",
+    );
 }
 
 function addReadCommands(add: Add): void {
@@ -339,14 +354,28 @@ function addReadCommands(add: Add): void {
 
 function addTrace(add: Add): void {
   add(
-    "trace <action> <target>",
-    "record what an export reads, or show a recorded trace",
+    "trace <action> <target> [other]",
+    "record what an export reads, show a trace, or push it with its image",
     () => import("./trace.ts"),
   )
-    .usage("[options] record <export> --output <file> | show <file>")
-    .option("--output <file>", "where to write the trace")
-    .option("--seconds <n>", "record for so long (default: until SIGINT)")
-    .option("--api <address>", "status API of the running serve");
+    .usage(
+      "[options] record <export> --output <file> | show <file> [image] | push <image> <file>",
+    )
+    .option("--output <file>", "record: where to write the trace")
+    .option(
+      "--files <file>",
+      "record: also write the list of the files that were read",
+    )
+    .option(
+      "--seconds <n>",
+      "record: for so long (default: until SIGINT)",
+    )
+    .option("--api <address>", "record: status API of the running serve")
+    .option(
+      "--acceleration-layer <tag>",
+      "push: as overlaybd's acceleration layer, an image of this tag",
+    )
+    .option("--platform <os/arch[/variant]>", "platform of an index");
 }
 
 function addBench(add: Add): void {

@@ -27,8 +27,12 @@ export interface ImageConfig {
   /** Path of an overlaybd `config.v1.json`. */
   config?: string;
   platform?: string;
-  /** Path of a trace that is replayed when the image is opened. */
-  trace?: string;
+  /** Path of a trace that is replayed when the image is opened; false: none is looked for either. */
+  trace?: string | false;
+  /** Path of a file list; these files are fetched when the image is opened. */
+  prefetchFiles?: string;
+  /** Most bytes fetched ahead in a second. */
+  prefetchRate?: number;
 }
 
 /** A bounded cache directory. */
@@ -53,6 +57,13 @@ export interface ServeConfig {
   images: ImageConfig[];
   metaFrom: (typeof META_FROM)[number][];
   requireSpans: boolean;
+  /** What is fetched ahead of any reader. */
+  prefetch: {
+    /** Whether traces that lie beside an image are used. */
+    traces: boolean;
+    concurrency?: number;
+    bytesPerSecond?: number;
+  };
   workers: number;
   blobCache: CacheConfig & { refillSize: number };
   /** Absent when switched off. */
@@ -253,6 +264,7 @@ async function complete(
   const cache = raw.cacheConfig ?? {};
   const gzip = raw.gzipCacheConfig ?? {};
   const exporter = raw.exporterConfig;
+  const prefetch = raw.prefetchConfig ?? {};
   const metricsListen = raw.api?.metricsListen ??
     (exporter?.enable ? `127.0.0.1:${exporter.port ?? 9864}` : undefined);
   const token = await apiToken(raw);
@@ -275,6 +287,11 @@ async function complete(
     images: nameExports(raw.images ?? []),
     metaFrom: raw.metaFrom ?? [...META_FROM],
     requireSpans: raw.integrity === "require-spans",
+    prefetch: {
+      traces: prefetch.traces ?? true,
+      ...(prefetch.concurrency ? { concurrency: prefetch.concurrency } : {}),
+      ...(prefetch.rate === undefined ? {} : { bytesPerSecond: prefetch.rate }),
+    },
     workers: raw.workers ?? navigator.hardwareConcurrency,
     blobCache: {
       directory: cache.cacheDir ?? raw.registryCacheDir ?? "/var/lib/obd/blobs",
@@ -325,6 +342,12 @@ function nameExports(images: NonNullable<RawConfig["images"]>): ImageConfig[] {
       ...(image.config === undefined ? {} : { config: image.config }),
       ...(image.platform === undefined ? {} : { platform: image.platform }),
       ...(image.trace === undefined ? {} : { trace: image.trace }),
+      ...(image.prefetchFiles === undefined
+        ? {}
+        : { prefetchFiles: image.prefetchFiles }),
+      ...(image.prefetchRate === undefined
+        ? {}
+        : { prefetchRate: image.prefetchRate }),
     };
   });
 }

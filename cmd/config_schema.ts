@@ -4,6 +4,7 @@
  */
 
 import * as v from "valibot";
+import { parsePrefetchRate, RATE_FORM } from "./rate.ts";
 
 const text = v.pipe(v.string(), v.maxLength(4096));
 const count = v.pipe(v.number(), v.integer(), v.minValue(0));
@@ -23,13 +24,32 @@ const refillSize = v.pipe(
   v.check((n) => n % 4096 === 0, "must be a multiple of 4096"),
 );
 
+/** Bytes per second, written as on the command line. */
+export const prefetchRate = v.pipe(
+  v.string(),
+  v.maxLength(100),
+  v.check(
+    (text) => parsePrefetchRate(text) !== undefined,
+    `must be ${RATE_FORM}`,
+  ),
+  v.transform((text) => parsePrefetchRate(text)!),
+);
+
+/** Path of a trace, or false: none is looked for. */
+export const traceSetting = v.union([
+  v.pipe(v.string(), v.minLength(1), v.maxLength(4096)),
+  v.literal(false),
+]);
+
 const image = v.pipe(
   v.looseObject({
     export: v.optional(v.pipe(v.string(), v.minLength(1), v.maxLength(4096))),
     image: v.optional(text),
     config: v.optional(text),
     platform: v.optional(text),
-    trace: v.optional(text),
+    trace: v.optional(traceSetting),
+    prefetchFiles: v.optional(text),
+    prefetchRate: v.optional(prefetchRate),
   }),
   v.check(
     (i) => (i.image === undefined) !== (i.config === undefined),
@@ -56,6 +76,12 @@ export const configSchema = v.looseObject({
   images: v.optional(v.array(image)),
   metaFrom: v.optional(v.array(v.picklist(META_FROM))),
   integrity: v.optional(v.picklist(["warn", "require-spans"])),
+  prefetchConfig: v.optional(v.looseObject({
+    traces: v.optional(v.boolean()),
+    rate: v.optional(prefetchRate),
+    // overlaybd's
+    concurrency: v.optional(v.pipe(count, v.maxValue(256))),
+  })),
   workers: v.optional(v.pipe(count, v.minValue(1), v.maxValue(256))),
   // overlaybd's keys that mean the same here
   registryCacheDir: v.optional(text),
@@ -130,7 +156,6 @@ export const IGNORED_OVERLAYBD_KEYS: ReadonlySet<string> = new Set([
   "logConfig.logSizeMB",
   "logConfig.logRotateNum",
   "logPath",
-  "prefetchConfig",
   "registryFsVersion",
   "serviceConfig",
 ]);
@@ -145,4 +170,5 @@ function* knownKeys(): Generator<string> {
   }
   yield* ["images[].export", "images[].image", "images[].config"];
   yield* ["images[].platform", "images[].trace"];
+  yield* ["images[].prefetchFiles", "images[].prefetchRate"];
 }

@@ -5,12 +5,12 @@ import type { Context } from "./context.ts";
 import { chooseDriver } from "./mount_device.ts";
 import { findProgram } from "./mount_process.ts";
 import { MountDirectory, mountId, type MountState } from "./mount_state.ts";
+import { type PrefetchFlags, prefetchRequest } from "./prefetch_options.ts";
 import { isAlive, makeMount, requireRoot, tearDown } from "./mount_steps.ts";
 
-interface MountFlags {
+interface MountFlags extends PrefetchFlags {
   api?: string;
   platform?: string;
-  trace?: string;
 }
 
 export async function run(
@@ -20,6 +20,7 @@ export async function run(
 ): Promise<void> {
   const flags = options as MountFlags;
   const started = performance.now();
+  const prefetch = prefetchRequest(flags);
   requireRoot("mount");
   const dir = await mountPoint(dirArgument!);
   findProgram("mount");
@@ -30,7 +31,7 @@ export async function run(
   const state = await makeMount(context, directory, {
     image: image!,
     platform: flags.platform,
-    trace: flags.trace,
+    prefetch,
     dir,
     driver,
     device: undefined,

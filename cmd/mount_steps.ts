@@ -27,6 +27,7 @@ import {
   startServe,
   stopServe,
 } from "./mount_serve.ts";
+import type { PrefetchRequest } from "./prefetch_options.ts";
 import type { MountDirectory, MountState } from "./mount_state.ts";
 import {
   deviceNumber,
@@ -50,8 +51,8 @@ export interface MountRequest {
   /** Mount point, absolute; without it only a device is made. */
   dir: string | undefined;
   driver: MountState["driver"];
-  /** `--trace` */
-  trace?: string | undefined;
+  /** `--trace`, `--prefetch-…` */
+  prefetch: PrefetchRequest;
   /** `--device` */
   device: string | undefined;
   /** `--api` */
@@ -194,7 +195,7 @@ async function openExport(
       name,
       ...(isConfigFile(image) ? { config: image } : { image }),
       ...(request.platform ? { platform: request.platform } : {}),
-      ...(request.trace ? { trace: absolutePath(request.trace) } : {}),
+      ...request.prefetch,
     }, signal);
   } catch (error) {
     if (!(error instanceof ObdError)) throw error;

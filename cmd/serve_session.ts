@@ -7,8 +7,8 @@ import {
   type OpenedImage,
   openEnvironment,
   openImage,
-  replayTrace,
-  type TraceRecord,
+  prefetchImage,
+  readFileList,
 } from "../lib/image/mod.ts";
 import {
   errorText,
@@ -44,7 +44,7 @@ interface Served {
   config: ImageConfig;
   image: OpenedImage;
   nbd: NbdExport;
-  /** Ends the replay of its trace. */
+  /** Ends fetching ahead. */
   replay: AbortController;
   replaying: Promise<void>;
 }
@@ -208,10 +208,15 @@ export class ServeSession implements ServeControl {
     this.#opening.add(name);
     const { config: settings, log } = this.#options;
     try {
-      // A bad trace is told before anything is opened.
-      const trace = config.trace === undefined
-        ? []
-        : await readTraceFile(config.trace);
+      // What is wrong with these is told before anything is opened.
+      const trace = typeof config.trace === "string"
+        ? await readTraceFile(config.trace)
+        : undefined;
+      const fileList = config.prefetchFiles === undefined
+        ? undefined
+        : await readFileList(config.prefetchFiles);
+      const findTraces = trace === undefined &&
+        (config.trace ?? settings.prefetch.traces) !== false;
       const image = await openImage(
         this.#environment,
         config.image ?? config.config!,
@@ -220,6 +225,7 @@ export class ServeSession implements ServeControl {
           metaFrom: settings.metaFrom as readonly MetaWay[],
           requireSpans: settings.requireSpans,
           isConfigFile: config.config !== undefined,
+          traces: findTraces,
           writesResult: true,
         },
       );
@@ -230,7 +236,14 @@ export class ServeSession implements ServeControl {
         readOnly: true,
       });
       const replay = new AbortController();
-      const replaying = this.#replay(image, trace, replay.signal);
+      const replaying = prefetchImage(this.#environment, image, {
+        trace,
+        fileList,
+        findTraces,
+        concurrency: settings.prefetch.concurrency,
+        bytesPerSecond: config.prefetchRate ?? settings.prefetch.bytesPerSecond,
+        signal: replay.signal,
+      });
       const served = { config, image, nbd, replay, replaying };
       this.#served.set(name, served);
       log.info("export added", { export: name, integrity: image.integrity });
@@ -246,31 +259,6 @@ export class ServeSession implements ServeControl {
       );
     } finally {
       this.#opening.delete(name);
-    }
-  }
-
-  /** Fetches what a trace says, behind what clients ask for. */
-  async #replay(
-    image: OpenedImage,
-    records: readonly TraceRecord[],
-    signal: AbortSignal,
-  ): Promise<void> {
-    if (records.length === 0) return;
-    const { log } = this.#options;
-    try {
-      const { store, memory } = this.#environment.spanCache;
-      await replayTrace(image, records, {
-        logger: log,
-        signal,
-        // More would push out what was fetched first, and what others need.
-        limitBytes: (store?.sizeBytes ?? memory.limit) / 2,
-      });
-    } catch (error) {
-      if (signal.aborted) return;
-      log.warn("trace not replayed", {
-        image: image.name,
-        error: errorText(error),
-      });
     }
   }
 

@@ -14,6 +14,7 @@ export const Annotation = {
   /** Read, never written. */
   legacyTargetMediaType: `${PREFIX}/fastoci/target-media-type`,
   accelerationLayer: `${PREFIX}/acceleration-layer`,
+  blobFsType: `${PREFIX}/blob-fs-type`,
   /** obd's: release-independent version of what `obd build` writes. */
   obdFormat: "io.obd.format",
   /** obd's: key of the layer chain, on the manifest. */

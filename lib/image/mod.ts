@@ -42,6 +42,20 @@ export {
   type PublishOptions,
   type PublishReport,
 } from "./publish.ts";
+export { FILE_LIST_SIZE_MAX, readFileList } from "./file_list.ts";
+export { prefetchImage, type PrefetchOptions } from "./prefetch.ts";
+export {
+  type PushedAcceleration,
+  pushAcceleration,
+  type PushedReferrer,
+  pushTrace,
+} from "./trace_push.ts";
+export {
+  type TracedFile,
+  type TracedLayer,
+  type TracedReads,
+  tracedReads,
+} from "./traced_files.ts";
 export {
   type ReplayOptions,
   type ReplayResult,

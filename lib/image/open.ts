@@ -19,6 +19,7 @@ import {
   openTurboPart,
   type StackLayer,
   stackVirtualSize,
+  type TraceRecord,
   uncheckedKey,
 } from "../layers/mod.ts";
 import {
@@ -38,7 +39,9 @@ import {
 import { fetchMetaBlob } from "./meta_blobs.ts";
 import { layerGroups, type LayerRole, layerRoles } from "./meta_image.ts";
 import { openConfigImage } from "./overlaybd_config.ts";
+import type { TargetRecord } from "./prefetch_plan.ts";
 import { resolveSource, type SourceImage } from "./source.ts";
+import { TraceFinder } from "./trace_finder.ts";
 
 /** Integrity levels, weakest first. */
 const LEVELS = ["none", "block-crc", "spans"] as const;
@@ -57,6 +60,8 @@ export interface OpenImageOptions {
   isConfigFile?: boolean | undefined;
   /** Write the `resultFile` that a `config.v1.json` names, as overlaybd's service does for a device. */
   writesResult?: boolean | undefined;
+  /** Look for traces that belong to the image while it opens, so that {@linkcode OpenedImage.traces} has them sooner. */
+  traces?: boolean | undefined;
 }
 
 /** One layer of an opened image. */
@@ -84,11 +89,30 @@ export interface OpenedImage extends AsyncDisposable {
   sourceDigest?: string;
   /** Digest of the meta image's manifest, where there is one. */
   metaDigest?: string;
+  /** What authors of layers marked as needed soonest (eStargz), bottom first. */
+  marked: readonly TargetRecord[];
+  /**
+   * What somebody recorded of this image and left with it: paths of files of
+   * the image and ranges, in the order of first need. Empty if nothing, or
+   * nothing usable, is there; then the log tells why.
+   *
+   * @throws {CancelledError} When the signal is aborted.
+   */
+  traces(signal?: AbortSignal): Promise<RecordedReads>;
+}
+
+/** What to fetch ahead. */
+export interface RecordedReads {
+  records: readonly TraceRecord[];
+  /** Content of a file list (`file_list.ts`); undefined if there is none. */
+  fileList?: string | undefined;
 }
 
 /** One layer as it was opened. */
 export interface OpenedStackLayer extends StackLayer {
   virtualSize: number;
+  /** Bytes at the start of the target that its author marked as needed soonest. */
+  prefetchBytes?: number;
   info: LayerInfo;
 }
 
@@ -161,6 +185,13 @@ async function openReference(
     signal,
   });
   const roles = layerRoles(source.manifest);
+  const subject = roles
+    ? source.manifest.subject?.digest ?? source.resolved.descriptor.digest
+    : source.resolved.descriptor.digest;
+  const finder = stack.use(
+    new TraceFinder(environment, repository, subject),
+  );
+  if (options.traces) finder.start();
   const plan: OpenPlan = roles
     ? {
       roles,
@@ -170,7 +201,9 @@ async function openReference(
     : await planPlain(environment, repository, reference, source, options);
   const layers = await openLayers(environment, repository, plan);
   const owned = stack.move();
-  return makeImage(text, layers, owned, plan);
+  const image = makeImage(text, layers, owned, plan);
+  image.traces = (signal) => finder.find(image, plan.roles, signal);
+  return image;
 }
 
 /** What to open, and where meta blobs come from when not from the repository. */
@@ -301,6 +334,7 @@ async function openTurbo(
   }, servicesOf(environment));
   return {
     ...layer,
+    prefetchBytes: role.prefetchBytes,
     info: {
       digest: role.targetDigest,
       kind: "turbo",
@@ -385,8 +419,13 @@ export function makeImage(
     source,
     layers: layers.map((layer) => layer.info),
     integrity: LEVELS.find((level) => levels.includes(level))!,
+    marked: layers.flatMap(({ target, prefetchBytes = 0 }, layer) => {
+      const length = Math.min(prefetchBytes, target?.size ?? 0);
+      return target && length > 0 ? [{ layer, target, offset: 0, length }] : [];
+    }),
     ...(digests.sourceDigest ? { sourceDigest: digests.sourceDigest } : {}),
     ...(digests.metaDigest ? { metaDigest: digests.metaDigest } : {}),
+    traces: () => Promise.resolve({ records: [] }),
     async [Symbol.asyncDispose]() {
       await source[Symbol.asyncDispose]();
       await owned[Symbol.asyncDispose]();

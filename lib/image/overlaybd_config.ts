@@ -29,6 +29,7 @@ import {
   type Upper,
 } from "./config_file.ts";
 import type { ImageEnvironment } from "./environment.ts";
+import { configTraces } from "./config_trace.ts";
 import {
   disposeLayer,
   makeImage,
@@ -164,7 +165,9 @@ async function openConfig(
     for (const layer of layers) await disposeLayer(layer);
     throw error;
   }
-  return makeImage(file, layers, stack.move(), {});
+  const image = makeImage(file, layers, stack.move(), {});
+  image.traces = () => configTraces(file, config, environment.log);
+  return image;
 }
 
 /** Where an image's parts come from. */

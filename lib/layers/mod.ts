@@ -14,6 +14,7 @@ export { MAX_SPAN_BYTES, SpanTable } from "./span_table.ts";
 export * from "./gzip_meta.ts";
 export * from "./meta_blob.ts";
 export * from "./spans.ts";
+export * from "./acceleration.ts";
 export * from "./bodies.ts";
 export * from "./build_layer.ts";
 export * from "./image_space.ts";

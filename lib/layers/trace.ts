@@ -69,6 +69,12 @@ export function encodeTrace(
   return bytes;
 }
 
+/** Whether bytes begin as a trace does; overlaybd takes anything else for a file list (src/prefetch.cpp). */
+export function isTrace(bytes: Uint8Array): boolean {
+  return bytes.length >= HEADER_SIZE &&
+    viewOf(bytes).getUint32(0, true) === MAGIC;
+}
+
 /**
  * Reads a trace file whole.
  *

@@ -1,0 +1,98 @@
+/** `obd trace show FILE [IMAGE]`. */
+
+import {
+  DEVICE_LAYER,
+  type TracedReads,
+  tracedReads,
+  type TraceRecord,
+} from "../lib/image/mod.ts";
+import { formatSize } from "../lib/io/mod.ts";
+import type { Context } from "./context.ts";
+import { openSession } from "./image_option.ts";
+import { readTraceFile } from "./trace_files.ts";
+
+/** Prints a trace; of an image that is given, also which files and layers it reads. */
+export async function showTrace(
+  context: Context,
+  path: string,
+  image: string | undefined,
+  options: Record<string, unknown>,
+): Promise<void> {
+  const records = await readTraceFile(path);
+  const total = records.reduce((sum, record) => sum + record.length, 0);
+  const reads = image === undefined
+    ? undefined
+    : await readsOf(context, image, records, options);
+  for (const { layer, offset, length } of records) {
+    context.say(`${layerName(layer)}\t${offset}\t${length}`);
+  }
+  for (const [layer, sum] of byLayer(records)) {
+    context.say(
+      `${layerName(layer)}: ${sum.ranges} ranges, ${formatSize(sum.bytes)}`,
+    );
+  }
+  if (reads) sayReads(context, reads);
+  context.say(`${records.length} ranges, ${formatSize(total)}`);
+  context.result({
+    ranges: records.map(({ layer, offset, length }) => ({
+      layer: layer === DEVICE_LAYER ? "device" : layer,
+      offset,
+      length,
+    })),
+    bytes: total,
+    ...(reads ?? {}),
+  });
+}
+
+function layerName(layer: number): string {
+  return layer === DEVICE_LAYER ? "device" : `layer ${layer}`;
+}
+
+function byLayer(
+  records: readonly TraceRecord[],
+): Map<number, { ranges: number; bytes: number }> {
+  const sums = new Map<number, { ranges: number; bytes: number }>();
+  for (const { layer, length } of records) {
+    const sum = sums.get(layer) ?? { ranges: 0, bytes: 0 };
+    sums.set(layer, { ranges: sum.ranges + 1, bytes: sum.bytes + length });
+  }
+  return sums;
+}
+
+async function readsOf(
+  context: Context,
+  image: string,
+  records: readonly TraceRecord[],
+  options: Record<string, unknown>,
+): Promise<TracedReads> {
+  await using session = await openSession(context, image, options);
+  return await tracedReads(session.image, records, context.signal);
+}
+
+function sayReads(context: Context, reads: TracedReads): void {
+  context.say("");
+  for (const { digest, contentBytes, metadataBytes } of reads.layers) {
+    context.say(
+      `${digest}\t${formatSize(contentBytes)} of content, ${
+        formatSize(metadataBytes)
+      } of metadata`,
+    );
+  }
+  context.say("");
+  for (const { path, bytes, size } of reads.files) {
+    context.say(`${shown(path)}\t${bytes}\t${size}`);
+  }
+  context.say(
+    `${reads.files.length} files, ${
+      formatSize(reads.otherBytes)
+    } of no file (directories, tables)`,
+  );
+}
+
+/** Control characters in a name could move the cursor. */
+function shown(path: string): string {
+  return path.replaceAll(
+    /\p{Cc}/gu,
+    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
+  );
+}

@@ -1,0 +1,96 @@
+/** Fetches ahead whatever is known about an image: given traces and lists, and what was left with it. */
+
+import { errorText, type Logger, ObdError } from "../io/mod.ts";
+import type { TraceRecord } from "../layers/mod.ts";
+import type { ImageEnvironment } from "./environment.ts";
+import { locateFiles, parseFileList } from "./file_list.ts";
+import type { OpenedImage } from "./open.ts";
+import type { TargetRecord } from "./prefetch_plan.ts";
+import { replayTrace } from "./trace_replay.ts";
+
+/** What to fetch, and how fast. */
+export interface PrefetchOptions {
+  /** A trace that the user gave; then none is looked for. */
+  trace?: readonly TraceRecord[] | undefined;
+  /** Content of a file list (`file_list.ts`) that the user gave. */
+  fileList?: string | undefined;
+  /** Whether traces that belong to the image are used. */
+  findTraces: boolean;
+  /** As in `ReplayOptions` of `trace_replay.ts`. */
+  concurrency?: number | undefined;
+  bytesPerSecond?: number | undefined;
+  signal: AbortSignal;
+}
+
+/** Share of a cache that prefetch may fill: more would push out what was fetched first, and what others need. */
+const CACHE_SHARE = 0.5;
+
+/**
+ * Fetches ahead, behind everybody's reads, until all is there, the caches are
+ * full, or the signal is aborted. Never rejects: whoever reads does not need it.
+ */
+export async function prefetchImage(
+  environment: ImageEnvironment,
+  image: OpenedImage,
+  options: PrefetchOptions,
+): Promise<void> {
+  const { signal } = options;
+  const log = environment.log;
+  try {
+    const records = await collect(image, options, log);
+    if (records.length === 0) return;
+    const { store, memory } = environment.spanCache;
+    await replayTrace(image, records, {
+      logger: log,
+      signal,
+      concurrency: options.concurrency,
+      bytesPerSecond: options.bytesPerSecond,
+      limitBytes: (store?.sizeBytes ?? memory.limit) * CACHE_SHARE,
+    });
+  } catch (error) {
+    if (signal.aborted) return;
+    log.warn("nothing more is fetched ahead", {
+      image: image.name,
+      error: errorText(error),
+    });
+  }
+}
+
+async function collect(
+  image: OpenedImage,
+  options: PrefetchOptions,
+  log: Logger,
+): Promise<(TraceRecord | TargetRecord)[]> {
+  const { trace, fileList, findTraces, signal } = options;
+  const found = findTraces && trace === undefined
+    ? await image.traces(signal)
+    : { records: [] };
+  const records: (TraceRecord | TargetRecord)[] = [
+    ...trace ?? [],
+    ...found.records,
+  ];
+  for (const list of [fileList, found.fileList]) {
+    if (list === undefined) continue;
+    try {
+      const { records: more, ...counts } = await locateFiles(
+        image.source,
+        parseFileList(list),
+        { logger: log, signal },
+      );
+      log.info("file list read", { image: image.name, ...counts });
+      for (const record of more) records.push(record);
+    } catch (error) {
+      if (!(error instanceof ObdError) || error.code === "cancelled") {
+        throw error;
+      }
+      // A device without ext4, or a damaged one: the trace is still good.
+      log.warn("cannot use a file list", {
+        image: image.name,
+        error: errorText(error),
+      });
+    }
+  }
+  // What a layer's author thought of, after what somebody measured.
+  if (findTraces) records.push(...image.marked);
+  return records;
+}

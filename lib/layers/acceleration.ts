@@ -1,0 +1,109 @@
+/**
+ * overlaybd's acceleration layer: the topmost layer of an image, a plain tar
+ * whose one member `trace` is a trace of the layers below it (aci
+ * cmd/ctr/record_trace.go: createImageWithAccelLayer).
+ */
+
+import {
+  bytesFromLatin1,
+  FormatError,
+  LimitError,
+  roundUp,
+} from "../io/mod.ts";
+import { SECTOR_SIZE, TarWalker } from "../tar/mod.ts";
+import { decodeTrace, encodeTrace, type TraceRecord } from "./trace.ts";
+
+const MEMBER = "trace";
+/** Bytes of such a layer that are read: about 2.8 million records. */
+export const ACCELERATION_SIZE_MAX = 64 * 1024 * 1024;
+
+/**
+ * The tar of an acceleration layer.
+ *
+ * @param records Of single layers, in reads of at most 1 MiB: that is what
+ * overlaybd replays.
+ */
+export function writeAccelerationLayer(
+  records: readonly TraceRecord[],
+): Uint8Array<ArrayBuffer> {
+  const trace = encodeTrace(records);
+  const body = roundUp(trace.length, SECTOR_SIZE);
+  const tar = new Uint8Array(SECTOR_SIZE + body + 2 * SECTOR_SIZE);
+  if (tar.length > ACCELERATION_SIZE_MAX) {
+    throw new LimitError(
+      `An acceleration layer has at most ${ACCELERATION_SIZE_MAX} bytes`,
+    );
+  }
+  tar.set(memberHeader(trace.length));
+  tar.set(trace, SECTOR_SIZE);
+  return tar;
+}
+
+/** As Go's writer makes it of name, mode 0444 and size. */
+function memberHeader(size: number): Uint8Array {
+  const header = new Uint8Array(SECTOR_SIZE);
+  const put = (at: number, text: string) =>
+    header.set(bytesFromLatin1(text), at);
+  const octal = (at: number, digits: number, value: number) =>
+    put(at, value.toString(8).padStart(digits, "0"));
+  put(0, MEMBER);
+  octal(100, 7, 0o444);
+  octal(108, 7, 0);
+  octal(116, 7, 0);
+  octal(124, 11, size);
+  octal(136, 11, 0);
+  put(148, " ".repeat(8));
+  put(156, "0");
+  put(257, "ustar\x0000");
+  let sum = 0;
+  for (const byte of header) sum += byte;
+  octal(148, 6, sum);
+  header[154] = 0;
+  return header;
+}
+
+/**
+ * The records of an acceleration layer.
+ *
+ * @param tar The whole layer; its digest was checked.
+ * @throws {FormatError} If it is no tar, has no `trace`, or that is damaged.
+ */
+export function readAccelerationLayer(tar: Uint8Array): TraceRecord[] {
+  if (tar.length > ACCELERATION_SIZE_MAX) {
+    throw new FormatError("acceleration layer", "size", `is ${tar.length}`);
+  }
+  let trace: Uint8Array | undefined;
+  const walker = new TarWalker({
+    onEntry: (entry) => {
+      if (entry.path !== MEMBER || entry.type !== "file") return;
+      // Sparse, it could claim to be of any size.
+      if (entry.size > tar.length) {
+        throw new FormatError("acceleration layer", MEMBER, "is sparse");
+      }
+      trace = new Uint8Array(entry.size);
+      for (const { fileSector, tarSector, sectors } of entry.runs) {
+        const from = tarSector * SECTOR_SIZE;
+        put(
+          trace,
+          fileSector,
+          tar.subarray(from, from + sectors * SECTOR_SIZE),
+        );
+      }
+      for (const { fileSector, bytes } of entry.patches) {
+        put(trace, fileSector, bytes);
+      }
+    },
+  });
+  walker.push(tar);
+  walker.finish();
+  if (!trace) {
+    throw new FormatError("acceleration layer", MEMBER, "is missing");
+  }
+  return decodeTrace(trace);
+}
+
+/** Sectors of a file; what lies behind its end is padding. */
+function put(file: Uint8Array, sector: number, bytes: Uint8Array): void {
+  const at = sector * SECTOR_SIZE;
+  file.set(bytes.subarray(0, Math.max(0, file.length - at)), at);
+}
