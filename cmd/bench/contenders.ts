@@ -50,6 +50,8 @@ export async function withRun<T>(
 ): Promise<T> {
   await using stack = new AsyncDisposableStack();
   await requireFreePort(workload.ready);
+  // What a bench left that was killed.
+  await removeTree(work);
   await Deno.mkdir(work, { recursive: true });
   stack.defer(() => removeTree(work));
   await Deno.mkdir(runDir, { recursive: true, mode: 0o700 });

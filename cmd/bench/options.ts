@@ -1,7 +1,7 @@
 /** The command line of `obd bench`. */
 
 import { UsageError } from "../../lib/io/mod.ts";
-import { findWorkload, parseReady, type Workload } from "../bench_workloads.ts";
+import { findWorkload, parseReady, type Workload } from "./workloads.ts";
 import { type ContenderName, CONTENDERS } from "./contenders.ts";
 import { type LinkSettings, parseRate } from "./link.ts";
 

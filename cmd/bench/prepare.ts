@@ -1,7 +1,7 @@
 /** Before the runs: images, their meta images and native images in the bench's registry. */
 
 import { errorText } from "../../lib/io/mod.ts";
-import type { ImageSource, Workload } from "../bench_workloads.ts";
+import type { ImageSource, Workload } from "./workloads.ts";
 import { selfCommand } from "../mount_serve.ts";
 import type { BenchRegistry } from "./link.ts";
 import { runTool } from "./process.ts";

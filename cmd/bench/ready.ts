@@ -2,7 +2,7 @@
 
 import { delay, ObdError } from "../../lib/io/mod.ts";
 import type { BenchProcess } from "./process.ts";
-import type { Ready } from "../bench_workloads.ts";
+import type { Ready } from "./workloads.ts";
 
 const POLL_INTERVAL_MS = 5;
 const ANSWER_DEADLINE_MS = 120_000;

@@ -7,7 +7,7 @@ import {
   makeImage,
   userImage,
   type Workload,
-} from "../bench_workloads.ts";
+} from "./workloads.ts";
 import type { Context } from "../context.ts";
 import type { ContenderName } from "./contenders.ts";
 import { limitOf } from "./limit.ts";

@@ -1,6 +1,6 @@
 /** What every run of a workload shares. */
 
-import type { Workload } from "../bench_workloads.ts";
+import type { Workload } from "./workloads.ts";
 import type { BenchRegistry } from "./link.ts";
 
 /** See the module's comment. */

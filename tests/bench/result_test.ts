@@ -3,7 +3,7 @@ import { limitOf } from "../../cmd/bench/limit.ts";
 import { parseRate } from "../../cmd/bench/link.ts";
 import { spreadOf, summarize } from "../../cmd/bench/result.ts";
 import { renderTable } from "../../cmd/bench/table.ts";
-import { findWorkload, parseReady } from "../../cmd/bench_workloads.ts";
+import { findWorkload, parseReady } from "../../cmd/bench/workloads.ts";
 import { UsageError } from "../../lib/io/mod.ts";
 import { runOf, sessionOf } from "./sessions.ts";
 

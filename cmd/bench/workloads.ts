@@ -1,7 +1,7 @@
 /** What a bench starts, and when it counts as started. */
 
-import { ObdError, UsageError } from "../lib/io/mod.ts";
-import { runTool } from "./bench/process.ts";
+import { ObdError, UsageError } from "../../lib/io/mod.ts";
+import { runTool } from "./process.ts";
 
 /** When a service is available. */
 export type Ready =
@@ -92,7 +92,7 @@ export async function makeImage(
   const layout = `${cache}/images`;
   if (!await hasTag(layout, name)) {
     const script = new URL(
-      "../bench/images/make_workload_image.sh",
+      "../../bench/images/make_workload_image.sh",
       import.meta.url,
     );
     if (
