@@ -33,7 +33,7 @@ import {
 } from "../layers_made.ts";
 import type { Random } from "../random.ts";
 import { openScanned } from "../read_spans.ts";
-import { goldenFiles, putGzipTrailer, readSome, sourceOf } from "../seeds.ts";
+import { goldenFiles, putGzipTrailer, readSome } from "../seeds.ts";
 import { must, type Seed, type Target } from "../target.ts";
 
 /** Bombs end here. */
