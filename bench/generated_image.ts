@@ -194,7 +194,7 @@ export async function buildPeak(
     stdin: "null",
     stdout: "piped",
   }).spawn();
-  const report = new Response(child.stdout).json();
+  const report = new Response(child.stdout).text();
   let peak = 0;
   let cpuSeconds = 0;
   const timer = setInterval(() => {
@@ -215,5 +215,5 @@ export async function buildPeak(
   clearInterval(timer);
   if (code !== 0) throw new Error(`obd build ended with ${code}`);
   const seconds = (performance.now() - started) / 1000;
-  return { peak, seconds, cpuSeconds, report: await report };
+  return { peak, seconds, cpuSeconds, report: JSON.parse(await report) };
 }
