@@ -65,7 +65,7 @@ export function requirePackages(needs: Needs): void {
   if (missing.size === 0) return;
   throw new ObdError(
     "not-found",
-    `Missing programs: apt-get install ${[...missing].join(" ")}`,
+    `Missing programs: apt-get install ${[...missing].sort().join(" ")}`,
   );
 }
 

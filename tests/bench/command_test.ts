@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
+import { linesOf, sessionOf } from "./sessions.ts";
 
 const MAIN = fileURLToPath(new URL("../../main.ts", import.meta.url));
 
@@ -24,6 +25,11 @@ Deno.test("bench: wrong use is told in one line, exit 2", async () => {
     [["image", "--link", "fast", "--", "x"], /--link "fast" is no rate/],
     [["image", "--rtt", "-1", "--", "x"], /--rtt "-1" is no number/],
     [["image", "--ready-http", "x", "--", "x"], /is not PORT\/PATH/],
+    [["--compare", "one"], /--compare needs two files/],
+    [["--compare", "a", "b", "c"], /--compare needs two files/],
+    [["--compare", "a", "b", "--html", "x"], /--html is not for --compare/],
+    [["--compare", "a", "b", "--from", "c"], /either --compare or --from/],
+    [["--workload", "du-all", "--from", "a"], /--from reads results/],
   ];
   await Promise.all(cases.map(async ([args, said]) => {
     const { code, stdout, stderr } = await bench(args);
@@ -50,8 +56,63 @@ Deno.test({
         /^obd: Missing programs: apt-get install .*containerd.*docker-registry.*skopeo.*umoci/,
       );
       assert.equal(stderr.trim().split("\n").length, 1);
+      const reduced = await bench(
+        ["--cache", dir, "--reduced", "image", "--", "x"],
+        { PATH: dir },
+      );
+      assert.match(
+        reduced.stderr,
+        /^obd: Missing programs: apt-get install docker-registry skopeo strace umoci/,
+      );
     } finally {
       await Deno.remove(dir, { recursive: true });
     }
   },
+});
+
+Deno.test("bench: results of others are reported and compared, exit 1 if a run failed", async () => {
+  const dir = await Deno.makeTempDir();
+  try {
+    const failed = sessionOf();
+    const good = sessionOf({
+      runs: failed.runs.filter((r) => r.failure === undefined),
+    });
+    await Deno.writeTextFile(`${dir}/good.jsonl`, linesOf(good));
+    await Deno.writeTextFile(`${dir}/failed.jsonl`, linesOf(failed));
+    const html = `${dir}/report.html`;
+    const report = await bench([
+      "--from",
+      `${dir}/good.jsonl`,
+      `${dir}/failed.jsonl`,
+      "--html",
+      html,
+    ]);
+    assert.equal(report.code, 1, report.stderr);
+    assert.match(report.stdout, /umoci failed in 1 of 1 runs: it broke/);
+    const page = await Deno.readTextFile(html);
+    assert.match(page, /obd answers 6\.0 × sooner/);
+    const alone = await bench(["--json", "--from", `${dir}/good.jsonl`]);
+    assert.equal(alone.code, 0, alone.stderr);
+    assert.equal(JSON.parse(alone.stdout).sessions[0].summaries.length, 2);
+    const compared = await bench([
+      "--compare",
+      `${dir}/good.jsonl`,
+      `${dir}/failed.jsonl`,
+    ]);
+    assert.equal(compared.code, 0, compared.stderr);
+    assert.match(compared.stdout, /^ {2}obd .*1\.000 +within noise$/m);
+    const missing = await bench(["--from", `${dir}/none`]);
+    assert.equal(missing.code, 1);
+    assert.match(missing.stderr, /^obd: Cannot read results ".*none"/);
+    const unwritable = await bench([
+      "--from",
+      `${dir}/good.jsonl`,
+      "--html",
+      `${dir}/no/such/file`,
+    ]);
+    assert.equal(unwritable.code, 1);
+    assert.match(unwritable.stderr, /^obd: Cannot write/m);
+  } finally {
+    await Deno.remove(dir, { recursive: true });
+  }
 });
