@@ -241,7 +241,7 @@ export async function sh(program: string, ...args: string[]): Promise<string> {
 /** Writes a configuration with everything below `dir`. */
 export async function writeConfig(
   dir: string,
-  images: readonly Record<string, string>[],
+  images: readonly Record<string, unknown>[],
   more: Record<string, unknown> = {},
 ): Promise<string> {
   const path = `${dir}/serve.json`;
