@@ -5,7 +5,7 @@ import { runProgram, waitUntil } from "../mount_process.ts";
 import type { CostGroup } from "./cost.ts";
 import { type EdgeReads, type Measurement, since } from "./measurement.ts";
 import { BenchProcess } from "./process.ts";
-import { steadyRate, waitForReady } from "./ready.ts";
+import { askSteadily, waitForReady } from "./ready.ts";
 import { diskUse } from "./run_files.ts";
 import type { RunSettings } from "./settings.ts";
 
@@ -159,9 +159,7 @@ export async function runContainer(
   const seenAt = run.group.serviceSeenAt;
   const edge = await run.edge?.();
   const diskBytes = await diskUse(run.keeps, signal);
-  const rate = workload.ready.kind === "http" && settings.steadySeconds > 0
-    ? await steadyRate(workload.ready, settings.steadySeconds, signal)
-    : undefined;
+  const steady = await measureSteady(settings, run.group);
   return {
     ...(openedSeconds === undefined ? {} : { openedSeconds }),
     rootSeconds: run.rootSeconds,
@@ -174,7 +172,27 @@ export async function runContainer(
     ...(edge ? { edge } : {}),
     cost,
     diskBytes,
-    ...(rate === undefined ? {} : { steadyRate: rate }),
+    ...steady,
+  };
+}
+
+async function measureSteady(
+  { workload, steadySeconds, signal }: RunSettings,
+  group: CostGroup,
+): Promise<Pick<Measurement, "steadyRate" | "steadyCpuSeconds">> {
+  if (workload.ready.kind !== "http" || steadySeconds === 0) return {};
+  const before = await group.allCpuSeconds();
+  const { rate, answers } = await askSteadily(
+    workload.ready,
+    steadySeconds,
+    signal,
+  );
+  const after = await group.allCpuSeconds();
+  return {
+    steadyRate: rate,
+    ...(before === undefined || after === undefined || answers === 0
+      ? {}
+      : { steadyCpuSeconds: (after - before) / answers }),
   };
 }
 

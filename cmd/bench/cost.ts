@@ -153,6 +153,15 @@ export class CostGroup implements AsyncDisposable {
     };
   }
 
+  /** CPU time of everything so far, the service included; undefined without cgroups. */
+  async allCpuSeconds(): Promise<number | undefined> {
+    const tools = await this.#cgroup?.cpuSeconds();
+    const service = await this.#serviceCost();
+    return tools === undefined || !service
+      ? undefined
+      : tools + service.cpuSeconds;
+  }
+
   async #serviceCost(): Promise<ProcessCost | undefined> {
     if (this.#service === undefined || !this.#cgroup) return undefined;
     const cpuSeconds = await this.#cgroup.at(this.#service).cpuSeconds();

@@ -27,6 +27,8 @@ export interface Measurement {
   diskBytes: number;
   /** Requests per second of the warm service. */
   steadyRate?: number;
+  /** CPU time of service and tools for each of these: unlike the rate it is hardly changed by what else runs. */
+  steadyCpuSeconds?: number;
 }
 
 /** Reads that arrived at a server, as its client asked for them. */

@@ -89,15 +89,24 @@ async function untilHttp(
   }
 }
 
-/** Requests per second that the warm service answers, to a few clients at once. */
-export async function steadyRate(
+/** How a warm service does. */
+export interface Steady {
+  /** Answers per second, after the first second. */
+  rate: number;
+  /** All answers. */
+  answers: number;
+}
+
+/** Asks a warm service as fast as it answers, a few clients at once. */
+export async function askSteadily(
   { port, path }: { port: number; path: string },
   seconds: number,
   signal: AbortSignal,
-): Promise<number> {
+): Promise<Steady> {
   const started = performance.now() + STEADY_WARM_UP_MS;
   const end = started + seconds * 1000;
   let answers = 0;
+  let counted = 0;
   await Promise.all(
     Array.from({ length: STEADY_CLIENTS }, async () => {
       while (performance.now() < end) {
@@ -111,11 +120,12 @@ export async function steadyRate(
         if (!answer.ok) {
           throw new ObdError("state", `The service answered ${answer.status}`);
         }
-        if (performance.now() >= started) answers++;
+        answers++;
+        if (performance.now() >= started) counted++;
       }
     }),
   );
-  return answers / ((performance.now() - started) / 1000);
+  return { rate: counted / ((performance.now() - started) / 1000), answers };
 }
 
 /** @throws {ObdError} If somebody answers at the service's port before it is started. */

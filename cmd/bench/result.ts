@@ -123,6 +123,7 @@ export interface Summary {
   peakRssBytes?: Spread;
   diskBytes?: Spread;
   steadyRate?: Spread;
+  steadyCpuSeconds?: Spread;
   processes: ProcessSummary[];
   /** Median of `ready` against that of plain OCI. */
   ratio?: number;
@@ -211,6 +212,7 @@ function summarizeOne(
     peakRssBytes: spread((m) => m.cost.peakRssBytes),
     diskBytes: spread((m) => m.diskBytes),
     steadyRate: spread((m) => m.steadyRate),
+    steadyCpuSeconds: spread((m) => m.steadyCpuSeconds),
   };
   const limit = touched?.limit?.totalSeconds;
   const { workload, contender } = results[0]!;

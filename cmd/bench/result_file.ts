@@ -96,6 +96,7 @@ const measurement = v.looseObject({
   }),
   diskBytes: count,
   steadyRate: v.optional(count),
+  steadyCpuSeconds: v.optional(count),
 });
 
 const run = v.looseObject({

@@ -84,6 +84,11 @@ const TIMES: readonly Column[] = [
   ["first byte s", (s) => seconds(s.firstByte)],
   ["req/s", (s) => count(s.steadyRate)],
   ["× oci", (s) => factor(s.steadyRatio, 2)],
+  [
+    "CPU ms/req",
+    (s) =>
+      s.steadyCpuSeconds ? (s.steadyCpuSeconds.median * 1000).toFixed(3) : "-",
+  ],
 ];
 
 const COSTS: readonly Column[] = [

@@ -62,6 +62,10 @@ const FIGURES: readonly Figure[] = [
     "Steady ÷ plain OCI",
     (s) => s.steadyRatio === undefined ? "–" : factor(s.steadyRatio),
   ],
+  [
+    "CPU time of a steady request",
+    (s) => spread(s.steadyCpuSeconds, (n) => `${digits(n * 1000)} ms`),
+  ],
 ];
 
 /** Every figure of every contender. What nobody has is left out. */
