@@ -1,5 +1,6 @@
 /** The size of a blob of which only the digest is known. */
 
+import { NotFoundError } from "../io/mod.ts";
 import { redactText, RegistryError } from "./errors.ts";
 import type { Session } from "./session.ts";
 
@@ -24,8 +25,13 @@ export function remoteBlobSize(
       signal: options.signal,
     },
     // 416 is the answer of an empty blob.
-    [200, 206, 416],
+    [200, 206, 404, 416],
     async (answer) => {
+      if (answer.status === 404) {
+        throw new NotFoundError(
+          `No blob "${digest}" in "${session.registry}/${session.repository}"`,
+        );
+      }
       await answer.discard();
       const range = answer.headers.get("content-range") ?? "";
       const stated = answer.status === 200
