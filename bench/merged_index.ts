@@ -12,6 +12,7 @@
  * machine.
  */
 
+import { cpuUsage } from "node:process";
 import { parseArgs } from "node:util";
 import { MemorySink, MemorySource } from "../lib/io/mod.ts";
 import { LayerWriter, mergeTables, openLsmtLayer } from "../lib/layers/mod.ts";
@@ -95,12 +96,13 @@ function sortKeys(): number {
 
 for (const [shape, make] of Object.entries(SHAPES)) {
   const layers = await make(new Random(5));
-  const times = { load: [], merge: [], reference: [] } as Record<
+  const times = { load: [], cpu: [], merge: [], reference: [] } as Record<
     string,
     number[]
   >;
   let rows = 0;
   for (let round = 0; round < Number(values.rounds); round++) {
+    const before = cpuUsage();
     const start = performance.now();
     const tables = [];
     for (const layer of layers) {
@@ -109,7 +111,9 @@ for (const [shape, make] of Object.entries(SHAPES)) {
     const opened = performance.now();
     rows = mergeTables(tables).count;
     const end = performance.now();
+    const { user, system } = cpuUsage(before);
     times.load!.push(end - start);
+    times.cpu!.push((user + system) / 1000);
     times.merge!.push(end - opened);
     times.reference!.push(sortKeys());
   }
@@ -123,6 +127,7 @@ for (const [shape, make] of Object.entries(SHAPES)) {
     entries: layerCount * entryCount,
     rows,
     loadMs: round(load),
+    cpuMs: round(median(times.cpu!)),
     slowestMs: round(Math.max(...times.load!)),
     mergeMs: round(median(times.merge!)),
     referenceMs: round(reference),
