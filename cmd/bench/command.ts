@@ -1,7 +1,11 @@
 /** `obd bench`: cold start against plain OCI, on the user's own machine and images. */
 
 import type { Context } from "../context.ts";
-import { readResultFiles, writeAtomically } from "./result_file.ts";
+import {
+  readResultFiles,
+  requireWritable,
+  writeAtomically,
+} from "./result_file.ts";
 import { compareResults, differences, renderComparison } from "./compare.ts";
 import { requirePackages } from "./machine.ts";
 import { type BenchFlags, type BenchOptions, readTask } from "./options.ts";
@@ -46,6 +50,7 @@ async function bench(
     unpacks: options.mode === "reduced" || options.contenders.includes("umoci"),
     traces: options.mode === "reduced" && options.readsFile === undefined,
   });
+  await requireWritable(flags);
   if (mode.name === "reduced") note(context, "reduced mode, without root");
   return await runBench({
     context,

@@ -142,6 +142,28 @@ export async function writeAtomically(
   }
 }
 
+/**
+ * Fails now rather than after an hour of runs.
+ *
+ * @throws {ObdError} If the file, or one beside it, cannot be written.
+ */
+export async function requireWritable(
+  { output, html }: { output?: string; html?: string },
+): Promise<void> {
+  const probe = async (path: string, name: string) => {
+    try {
+      (await Deno.open(path, { append: true, create: true })).close();
+    } catch (error) {
+      throw new ObdError("state", `Cannot write "${name}"`, { cause: error });
+    }
+  };
+  if (output !== undefined) await probe(output, output);
+  if (html === undefined) return;
+  const part = `${html}.${Deno.pid}.tmp`;
+  await probe(part, html);
+  await Deno.remove(part);
+}
+
 async function readResults(path: string): Promise<Session[]> {
   let content: string;
   try {

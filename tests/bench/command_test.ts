@@ -112,6 +112,20 @@ Deno.test("bench: results of others are reported and compared, exit 1 if a run f
     ]);
     assert.equal(unwritable.code, 1);
     assert.match(unwritable.stderr, /^obd: Cannot write/m);
+    for (const option of ["--html", "--output"]) {
+      const early = await bench([
+        "--cache",
+        `${dir}/cache`,
+        option,
+        `${dir}/no/such/file`,
+        "oci:/none:v1",
+        "--",
+        "x",
+      ], { PATH: Deno.env.get("PATH")! });
+      assert.equal(early.code, 1);
+      assert.match(early.stderr, /^obd: (Cannot write|Missing programs)/);
+      assert.equal(early.stderr.trim().split("\n").length, 1);
+    }
   } finally {
     await Deno.remove(dir, { recursive: true });
   }
