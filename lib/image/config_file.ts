@@ -130,11 +130,9 @@ export async function openPart(
 ): Promise<{ source: ByteSource; isLocal: boolean }> {
   for (const file of part.files) {
     try {
-      return { source: await FileSource.open(file), isLocal: true };
+      return { source: await openFile(part.what, file), isLocal: true };
     } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound) && !isMissing(error)) {
-        throw error;
-      }
+      if (!(error instanceof NotFoundError)) throw error;
     }
   }
   if (repository && part.digest !== "") {

@@ -2,7 +2,7 @@
 
 import * as fs from "node:fs";
 import { promisify } from "node:util";
-import { FormatError, UnsupportedError } from "./errors.ts";
+import { FormatError, ObdError, UnsupportedError } from "./errors.ts";
 import { type Libc, loadLibc, preadCached } from "./libc.ts";
 import {
   type ByteSource,
@@ -34,11 +34,21 @@ export class FileSource implements ByteSource {
     this.#libc = loadLibc();
   }
 
-  /** @throws {Error} The runtime's error, with its `code`, if the file cannot be opened. */
+  /**
+   * @throws {Error} The runtime's error, with its `code`, if the file cannot be opened.
+   * @throws {ObdError} With code "state" if it is a directory or a pipe.
+   */
   static async open(path: string): Promise<FileSource> {
-    const fd = await openAsync(path, "r");
+    const { O_RDONLY, O_NONBLOCK } = fs.constants;
+    // Of a pipe, open(2) would wait for a writer.
+    const fd = await openAsync(path, O_RDONLY | O_NONBLOCK);
     try {
       const info = await fstatAsync(fd);
+      // Both can be opened, and fail with the first read only.
+      if (info.isDirectory() || info.isFIFO()) {
+        const kind = info.isFIFO() ? "pipe" : "directory";
+        throw new ObdError("state", `Cannot read "${path}": it is a ${kind}`);
+      }
       return new FileSource(path, fd, info.size);
     } catch (error) {
       await closeAsync(fd);

@@ -75,7 +75,7 @@ function mutateJson(good: Json): (mutant: Mutant, random: Random) => void {
           }
           break;
         default:
-          container[key] = random.pick(STRANGE);
+          container[key] = structuredClone(random.pick(STRANGE));
       }
     }
     let text = JSON.stringify(json) ?? "null";

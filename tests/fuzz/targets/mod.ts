@@ -1,5 +1,7 @@
 /** All targets. */
 import type { Target } from "../target.ts";
+import { APPLY_TARGETS } from "./apply.ts";
+import { ARCHIVE_TARGETS } from "./archive.ts";
 import { CODEC_TARGETS } from "./codecs.ts";
 import { CONFIG_TARGETS } from "./config.ts";
 import { EXT4_TARGETS } from "./ext4.ts";
@@ -23,7 +25,9 @@ export const TARGETS: Target[] = [
   ...TAR_TARGETS,
   ...TAR_DIFFERENTIAL_TARGETS,
   ...EXT4_TARGETS,
+  ...APPLY_TARGETS,
   ...JSON_TARGETS,
+  ...ARCHIVE_TARGETS,
   ...CONFIG_TARGETS,
   ...NBD_TARGETS,
   ...INSPECT_TARGETS,
