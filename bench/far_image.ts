@@ -23,7 +23,7 @@ export async function pushDebianImage(
   await using environment = await openEnvironment();
   await publishImage(environment, {
     source: `oci:${copy}:v1`,
-    dest: `${registry.host}/app:v1-obd`,
+    dest: `${registry.host}/app`,
     formats: ["turbo", "overlaybd"],
   });
   await Deno.remove(copy, { recursive: true });

@@ -17,6 +17,7 @@ import {
   openLayer,
   openTurboLayer,
   openTurboPart,
+  READAHEAD_BYTES,
   type StackLayer,
   stackVirtualSize,
   type TraceRecord,
@@ -374,6 +375,7 @@ export async function openNativeBlob(
       key: uncheckedKey(origin, digest),
       store: environment.blobStore,
       blockSize: environment.blobBlockSize,
+      readaheadBytes: READAHEAD_BYTES,
     }),
     "native",
   );

@@ -10,6 +10,7 @@ export {
   SpanSource,
   type SpanSourceOptions,
 } from "./span_source.ts";
+export { READAHEAD_BYTES } from "./readahead.ts";
 export { MAX_SPAN_BYTES, SpanTable } from "./span_table.ts";
 export * from "./gzip_meta.ts";
 export * from "./meta_blob.ts";

@@ -26,12 +26,11 @@ import {
   type MemoryEntry,
 } from "./cache/mod.ts";
 import { NeighbourPredictor } from "./neighbours.ts";
-import { type Stream, StreamTracker } from "./readahead.ts";
+import { READAHEAD_BYTES, type Stream, StreamTracker } from "./readahead.ts";
 import type { SpanTable } from "./span_table.ts";
 
 const DEFAULT_MEMORY_BYTES = 32 * 1024 * 1024;
 const DEFAULT_IN_FLIGHT_BYTES = 64 * 1024 * 1024;
-const DEFAULT_WINDOW_BYTES = 8 * 1024 * 1024;
 const DEFAULT_DEADLINE_MS = 120_000;
 /** Spans of one layer that are read ahead at once. */
 const MAX_AHEAD = 16;
@@ -153,7 +152,7 @@ export class SpanSource implements ByteSource {
     this.#deadlineMs = options.deadlineMs ?? DEFAULT_DEADLINE_MS;
     this.#tracker = new StreamTracker(
       Math.min(
-        options.readaheadBytes ?? DEFAULT_WINDOW_BYTES,
+        options.readaheadBytes ?? READAHEAD_BYTES,
         options.cache.memory.limit / 4,
       ),
     );

@@ -32,6 +32,7 @@ import { openLayer } from "./open_layer.ts";
 import type { LayerCheckpoints } from "./pass/mod.ts";
 import { PinnedSource } from "./pinned_source.ts";
 import type { PinnedStore } from "./pinned_store.ts";
+import { READAHEAD_BYTES } from "./readahead.ts";
 import { VerifiedSource } from "./plain_target.ts";
 import type { SpanCache } from "./span_source.ts";
 import { SpanTable } from "./span_table.ts";
@@ -187,6 +188,8 @@ export async function openTarget(
       blockSize: index || gzipMeta
         ? Math.min(services.blobBlockSize, SPAN_BLOCK_SIZE)
         : services.blobBlockSize,
+      // Where spans are decoded above it, they are read ahead there.
+      ...(index || gzipMeta ? {} : { readaheadBytes: READAHEAD_BYTES }),
     });
     const opened = index
       ? await openChecked(index, gzipMeta, cached, target, services)

@@ -371,3 +371,81 @@ Deno.test("CachedSource: eviction under load never gives wrong bytes", async () 
   await store.settled();
   assert.ok(store.stats.evictions > 10);
 });
+
+Deno.test("CachedSource reads ahead of a sequential reader when told to and when it can keep it", () =>
+  withStore(async (store) => {
+    const inner = new TestSource(seededBytes(6_000_000, 1));
+    await using source = new CachedSource(inner, {
+      key: "a",
+      store,
+      blockSize: 16 * BLOCK,
+      readaheadBytes: 2_000_000,
+    });
+    const dst = new Uint8Array(8 * BLOCK);
+    let waited = 0;
+    let furthest = 0;
+    for (let at = 0; at + dst.length <= 5_000_000; at += dst.length) {
+      if (!source.preadNow(dst, at)) {
+        waited++;
+        await source.pread(dst, at);
+      }
+      assert.deepEqual(dst, inner.content.subarray(at, at + dst.length));
+      await turn();
+      for (const read of inner.reads) {
+        const end = read.offset + read.length;
+        furthest = Math.max(furthest, end - at);
+      }
+    }
+    // A reader proves itself by 256 KiB; from then on blocks are there first.
+    assert.ok(waited < 15, `${waited} reads waited`);
+    assert.ok(furthest <= 2_000_000 + 2 * 2 ** 20, `${furthest} bytes ahead`);
+    const ahead = inner.reads.filter((r) => r.priority === "prefetch");
+    assert.ok(ahead.length > 2, `${ahead.length} reads ahead`);
+    const fetched = inner.reads.reduce((sum, r) => sum + r.length, 0);
+    assert.ok(fetched <= inner.size, "a block was fetched twice");
+    // Random reads, and a source that keeps nothing: nothing ahead.
+    for (const options of [{ store }, {}]) {
+      const other = new TestSource(seededBytes(6_000_000, 2));
+      await using random = new CachedSource(other, {
+        key: "b",
+        blockSize: 16 * BLOCK,
+        readaheadBytes: 2_000_000,
+        ...options,
+      });
+      const step = options.store ? 1_000_000 : dst.length;
+      for (let i = 0; i < 12; i++) {
+        const at = options.store ? (i * 7 % 5) * step : i * step;
+        await random.pread(dst, at);
+        await turn();
+      }
+      assert.ok(other.reads.every((r) => r.priority === "demand"));
+    }
+  }));
+
+Deno.test("CachedSource.prefetch() brings blocks to the store, behind demand, once", () =>
+  withStore(async (store) => {
+    const inner = new TestSource(seededBytes(40 * BLOCK, 1));
+    await using source = new CachedSource(inner, {
+      key: "a",
+      store,
+      blockSize: BLOCK,
+      maxFetchBytes: 8 * BLOCK,
+    });
+    await source.pread(new Uint8Array(1), 3 * BLOCK);
+    await source.prefetch(2 * BLOCK - 1, 10 * BLOCK);
+    assert.deepEqual(
+      inner.reads.map((r) => [r.offset / BLOCK, r.length / BLOCK, r.priority]),
+      [[3, 1, "demand"], [1, 2, "prefetch"], [4, 8, "prefetch"]],
+    );
+    const dst = new Uint8Array(10 * BLOCK);
+    assert.ok(source.preadNow(dst, 2 * BLOCK - 1));
+    await source.prefetch(BLOCK, 11 * BLOCK);
+    assert.equal(inner.reads.length, 3);
+    inner.failure = new TypeError("a defect");
+    await assert.rejects(source.prefetch(20 * BLOCK, 1), TypeError);
+    await assert.rejects(source.prefetch(40 * BLOCK, 1), RangeError);
+    const bare = new TestSource(seededBytes(40 * BLOCK, 1));
+    await using keeping = new CachedSource(bare, { key: "b" });
+    await keeping.prefetch(0, 10 * BLOCK);
+    assert.equal(bare.reads.length, 0);
+  }));

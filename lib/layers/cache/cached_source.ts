@@ -5,11 +5,13 @@ import {
   type ByteSource,
   checkRange,
   ObdError,
+  priorityOf,
   type ReadOptions,
   SharedFlight,
   type SourceDescription,
   Urgency,
 } from "../../io/mod.ts";
+import { type Stream, StreamTracker } from "../readahead.ts";
 import type { CacheEntry } from "./entry.ts";
 import type { CacheStore } from "./store.ts";
 
@@ -35,6 +37,8 @@ export interface CachedSourceOptions {
   maxFetchBytes?: number;
   /** Bytes in flight; shared between sources to bound a process. */
   budget?: ByteBudget;
+  /** Most bytes read ahead of a sequential reader; needs a store. Default none: what lies above may do it better. */
+  readaheadBytes?: number;
 }
 
 /** What a reader can tell a cache below it. */
@@ -90,6 +94,9 @@ export class CachedSource implements CachingSource {
     prefetch: new Map<number, BlockFlight>(),
   };
   readonly #fetches = new Map<Promise<void>, Fetch>();
+  readonly #tracker: StreamTracker;
+  /** Blocks that are being read ahead. */
+  #ahead = 0;
   #dispatching = false;
   #closed: Promise<void> | undefined;
 
@@ -110,6 +117,9 @@ export class CachedSource implements CachingSource {
       Math.floor((options.maxFetchBytes ?? DEFAULT_FETCH_BYTES) / blockSize),
     );
     this.#budget = options.budget ?? new ByteBudget(DEFAULT_IN_FLIGHT_BYTES);
+    this.#tracker = new StreamTracker(
+      options.store ? options.readaheadBytes ?? 0 : 0,
+    );
   }
 
   preadNow(dst: Uint8Array, offset: number): boolean {
@@ -122,6 +132,7 @@ export class CachedSource implements CachingSource {
       if (!this.#readNow(part, block, inside)) return false;
       at += length;
     }
+    this.#note(offset, dst.length);
     return true;
   }
 
@@ -141,8 +152,35 @@ export class CachedSource implements CachingSource {
       parts.push(this.#readPart(part, block, inside, options));
       at += length;
     }
+    if (priorityOf(options) === "demand") this.#note(offset, dst.length);
     // All of them, also after a failure: `dst` is ours until none writes to it.
     await allSettled(parts);
+  }
+
+  #note(offset: number, length: number): void {
+    const stream = this.#tracker.note(offset, length);
+    if (stream && stream.ahead < stream.next + stream.window) {
+      this.#readAhead(stream);
+    }
+  }
+
+  /** Starts the blocks that a stream comes to next. */
+  #readAhead(stream: Stream): void {
+    const limit = Math.min(this.size, stream.next + stream.window);
+    let at = Math.max(stream.ahead, stream.next);
+    const most = MAX_PREFETCHES * this.#maxBlocks;
+    while (at < limit && this.#ahead < most && !this.#closed) {
+      const block = Math.floor(at / this.#blockSize);
+      if (!this.#recent.has(block) && !this.#lookup(block)) {
+        this.#ahead++;
+        // Nobody is told of a failure: the read that needs the block tries again.
+        this.#flightOf(block).join().catch(() => {}).finally(() =>
+          this.#ahead--
+        );
+      }
+      at = (block + 1) * this.#blockSize;
+    }
+    stream.ahead = at;
   }
 
   /** Without a store nothing would stay, so nothing is done. */
