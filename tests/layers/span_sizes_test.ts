@@ -58,10 +58,13 @@ function openCold(blob: Uint8Array, scanned: LayerScan, pool: CodecPool) {
 }
 
 Deno.test("a random 4 KiB read of a cold gzip layer decodes one span of 2 MiB at most", async () => {
-  const kinds = ["text", "random", "text", "zeros", "pattern", "text"] as const;
+  const kinds = ["text", "random", "text", "zeros", "text", "text"] as const;
   const tar = concatBytes([
     new Uint8Array(512),
-    ...kinds.map((kind, i) => sampleBytes(i, 2 * MIB + 17 * i, kind)),
+    // Longer runs of zeros make blocks of several MiB: see the next test.
+    ...kinds.map((kind, i) =>
+      sampleBytes(i, kind === "zeros" ? 300_000 : 2 * MIB + 17 * i, kind)
+    ),
   ]);
   const blob = new Uint8Array(gzipSync(tar));
   const scanned = await scan(blob);
