@@ -131,6 +131,8 @@ export interface Summary {
   limitMultiple?: number;
   /** Median of `steadyRate` against that of plain OCI. */
   steadyRatio?: number;
+  /** The same of `steadyCpuSeconds`. */
+  steadyCpuRatio?: number;
 }
 
 /** One program of a contender. */
@@ -162,6 +164,8 @@ export function summarize(
     const steady = quotient(summary.steadyRate, plain?.steadyRate);
     if (ratio !== undefined) summary.ratio = ratio;
     if (steady !== undefined) summary.steadyRatio = steady;
+    const cpu = quotient(summary.steadyCpuSeconds, plain?.steadyCpuSeconds);
+    if (cpu !== undefined) summary.steadyCpuRatio = cpu;
   }
   return summaries;
 }

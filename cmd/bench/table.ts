@@ -89,6 +89,7 @@ const TIMES: readonly Column[] = [
     (s) =>
       s.steadyCpuSeconds ? (s.steadyCpuSeconds.median * 1000).toFixed(3) : "-",
   ],
+  ["× oci", (s) => factor(s.steadyCpuRatio, 2)],
 ];
 
 const COSTS: readonly Column[] = [

@@ -66,6 +66,10 @@ const FIGURES: readonly Figure[] = [
     "CPU time of a steady request",
     (s) => spread(s.steadyCpuSeconds, (n) => `${digits(n * 1000)} ms`),
   ],
+  [
+    "CPU time of a steady request ÷ plain OCI",
+    (s) => s.steadyCpuRatio === undefined ? "–" : factor(s.steadyCpuRatio),
+  ],
 ];
 
 /** Every figure of every contender. What nobody has is left out. */
