@@ -21,6 +21,7 @@ interface BuildFlags {
   platform?: string;
   allPlatforms?: boolean;
   flatten?: boolean;
+  base?: string;
   /** KiB. */
   spanSize?: number;
   /** A name, or false for `--no-tag`. */
@@ -60,6 +61,7 @@ export async function run(
     platform: flags.platform,
     allPlatforms: flags.allPlatforms,
     flatten: flags.flatten,
+    base: flags.base,
     spanSize: flags.spanSize && flags.spanSize * 1024,
     tag: flags.tag === true ? undefined : flags.tag,
     referrer: flags.referrer,

@@ -153,6 +153,12 @@ function addBuild(add: Add): void {
         .conflicts("allPlatforms"),
     )
     .option("--all-platforms", "build every platform of an index")
+    .addOption(
+      new Option(
+        "--base <image>",
+        "go on from this converted image of the lower layers, made by any tool",
+      ).conflicts("flatten"),
+    )
     .option("--flatten", "put all metadata into the top layer")
     .addOption(
       new Option(

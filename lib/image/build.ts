@@ -43,8 +43,19 @@ import {
   NativeConverter,
   type NativeParameters,
 } from "./native_convert.ts";
-import { findReuse, type Reuse, type ReuseFinder } from "./find_reusable.ts";
-import { close, type ReusedLayer, type ReuseOrigin } from "./reuse.ts";
+import type { BuildBase } from "./base.ts";
+import {
+  findReuse,
+  type Floor,
+  type Reuse,
+  type ReuseFinder,
+} from "./find_reusable.ts";
+import {
+  close,
+  closeParts,
+  type ReusedLayer,
+  type ReuseOrigin,
+} from "./reuse.ts";
 import { checkLayers, type SourceImage } from "./source.ts";
 
 const GIB = 2 ** 30;
@@ -76,6 +87,8 @@ export interface BuildOptions {
   scratch: string;
   /** Looks for layers that were built before; borrowed. */
   reuse?: ReuseFinder | undefined;
+  /** Opens the converted layers to go on from, in place of those that `reuse` finds. */
+  base?: ((source: SourceImage) => Promise<BuildBase>) | undefined;
   /** Map entries of one layer at most; default what readers take. For tests. */
   maxEntries?: number | undefined;
 }
@@ -104,6 +117,8 @@ export interface BuiltImage {
   documents: MetaDocuments;
   /** In the order of the source's layers. */
   layers: readonly (BuiltLayer | ReusedLayer)[];
+  /** What another tool put below them. */
+  floor?: Floor | undefined;
   /** Keys of the chains of its lowest layers, under which other builds find these; none on layers of other tools. */
   chains: readonly { key: string; count: number }[];
   platform: string;
@@ -135,11 +150,18 @@ export async function buildFormats(
   ];
   checkLayers(source, environment.log);
   await Deno.mkdir(options.scratch, { recursive: true });
-  const parameters = chainParameters(source, options);
-  const reuse = await findFormats(environment, source, formats, {
+  const base = await options.base?.(source);
+  const parameters = chainParameters(source, {
     ...options,
-    parameters,
+    // A device has one size, whoever made its lower layers.
+    virtualSize: base?.virtualSize ?? options.virtualSize,
   });
+  const reuse = base
+    ? { turbo: base.reuse, overlaybd: base.reuse }
+    : await findFormats(environment, source, formats, {
+      ...options,
+      parameters,
+    });
   const missing = formats.filter((format) =>
     reuse[format].count < source.manifest.layers.length
   );
@@ -149,6 +171,7 @@ export async function buildFormats(
     ? new NativeConverter(environment, source, {
       parameters: options.native ?? DEFAULT_NATIVE,
       virtualSize: parameters.virtualSize,
+      onto: base?.top,
       scratch: options.scratch,
       threads: options.jobs ?? navigator.hardwareConcurrency,
       maxEntries: options.maxEntries,
@@ -235,6 +258,9 @@ async function stackReused(
     : Math.min(...missing.map((format) => reuse[format].count));
   // Meta layers are in memory.
   const chosen = missing.includes("turbo") ? "turbo" : "overlaybd";
+  const { floor } = reuse[chosen];
+  if (floor && missing.length > 0) stack.add(floor.part.opened);
+  else if (floor) await closeParts([floor.part]);
   const below = reuse[chosen].layers.slice(0, first);
   for (const { parts } of below) {
     for (const { opened } of parts) stack.add(opened);
@@ -271,6 +297,7 @@ function describeImage(
     })),
     chainKey(parameters, count),
     format === "overlaybd" ? facts.nativeTypes : "oci",
+    facts.reuse.floor,
   );
   const prefixes = parameters.flatten
     ? [count]
@@ -280,6 +307,7 @@ function describeImage(
     source,
     documents,
     layers,
+    floor: facts.reuse.floor,
     chains: foreign ? [] : prefixes.map((n) => ({
       key: chainKey(parameters, n),
       count: n,
@@ -364,7 +392,7 @@ class Builder {
     const { virtualSize } = this.#parameters;
     const count = this.#source.manifest.layers.length;
     const built: BuiltLayers = { turbo: [], overlaybd: [] };
-    const model = first === 0
+    const model = this.#stack.isEmpty
       ? Ext4Model.create({ virtualSize })
       : await Ext4Model.load(this.#stack.device(), this.#stack.table());
     const space = new ImageSpace(model);

@@ -5,6 +5,7 @@
 
 import { errorText, FormatError, NotFoundError, ObdError } from "../io/mod.ts";
 import {
+  type Descriptor,
   type ImageManifest,
   parseManifest,
   type Reference,
@@ -22,12 +23,22 @@ import {
   close,
   openChain,
   type ReusedLayer,
+  type ReusedPart,
   type ReuseOrigin,
 } from "./reuse.ts";
+
+/** A file system without content below a source's layers, as another tool put it there. */
+export interface Floor {
+  descriptor: Descriptor;
+  from: ReuseOrigin;
+  part: ReusedPart;
+}
 
 /** What a format has already. */
 export interface Reuse {
   layers: ReusedLayer[];
+  /** What lies below them. */
+  floor?: Floor | undefined;
   /** How many of the source's layers these are: all, if the image is flattened. */
   count: number;
   /** Manifest and config that are taken over too: a whole image of another tool. */

@@ -1,7 +1,7 @@
 /** Meta images: what their manifests say, whether one fits a source, and how ours are written. */
 
-import { FormatError, utf8 } from "../io/mod.ts";
-import type { LayerPart } from "../layers/mod.ts";
+import { FormatError, LimitError, utf8 } from "../io/mod.ts";
+import { type LayerPart, MAX_LAYERS } from "../layers/mod.ts";
 import {
   type Descriptor,
   type ImageConfig,
@@ -235,6 +235,10 @@ export function misfit(
   if (roles === undefined) return "it is no meta image";
   const layers = layerGroups(roles).map(([role]) => role!);
   const wanted = source.manifest.layers;
+  // An empty file system below all (convertor's --mkfs=false).
+  if (layers.length === wanted.length + 1 && layers[0]!.kind === "native") {
+    layers.shift();
+  }
   if (layers.length !== wanted.length) {
     return `it has ${layers.length} layers, the source has ${wanted.length}`;
   }
@@ -258,6 +262,8 @@ export interface BuiltLayerDescriptor {
   kind: "turbo" | "native";
   /** The blobs that it became, bottom first. */
   parts: readonly LayerPart[];
+  /** Descriptors that another tool wrote, one for each part: they are kept. */
+  descriptors?: readonly Descriptor[] | undefined;
   /** The source layer; unused for native ones. */
   target: Descriptor;
   /** Entries of the source layer's tar. */
@@ -283,22 +289,32 @@ export interface MetaDocuments {
  *
  * @param types Docker's manifests know neither subject nor artifact type: those
  * are left out there.
+ * @param floor A layer of another tool below those of the source.
+ * @throws {LimitError} If there are more layers than readers stack.
  */
 export function writeMetaDocuments(
   source: SourceImage,
   layers: readonly BuiltLayerDescriptor[],
   chainKey: string,
   types: "oci" | "docker" = "oci",
+  floor?: { descriptor: Descriptor; part: LayerPart },
 ): MetaDocuments {
   const isOci = types === "oci";
-  const config = writeConfig(source.config, layers, isOci);
+  const config = writeConfig(source.config, layers, isOci, floor?.part);
   const descriptors = layers.flatMap((layer) =>
-    layer.parts.map((part, i) =>
-      layer.kind === "native"
-        ? nativeDescriptor(layer, part, i, isOci)
-        : layerDescriptor(layer, part, i)
-    )
+    layer.descriptors ??
+      layer.parts.map((part, i) =>
+        layer.kind === "native"
+          ? nativeDescriptor(layer, part, i, isOci)
+          : layerDescriptor(layer, part, i)
+      )
   );
+  if (floor) descriptors.unshift(floor.descriptor);
+  if (descriptors.length > MAX_LAYERS) {
+    throw new LimitError(
+      `Cannot write image of ${descriptors.length} layers, the parts of large ones included: readers stack ${MAX_LAYERS}`,
+    );
+  }
   const artifactType = layers.every((layer) => layer.kind === "native")
     ? NATIVE_ARTIFACT_TYPE
     : TURBO_ARTIFACT_TYPE;
@@ -335,11 +351,13 @@ function writeConfig(
   source: ImageConfig,
   layers: readonly BuiltLayerDescriptor[],
   isOci: boolean,
+  floor: LayerPart | undefined,
 ): MetaDocuments["config"] {
   const parts = layers.flatMap((layer) => layer.parts);
+  if (floor) parts.unshift(floor);
   const bytes = utf8(JSON.stringify({
     ...source.raw,
-    ...newHistory(source, layers),
+    ...newHistory(source, layers, floor !== undefined),
     rootfs: { type: "layers", diff_ids: parts.map((part) => part.diffId) },
   }));
   return {
@@ -359,12 +377,14 @@ function writeConfig(
 function newHistory(
   source: ImageConfig,
   layers: readonly BuiltLayerDescriptor[],
+  hasFloor: boolean,
 ): object {
   const { history } = source.raw as { history?: unknown };
   const isFlat = layers.length !== source.diffIds.length;
   const isSplit = layers.some((layer) => layer.parts.length > 1);
-  if (!Array.isArray(history) || !(isFlat || isSplit)) return {};
+  if (!Array.isArray(history) || !(isFlat || isSplit || hasFloor)) return {};
   const steps: { empty_layer?: boolean }[] = [];
+  if (hasFloor) steps.push({ created_by: "obd: base layer" } as object);
   let layer = 0;
   for (const [i, step] of history.entries()) {
     const { empty_layer, ...rest } = step as { empty_layer?: boolean };

@@ -46,6 +46,8 @@ export const NATIVE_SPAN_SIZE = 16 * 1024 * 1024;
 export interface ConverterOptions {
   parameters: NativeParameters;
   virtualSize: number;
+  /** The layer of another tool that the source layer `index` is put on, and its UUID. */
+  onto?: { index: number; uuid: string } | undefined;
   /** Directory for the spools and the blobs. */
   scratch: string;
   threads: number;
@@ -194,7 +196,12 @@ export class NativeConverter implements Disposable {
   ): { uuid: string; parentUuid: string | undefined } {
     const { diffIds } = this.#source.config;
     const chain = (layers: number) => chainId(diffIds.slice(0, layers));
-    const below = hasParent ? chainUuid(chain(index)) : undefined;
+    const { onto } = this.#options;
+    const below = onto?.index === index
+      ? onto.uuid
+      : hasParent
+      ? chainUuid(chain(index))
+      : undefined;
     return {
       uuid: nativeUuid(chain(index + 1), part, count),
       parentUuid: part === 0 ? below : partUuid(chain(index + 1), part - 1),

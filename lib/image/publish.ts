@@ -5,6 +5,7 @@ import {
   FileSource,
   ObdError,
   UnsupportedError,
+  UsageError,
   utf8,
 } from "../io/mod.ts";
 import type { LayerBreakdown } from "../layers/mod.ts";
@@ -31,6 +32,7 @@ import {
   NATIVE_ARTIFACT_TYPE,
   TURBO_ARTIFACT_TYPE,
 } from "./annotations.ts";
+import { openBase } from "./base.ts";
 import {
   type BuildFormat,
   buildFormats,
@@ -97,6 +99,8 @@ export interface PublishOptions {
   database?: ConversionDatabase | undefined;
   /** Nobody asked for the database: that it cannot be used is worth no warning. */
   isDefaultDatabase?: boolean | undefined;
+  /** An image of the source's lower layers that was converted by any tool, to go on from. */
+  base?: string | undefined;
   /** Map entries of one layer at most; default what readers take. For tests. */
   maxEntries?: number | undefined;
 }
@@ -172,6 +176,10 @@ async function publishWith(
   const index = options.allPlatforms ? sources[0]!.index : undefined;
   const root = index?.resolved ?? sources[0]!.resolved;
   const formats = [...new Set(options.formats ?? ["turbo" as const])];
+  const { base } = options;
+  if (base !== undefined && options.flatten) {
+    throw new UsageError("--base and --flatten exclude each other");
+  }
   const destinations = formats.map((format, i) =>
     chooseDestination(
       reference,
@@ -213,6 +221,10 @@ async function publishWith(
             maxEntries: options.maxEntries,
             scratch: `${scratch}/${i}`,
             reuse: finder,
+            base: base === undefined
+              ? undefined
+              : (source) =>
+                openBase(finder, base, source, destination.reference),
           }),
         );
       }
@@ -238,7 +250,8 @@ async function publishWith(
       for (const image of images) await publisher.pushBlobs(image, destination);
       for (const image of images) {
         await publisher.pushManifests(image, place(image).tag);
-        if (finder.database && finder.place) {
+        // What stands on layers of other tools is no answer to others' questions.
+        if (finder.database && finder.place && base === undefined) {
           await recordImage(finder.database, finder.place, image);
         }
       }
@@ -375,6 +388,9 @@ class Publisher {
     }
     await checkTargets(this.#target, targets, signal);
     let at = 0;
+    if (image.floor) {
+      await this.#takeOver(image.documents.layers[at++]!, image.floor.from);
+    }
     for (const layer of image.layers) {
       for (const part of layer.parts) {
         const descriptor = image.documents.layers[at++]!;

@@ -37,8 +37,13 @@ export interface ReusedPart extends LayerPart {
 export interface ReuseOrigin {
   /** For people, e.g. `127.0.0.1:5000/app`. */
   repository: string;
-  /** What led there: the chain's tag, or a table of the database of conversions. */
-  by: "tag" | "obd_chains" | "overlaybd_layers" | "overlaybd_manifests";
+  /** What led there: the chain's tag, `--base`, or a table of the database of conversions. */
+  by:
+    | "tag"
+    | "base"
+    | "obd_chains"
+    | "overlaybd_layers"
+    | "overlaybd_manifests";
   /** Another repository of the target's registry, which the blobs come from. */
   elsewhere?: RegistryReference | undefined;
 }
@@ -50,6 +55,8 @@ export interface ReusedLayer {
   from: ReuseOrigin;
   /** At least one; bottom first. */
   parts: readonly ReusedPart[];
+  /** Of each part, where it is kept as another tool wrote it. */
+  descriptors?: readonly Descriptor[] | undefined;
   compression: SpanIndex["compression"];
   entryCount: number;
   /** Bytes at the start of the uncompressed target that should be fetched ahead. */
@@ -74,7 +81,8 @@ export async function close(layers: readonly ReusedLayer[]): Promise<void> {
   for (const { parts } of layers) await closeParts(parts);
 }
 
-async function closeParts(parts: readonly ReusedPart[]): Promise<void> {
+/** The same of single blobs. */
+export async function closeParts(parts: readonly ReusedPart[]): Promise<void> {
   for (const { opened } of parts) await opened.data[Symbol.asyncDispose]();
 }
 

@@ -29,6 +29,11 @@ export class LayerStack implements AsyncDisposable {
   readonly #layers: OpenedLayer[] = [];
   #table: SegmentTable | undefined;
 
+  /** Whether nothing was put on it yet. */
+  get isEmpty(): boolean {
+    return this.#layers.length === 0;
+  }
+
   /** Puts a layer on top. */
   add(layer: OpenedLayer): void {
     this.#layers.push(layer);
