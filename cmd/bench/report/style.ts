@@ -66,6 +66,9 @@ svg text { fill: var(--soft); font: 12px system-ui, sans-serif; font-variant-num
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { white-space: nowrap; }
+tbody th { min-width: 12rem; font-weight: 500; }
+th small, td small { display: block; font-weight: 400; font-size: .8rem; }
+@media (min-width: 44rem) { table th:first-child { position: sticky; left: 0; background: var(--paper); } }
 thead th { color: var(--soft); }
 dl { margin: 1rem 0 0; font-size: .875rem; }
 dl div { display: grid; grid-template-columns: 9rem 1fr; column-gap: 1rem; padding: .2rem 0; }

@@ -87,7 +87,7 @@ export function figureTable(summaries: readonly Summary[]): string {
     ];
   });
   return scrolled(
-    `<table data-table="figures"><thead><tr><th scope="col">Median (min – max)</th>${head}</tr></thead><tbody>${
+    `<table data-table="figures"><thead><tr><th scope="col">Median<small>lowest – highest</small></th>${head}</tr></thead><tbody>${
       rows.join("")
     }</tbody></table>`,
   );
@@ -133,7 +133,7 @@ export function overviewTable(summaries: readonly Summary[]): string {
       if (!own.ready) return `<td class="failure">failed</td>`;
       const ratio = own.ratio === undefined || own.ratio === 1
         ? ""
-        : `<br><small>${factor(own.ratio)}</small>`;
+        : `<small>${factor(own.ratio)}</small>`;
       return `<td>${seconds(own.ready.median)}${ratio}</td>`;
     });
     return `<tr><th scope="row">${escapeHtml(workload)}</th>${

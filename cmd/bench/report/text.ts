@@ -40,7 +40,7 @@ export function factor(value: number): string {
   } ×`;
 }
 
-/** "median (min–max)", or just the value where all are equal. */
+/** HTML: the median with the ends below, or just the value where all are equal. */
 export function spread(
   value: Spread | undefined,
   format: (n: number) => string,
@@ -49,7 +49,7 @@ export function spread(
   const { median, min, max } = value;
   return min === max
     ? format(median)
-    : `${format(median)} (${format(min)} – ${format(max)})`;
+    : `${format(median)}<small>${format(min)} – ${format(max)}</small>`;
 }
 
 /** A position on an axis as a percentage with enough digits for a wide screen. */
