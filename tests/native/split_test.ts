@@ -39,6 +39,7 @@ import {
   build,
   dumpImage,
   imageTree,
+  layoutTags,
   removeTags,
   sh,
   testEnvironment,
@@ -372,6 +373,21 @@ Deno.test("a build of one's own for a split image needs no registry", async () =
     });
     const [platform] = report.platforms;
     assert.ok(platform!.layers[0]!.parts! > 1);
+  });
+});
+
+Deno.test("more parts than readers stack are refused before anything is pushed", async () => {
+  await withTempDir(async (temp) => {
+    const layout = `${temp}/l`;
+    const files = Array.from({ length: 600 }, (_, i) => file(`f${i}`, `${i}`));
+    const image = makeImage({ layers: [{ entries: files }] });
+    await writeLayout(layout, [{ tag: "v1", image }]);
+    const options = { source: `oci:${layout}:v1`, maxEntries: 4 };
+    await assert.rejects(build(options), {
+      code: "limit",
+      message: /^Cannot write image of \d{3} layers, .* stack 255$/,
+    });
+    assert.deepEqual([...(await layoutTags(layout)).keys()], ["v1"]);
   });
 });
 
