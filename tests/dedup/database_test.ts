@@ -127,6 +127,7 @@ async function nonsense(
     ["app?x=1", digest(1), 1],
     ["app@sha256:00", digest(1), 1],
     ["APP", digest(1), 1],
+    ["app:v1", digest(1), 1],
     ["b", "sha256:12", 1],
     ["c", "md5:00", 1],
     ["d", digest(1), 0],
