@@ -10,6 +10,7 @@ import { readTree, runTool } from "../testutil/debian_image.ts";
 import { parseTree, sameTree } from "../testutil/device_tree.ts";
 import { ObdSandbox } from "../testutil/obd_command.ts";
 import {
+  blobPath,
   type MadeImage,
   makeImage,
   makeLayer,
@@ -71,6 +72,41 @@ function withoutDirectoryTimes(tree: readonly string[]): string[] {
   });
 }
 
+/** gzip blobs of several members, whose first is all that a `gzip.meta` can describe. */
+const MANY_MEMBERS = ["bgzip", "gzip members joined", "eStargz"];
+
+function wantedOfOverlaybd(kind: string): string {
+  if (kind === "plain tar") return "tar";
+  // Of a gzip layer without an index the reader fails to open it.
+  const isReadable = !kind.includes("zstd") && !MANY_MEMBERS.includes(kind);
+  return isReadable ? "gzip, index" : "gzip, no index";
+}
+
+/** For each layer the type of its target, and whether there is an index of it. */
+async function whatOverlaybdIsTold(
+  layout: string,
+  digest: string,
+): Promise<string[]> {
+  const manifest = JSON.parse(
+    await Deno.readTextFile(blobPath(layout, digest)),
+  );
+  const told = [];
+  for (const { digest, annotations } of manifest.layers) {
+    const type: string = annotations[
+      "containerd.io/snapshot/overlaybd/turbo-oci/target-media-type"
+    ];
+    const members = await runTool("tar", "-tzf", blobPath(layout, digest));
+    const hasIndex = members.split("\n").includes("gzip.meta");
+    const compression = type.replace(/^.*[.+]/, "");
+    told.push(
+      compression === "tar"
+        ? "tar"
+        : `${compression}, ${hasIndex ? "index" : "no index"}`,
+    );
+  }
+  return told;
+}
+
 const STACKS = [
   { name: "tar and gzip", kinds: GZIP_KINDS, isUmocis: true },
   { name: "zstd", kinds: ZSTD_KINDS, isUmocis: false },
@@ -90,6 +126,16 @@ for (const { name, kinds, isUmocis } of STACKS) {
 
       const built = await box.json("build", "--vsize", "1", source);
       equal(built.layers.length, kinds.length + 1);
+      await t.step("overlaybd reads a layer right, or not at all", async () => {
+        const told = await whatOverlaybdIsTold(
+          at("layout"),
+          built.meta.digest,
+        );
+        deepEqual(
+          kinds.map(({ name }, i) => `${name}: ${told[i]}`),
+          kinds.map(({ name }) => `${name}: ${wantedOfOverlaybd(name)}`),
+        );
+      });
       await t.step("NBD in random order shows what dump writes", async () => {
         const raw = at("device.raw");
         // The server's caches are to be empty.
