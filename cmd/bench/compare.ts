@@ -6,8 +6,12 @@ import {
   type Session,
   type Spread,
   spreadOf,
+  summarize,
 } from "./result.ts";
 import { alignColumns } from "./table.ts";
+
+/** Fewer runs hardly ever reach as far as noise does. */
+const RUNS_FOR_NOISE = 3;
 
 /** What a comparison says of one contender on one workload. */
 export interface Comparison {
@@ -111,10 +115,19 @@ export function differences(
   ];
   const all = (sessions: readonly Session[], of: (s: Session) => string) =>
     [...new Set(sessions.map(of))].join(" and ");
-  return facts.flatMap(([name, of]) => {
+  const notes = facts.flatMap(([name, of]) => {
     const [a, b] = [all(first, of), all(second, of)];
     return a === b ? [] : [`${name}: ${a} against ${b}`];
   });
+  const fewest = Math.min(
+    ...summarize(runsOf(first)).map((s) => s.readyRuns.length),
+  );
+  if (fewest < RUNS_FOR_NOISE) {
+    notes.push(
+      `runs: the first result has as few as ${fewest}, whose spread says little about noise`,
+    );
+  }
+  return notes;
 }
 
 /** The comparison for a terminal. */
@@ -129,7 +142,7 @@ export function renderComparison(
     (s
       ? `${s.median.toFixed(2)} (${s.min.toFixed(2)}–${s.max.toFixed(2)})`
       : "-") + (failures > 0 ? `, ${failures} failed` : "");
-  const lines = notes.map((note) => `not alike: ${note}`);
+  const lines = notes.map((note) => `mind: ${note}`);
   for (const workload of new Set(comparisons.map((c) => c.workload))) {
     const own = comparisons.filter((c) => c.workload === workload);
     lines.push(
