@@ -151,6 +151,13 @@ function gzipMetaSeed(
             compressedOffset[i]! <= gzipSize,
           `Checkpoint ${i} is out of bounds`,
         );
+        const { buffer, byteOffset, length } = meta.checkpoints.window[i]!;
+        const end = byteOffset - bytes.byteOffset + length;
+        must(
+          buffer !== bytes.buffer ||
+            end <= getU64(viewOf(bytes), GZ.indexStart),
+          `Window ${i} is not among the windows`,
+        );
       }
       const fsMeta = blob && random.oneIn(8) && anyFsMetaOnce();
       if (!fsMeta) return;

@@ -43,13 +43,19 @@ function naiveRead(
   const index = getU64(view, trailer + 32);
   const count = getU64(view, trailer + 40);
   const out = new Uint8Array(length);
+  const limit = Math.floor(index / SECTOR) * SECTOR;
   for (let i = 0; i < count; i++) {
     const word0 = view.getBigUint64(index + i * 16, true);
     const word1 = view.getBigUint64(index + i * 16 + 8, true);
     const start = Number(word0 & (2n ** 50n - 1n)) * SECTOR;
     const end = start + Number(word0 >> 50n) * SECTOR;
-    if (word0 === 2n ** 50n - 1n || (word1 >> 55n & 1n) === 1n) continue;
+    const isPadding = (word0 & (2n ** 50n - 1n)) === 2n ** 50n - 1n;
+    if (isPadding || (word1 >> 55n & 1n) === 1n) continue;
     const from = Number(word1 & (2n ** 55n - 1n)) * SECTOR;
+    must(
+      from >= HEADER && from + end - start <= limit,
+      `Entry ${i} maps ${from}, outside of the data`,
+    );
     const first = Math.max(start, offset);
     const last = Math.min(end, offset + length);
     if (first >= last) continue;
