@@ -88,6 +88,9 @@ Deno.test("renderReport() has nothing of anybody in it but as text", () => {
   const html = renderReport([richSession()]);
   assert.ok(!/<script|<img/i.test(html.replaceAll(/&#\d+;/g, "")));
   assert.ok(html.includes(escapeHtml(HOSTILE)));
+  // A contender that failed has its row, in the chart and in the overview.
+  assert.match(html, /<p class="failure">3 runs failed: it broke<\/p>/);
+  assert.match(html, /<td class="failure">failed<\/td>/);
   assert.ok(!/https?:\/\//.test(html), "needs nothing from elsewhere");
   assert.match(renderReport([]), /<main>/);
   // Nothing was measured at all.
@@ -243,9 +246,16 @@ Deno.test({
         assert.ok(found.scrollWidth <= width, `${found.scrollWidth} px wide`);
         assert.ok(found.texts > 100);
         assert.equal(found.empty, 0);
-        const charts = ["ready", "phases", "bytes", "bytes-begin", "map"];
+        const charts = [
+          "ready",
+          "phases",
+          "phases-lazy",
+          "bytes",
+          "bytes-begin",
+          "map",
+        ];
         // In the recorded one the first seconds are wide enough.
-        const recorded = charts.filter((kind) => kind !== "bytes-begin");
+        const recorded = charts.filter((kind) => !/-/.test(kind));
         assert.deepEqual(found.charts, [...charts, ...charts, ...recorded]);
         // Bars of both workloads, those that failed have none.
         assert.deepEqual(

@@ -150,8 +150,27 @@ export function typicalRun(
   return own.sort((a, b) => distance(a) - distance(b))[0];
 }
 
-/** Stacked phases of each contender's typical run. */
-export function phaseChart(
+/** The lazy contenders get a chart of their own if they would be no wider than this share. */
+export const ZOOM_SHARE = 0.4;
+
+/** Stacked phases of each contender's typical run, and once more of obd's alone. */
+export function phaseCharts(
+  summaries: readonly Summary[],
+  runs: readonly RunResult[],
+): string {
+  const title = "What the time goes into";
+  const end = (some: readonly Summary[]) =>
+    Math.max(0, ...some.map((s) => typicalRun(runs, s)?.readySeconds ?? 0));
+  const lazy = summaries.filter((s) => s.contender.startsWith("obd"));
+  const whole = phaseChart("phases", title, summaries, runs);
+  return end(lazy) > 0 && end(lazy) < end(summaries) * ZOOM_SHARE
+    ? whole + phaseChart("phases-lazy", `${title}: obd alone`, lazy, runs)
+    : whole;
+}
+
+function phaseChart(
+  kind: string,
+  title: string,
   summaries: readonly Summary[],
   runs: readonly RunResult[],
 ): string {
@@ -174,8 +193,8 @@ export function phaseChart(
     `<span><i class="swatch p${i}"></i>${name}</span>`
   ).join("");
   return figure(
-    "phases",
-    "What the time goes into",
+    kind,
+    title,
     "The run closest to each median.",
     rows.join("") + axis(marks, "s") + `<p class="legend">${legend}</p>`,
   );

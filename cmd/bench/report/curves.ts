@@ -2,7 +2,7 @@
 
 import type { Measurement } from "../measurement.ts";
 import type { RunResult, Summary } from "../result.ts";
-import { figure, typicalRun } from "./bars.ts";
+import { figure, typicalRun, ZOOM_SHARE } from "./bars.ts";
 import {
   colourClass,
   escapeHtml,
@@ -16,8 +16,6 @@ import {
 const HEIGHT = 220;
 /** Lines have no more corners: a screen has no more pixels. */
 const POINTS_MAX = 300;
-/** The beginning is drawn once more if the shortest starts would be no wider than this share. */
-const ZOOM_SHARE = 0.4;
 
 /** One contender's line. */
 interface Line {

@@ -13,7 +13,7 @@ import {
   type Summary,
   type Touched,
 } from "../result.ts";
-import { phaseChart, readyChart } from "./bars.ts";
+import { phaseCharts, readyChart } from "./bars.ts";
 import { bytesCharts } from "./curves.ts";
 import { mapChart } from "./read_map.ts";
 import { STYLE } from "./style.ts";
@@ -99,7 +99,7 @@ function workloadPart(
 <h2>${escapeHtml(headline(all, workload))}</h2>
 <p class="lead">${escapeHtml(lead(all, workload, touched))}</p>
 ${readyChart(summaries, touched?.limit?.totalSeconds)}
-${phaseChart(summaries, runs)}
+${phaseCharts(summaries, runs)}
 ${bytesCharts(summaries, runs)}
 ${mapChart(image, touched, summaries, runs)}
 <h4>All figures</h4>
