@@ -178,6 +178,37 @@ Deno.test({
         await imageTree(`${registry.host}/app:v1-obd`),
         await imageTree(`${registry.host}/app:v1-overlaybd`),
       );
+      // Each format goes on from its own.
+      const uneven = async (repository: string, shared: boolean) => {
+        const { host } = registry;
+        await pushImage(host, repository, "whole", whole);
+        if (shared) {
+          const one = makeImage({ layers: [first!] });
+          await pushImage(host, repository, "base", base);
+          await pushImage(host, repository, "one", one);
+          for (
+            const [tag, format] of [["base", "turbo"], ["one", "overlaybd"]]
+          ) {
+            await build({
+              ...common,
+              source: `${host}/${repository}:${tag}`,
+              formats: [format as "turbo" | "overlaybd"],
+            });
+          }
+        }
+        return await build({
+          ...common,
+          source: `${host}/${repository}:whole`,
+          formats: ["overlaybd", "turbo"],
+        });
+      };
+      const shared = await uneven("uneven", true);
+      assert.deepEqual(
+        shared.report.platforms.map(({ layers }) => reused(layers)),
+        [[true, false, false], [true, true, false]],
+      );
+      const alone = await uneven("even", false);
+      assert.deepEqual(digests(shared.report), digests(alone.report));
       for (
         const formats of [["turbo"], ["overlaybd"], ["overlaybd", "turbo"]]
       ) {
