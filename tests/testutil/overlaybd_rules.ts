@@ -116,6 +116,10 @@ export function checkZFile(file: Uint8Array, wish: ZFileWish): Uint8Array {
     assert.equal(crc, slowCrc32c(packed, 100007), `block ${i} CRC`);
     if (wish.codec === "zstd") {
       assert.equal(hex(packed.subarray(0, 4)), "28b52ffd");
+      // RFC 8878 3.1.1.1: content size present, no checksum, no dictionary.
+      const descriptor = packed[4]!;
+      assert.ok((descriptor & 0xe0) !== 0, "zstd frame without content size");
+      assert.equal(descriptor & 7, 0, "zstd frame with checksum or dictionary");
     }
     const block = wish.codec === "lz4"
       ? slowLz4(packed, wish.blockSize)
