@@ -11,6 +11,8 @@ const HELPERS = new Set([
   "far_image",
   "far_registry",
   "generated_image",
+  "meta_tricks",
+  "size_layers",
   "run",
   "serve_image",
   "start_pattern",
