@@ -21,7 +21,7 @@ import type { RunSettings } from "./settings.ts";
 
 const EXPORT_POLL_MS = 2;
 /** Warm starts are repeated until there are so many, or so much time has gone. */
-const WARM_STARTS = 5;
+const WARM_STARTS = 3;
 const WARM_SECONDS_MAX = 15;
 
 /** Runs a contender of obd. */

@@ -1,6 +1,13 @@
 /** The tables of a result for a terminal. */
 
-import type { Session, Spread, Summary, Touched } from "./result.ts";
+import type {
+  BuildFacts,
+  ImageFacts,
+  Session,
+  Spread,
+  Summary,
+  Touched,
+} from "./result.ts";
 import { summarize } from "./result.ts";
 
 /** All that a terminal shows of one bench. */
@@ -8,10 +15,29 @@ export function renderSession(session: Session): string {
   const { machine } = session;
   const lines = [`link: ${machine.link.method}`];
   for (const text of machine.leavesOut) lines.push(`left out: ${text}`);
+  for (const image of session.images) lines.push(imageLine(image));
   lines.push(
     renderTable(summarize(session.runs, session.touched), session.touched),
   );
   return lines.join("\n");
+}
+
+function imageLine(
+  { workload, compressedBytes, layers, build, native }: ImageFacts,
+): string {
+  const built = (what: string, { bytes, seconds }: BuildFacts) =>
+    `${what} ${megabytes(bytes, 2)} MB${
+      compressedBytes > 0
+        ? ` (${(bytes / compressedBytes * 100).toFixed(2)} %)`
+        : ""
+    } built in ${seconds.toFixed(1)} s`;
+  return [
+    `image of ${workload}: ${
+      megabytes(compressedBytes)
+    } MB in ${layers.length} ${layers.length === 1 ? "layer" : "layers"}`,
+    built("meta image", build),
+    ...(native ? [built("native image", native)] : []),
+  ].join(", ");
 }
 
 /** Two tables and the costs of each workload. */

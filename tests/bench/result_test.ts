@@ -2,10 +2,10 @@ import assert from "node:assert/strict";
 import { limitOf } from "../../cmd/bench/limit.ts";
 import { parseRate } from "../../cmd/bench/link.ts";
 import { spreadOf, summarize } from "../../cmd/bench/result.ts";
-import { renderTable } from "../../cmd/bench/table.ts";
+import { renderSession, renderTable } from "../../cmd/bench/table.ts";
 import { findWorkload, parseReady } from "../../cmd/bench/workloads.ts";
 import { UsageError } from "../../lib/io/mod.ts";
-import { runOf, sessionOf } from "./sessions.ts";
+import { MACHINE, runOf, sessionOf } from "./sessions.ts";
 
 Deno.test("spreadOf() is the median and the ends", () => {
   assert.equal(spreadOf([]), undefined);
@@ -40,6 +40,24 @@ Deno.test("summarize() compares with plain OCI and keeps failures", () => {
   assert.match(table, /umoci failed in 1 of 1 runs: it broke/);
   assert.match(table, /^ {2}obd +2\.00 +1\.00–3\.00 +0\.167 +3\.84/m);
   assert.match(table, /limit: 0\.52 s = 0\.50 warm start \+ 0\.02 transfer/);
+});
+
+Deno.test("renderSession() says what was built, and what a reduced one leaves out", () => {
+  const session = sessionOf({
+    machine: { ...MACHINE, mode: "reduced", leavesOut: ["much"] },
+  });
+  session.images[0]!.native = {
+    seconds: 3,
+    bytes: 12e6,
+    layers: [],
+  };
+  const text = renderSession(session);
+  assert.match(text, /^link: as it is made$/m);
+  assert.match(text, /^left out: much$/m);
+  assert.match(
+    text,
+    /^image of w: 10\.0 MB in 1 layer, meta image 0\.06 MB \(0\.60 %\) built in 1\.3 s, native image 12\.00 MB \(120\.00 %\) built in 3\.0 s$/m,
+  );
 });
 
 Deno.test("summarize() takes umoci for plain OCI where containerd has none", () => {

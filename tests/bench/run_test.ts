@@ -194,9 +194,9 @@ Deno.test({
       for (
         const [said, waitMs] of [
           // While it records: serve, mount and the container run.
-          [/recording/, 2000],
+          [/recording/, 1500],
           // While a container runs on a mount.
-          [/obd 1\/2/, 1500],
+          [/obd 1\/2/, 1000],
         ] as const
       ) {
         const child = startBench(work, [
@@ -208,7 +208,7 @@ Deno.test({
           "--",
           "/bin/busybox",
           "sleep",
-          "2",
+          "1",
         ]);
         const loops = await orphanedLoops();
         const late = setTimeout(() => Deno.kill(-child.pid, "SIGKILL"), 90_000);

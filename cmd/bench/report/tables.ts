@@ -165,7 +165,12 @@ export function imageFacts(
         : "";
     facts.push(
       ["Image", `${image.reference}, ${image.digest}`],
-      ["Size", `${megabytes(compressedBytes)} in ${layers.length} layers`],
+      [
+        "Size",
+        `${megabytes(compressedBytes)} in ${layers.length} ${
+          layers.length === 1 ? "layer" : "layers"
+        }`,
+      ],
       [
         "Meta image",
         `${megabytes(build.bytes)}${share(build.bytes)}, built in ${
