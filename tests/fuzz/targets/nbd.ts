@@ -209,17 +209,18 @@ const READ_LENGTH = 5000;
 /** Takes a server's half of a conversation as our client does. */
 async function listen(
   bytes: Uint8Array,
-  structured: boolean,
+  how: "structured" | "simple" | "list",
   random: Random,
 ): Promise<void> {
   const stream = new Script(bytes, random);
   const rx = new ReceiveBuffer(stream, 256 * 1024);
   const talk = new ClientHandshake(stream, rx);
   await talk.greet();
-  if (random.oneIn(8)) {
+  if (how === "list") {
     for (const { name } of await talk.list()) must(name.length >= 0, "No name");
     return;
   }
+  const structured = how === "structured";
   const info = await talk.go("app", { structured, allocation: true });
   must(
     Number.isSafeInteger(info.size) && info.size >= 0,
@@ -279,28 +280,98 @@ function clientHalf(structured: boolean): Uint8Array {
   );
 }
 
+/** A chunk of a structured reply to the read or block status in a slot. */
+function chunk(
+  slot: number,
+  type: number,
+  data: Uint8Array,
+  done = false,
+): Uint8Array {
+  return pack(
+    [0x668e33ef, 4],
+    [done ? 1 : 0, 2],
+    [type, 2],
+    [slot, 8],
+    [data.length, 4],
+    data,
+  );
+}
+
+/** Reads answered in pieces out of order, holes, errors with and without an offset. */
+const CHUNKS = pack(
+  chunk(1, 1, pack([3100, 8], new Uint8Array(2000).fill(2))),
+  chunk(0, 1, pack([0, 8], new Uint8Array(1000).fill(1))),
+  chunk(1, 2, pack([100, 8], [3000, 4]), true),
+  chunk(0, 2, pack([1000, 8], [3000, 4])),
+  chunk(0, 1, pack([4000, 8], new Uint8Array(1000).fill(3)), true),
+  chunk(2, 5, pack([1, 4], [512, 4], [3, 4], [4488, 4], [0, 4])),
+  chunk(2, 0, new Uint8Array(0), true),
+  chunk(4, 1, pack([400, 8], new Uint8Array(100))),
+  chunk(4, 0x8002, pack([5, 4], [3, 2], "bad", [500, 8])),
+  chunk(4, 0x8001, pack([5, 4], [5, 2], "worse"), true),
+  chunk(3, 0, new Uint8Array(0), true),
+);
+
+/** A server that knows neither structured replies nor GO. */
+function oldServer(greeting: Uint8Array, structured: boolean): Uint8Array {
+  const unsupported = (option: number) =>
+    pack([0x3e889045565a9n, 8], [option, 4], [0x80000001, 4], [0, 4]);
+  const simple = (slot: number, error: number, length: number) =>
+    pack([0x67446698, 4], [error, 4], [slot, 8], new Uint8Array(length));
+  return pack(
+    greeting,
+    ...(structured ? [unsupported(8)] : []),
+    unsupported(7),
+    pack([100_000, 8], [1, 2]),
+    simple(1, 0, READ_LENGTH),
+    simple(3, 0, 0),
+    simple(0, 5, 0),
+    simple(4, 0, READ_LENGTH),
+  );
+}
+
 async function clientSeeds(random: Random): Promise<Seed[]> {
-  const seeds: Seed[] = [];
-  for (const structured of [true, false]) {
-    const bytes = await record(clientHalf(structured), random);
-    seeds.push({
-      name: structured ? "structured" : "simple",
-      bytes,
-      hot: [[0, 18], [18, Math.min(400, bytes.length)]],
-      async read({ bytes }, random) {
-        try {
-          await listen(bytes, structured, random);
-        } catch (error) {
-          // As the runtime says that a connection is gone.
-          if (error instanceof Deno.errors.BadResource) {
-            throw new ObdError("state", "Closed", { cause: error });
-          }
-          throw error;
+  const seed = (
+    name: string,
+    how: "structured" | "simple" | "list",
+    bytes: Uint8Array,
+  ): Seed => ({
+    name,
+    bytes,
+    hot: [[0, 18], [18, Math.min(600, bytes.length)], [
+      Math.max(0, bytes.length - CHUNKS.length),
+      bytes.length,
+    ]],
+    async read({ bytes }, random) {
+      try {
+        await listen(bytes, how, random);
+      } catch (error) {
+        // As the runtime says that a connection is gone.
+        if (error instanceof Deno.errors.BadResource) {
+          throw new ObdError("state", "Closed", { cause: error });
         }
-      },
-    });
-  }
-  return seeds;
+        throw error;
+      }
+    },
+  });
+  const options = await record(
+    pack(
+      [3, 4],
+      option(8),
+      option(10, contextData("app", ["base:allocation"])),
+      option(7, infoData("app", [1, 2, 3])),
+    ),
+    random,
+  );
+  const greeting = options.slice(0, 18);
+  return [
+    seed("structured", "structured", await record(clientHalf(true), random)),
+    seed("simple", "simple", await record(clientHalf(false), random)),
+    seed("list", "list", await record(pack([3, 4], option(3)), random)),
+    seed("chunks", "structured", pack(options, CHUNKS)),
+    seed("old", "structured", oldServer(greeting, true)),
+    seed("old, simple", "simple", oldServer(greeting, false)),
+  ];
 }
 
 /** Targets of this file. */

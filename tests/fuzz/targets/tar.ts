@@ -4,7 +4,7 @@ import * as zlib from "node:zlib";
 import { FormatError } from "../../../lib/io/mod.ts";
 import { type TarEntry, TarWalker } from "../../../lib/tar/mod.ts";
 import { checkEntry, contentOf } from "../../tar/walk.ts";
-import type { Mutant, Ranges } from "../mutant.ts";
+import { type Mutant, mutate, type Ranges } from "../mutant.ts";
 import { Random } from "../random.ts";
 import { goldenFiles, putTarChecksum } from "../seeds.ts";
 import { generateTar } from "../tar_generate.ts";
@@ -42,6 +42,26 @@ function headersOf(tar: Uint8Array): number[] {
   return found;
 }
 
+/** Digits of headers, records and maps: texts stay what they are, numbers do not. */
+function mutateDigits(
+  bytes: Uint8Array,
+  hot: Ranges,
+): NonNullable<Seed["mutate"]> {
+  const isDigit = (byte: number) => byte >= 0x30 && byte <= 0x39;
+  const digits = [...bytes.keys()].filter((at) =>
+    isDigit(bytes[at]!) &&
+    hot.some(([start, end]) => at >= start && at < end)
+  );
+  return (mutant, random) => {
+    if (random.oneIn(2) || digits.length === 0) {
+      return mutate(mutant, hot, random);
+    }
+    for (let n = random.length(3); n > 0; n--) {
+      mutant.put(random.pick(digits), 1, BigInt(0x30 + random.below(10)));
+    }
+  };
+}
+
 function tarSeed(name: string, bytes: Uint8Array): Seed {
   const heads = headersOf(bytes);
   const hot: Ranges = heads.flatMap((at) =>
@@ -51,6 +71,7 @@ function tarSeed(name: string, bytes: Uint8Array): Seed {
     name,
     bytes,
     hot,
+    mutate: mutateDigits(bytes, hot),
     repair(mutant: Mutant) {
       const shifted = mutant.length !== bytes.length;
       for (const at of shifted ? headersOf(mutant.bytes) : heads) {
