@@ -27,7 +27,10 @@ class UnreadTarget implements ByteSource {
 /** Grows by one layer at a time; owns the layers' files. */
 export class LayerStack implements AsyncDisposable {
   readonly #layers: OpenedLayer[] = [];
-  #table: SegmentTable | undefined;
+  /** Of the first layers. */
+  #table = mergeTables([]);
+  /** How many they are. */
+  #merged = 0;
 
   /** Whether nothing was put on it yet. */
   get isEmpty(): boolean {
@@ -37,12 +40,19 @@ export class LayerStack implements AsyncDisposable {
   /** Puts a layer on top. */
   add(layer: OpenedLayer): void {
     this.#layers.push(layer);
-    this.#table = undefined;
   }
 
-  /** Merged index of all layers. */
+  /**
+   * What all layers map. Each layer is merged once, onto those below, so which
+   * layer a row belongs to is not kept.
+   */
   table(): SegmentTable {
-    return this.#table ??= mergeTables(this.#layers.map((l) => l.table));
+    const added = this.#layers.slice(this.#merged);
+    if (added.length > 0) {
+      this.#table = mergeTables([this.#table, ...added.map((l) => l.table)]);
+      this.#merged = this.#layers.length;
+    }
+    return this.#table;
   }
 
   /** The merged device; only metadata can be read from it. Borrows the layers. */
