@@ -3,12 +3,19 @@
  * target repository, then in the database of conversions.
  */
 
-import { errorText, FormatError, NotFoundError, ObdError } from "../io/mod.ts";
+import {
+  DeadlineError,
+  errorText,
+  FormatError,
+  NotFoundError,
+  ObdError,
+} from "../io/mod.ts";
 import {
   type Descriptor,
   type ImageManifest,
   parseManifest,
   type Reference,
+  RegistryError,
   type RegistryReference,
   type Repository,
 } from "../registry/mod.ts";
@@ -157,7 +164,10 @@ export class ReuseFinder implements AsyncDisposable {
         );
         return { layers, count };
       } catch (error) {
-        if (this.complain(error, { repository: target.name, tag })) break;
+        this.complain(error, { repository: target.name, tag });
+        const { code } = error as ObdError;
+        // What a registry refuses for one tag it refuses for all.
+        if (code === "registry" || code === "deadline") break;
       }
     }
     return { layers: [], count: 0 };
@@ -199,7 +209,8 @@ export class ReuseFinder implements AsyncDisposable {
         }
         const { manifestDigest: manifest } = row;
         const repository = `${row.host}/${row.repository}`;
-        if (this.complain(error, { repository, manifest })) break;
+        this.complain(error, { repository, manifest });
+        if (isPassing(error)) break;
       }
     }
     return undefined;
@@ -232,17 +243,14 @@ export class ReuseFinder implements AsyncDisposable {
   /**
    * Says why something found is not used.
    *
-   * @returns Whether nothing more should be asked: a registry in trouble was
-   * asked often enough for one chain.
    * @throws {unknown} What is no reason to go on without.
    */
-  complain(error: unknown, fields: Record<string, string>): boolean {
+  complain(error: unknown, fields: Record<string, string>): void {
     if (!(error instanceof ObdError) || error.code === "cancelled") throw error;
     this.environment.log.warn("not reusing layers that were built before", {
       ...fields,
       reason: errorText(error),
     });
-    return error.code === "registry" || error.code === "deadline";
   }
 
   /** Deletes a row that names what has gone. */
@@ -264,6 +272,12 @@ export class ReuseFinder implements AsyncDisposable {
     }
     this.#opened.clear();
   }
+}
+
+/** Whether a registry is in trouble: it was asked often enough for one chain. One that forbids a repository may allow the next. */
+export function isPassing(error: unknown): boolean {
+  return error instanceof DeadlineError ||
+    (error instanceof RegistryError && error.temporary);
 }
 
 /** The lengths of chains that may be there, longest first: a flattened one has no prefixes. */

@@ -12,7 +12,7 @@ import { MySqlConnection } from "../../lib/image/dedup/mysql.ts";
 import { parseDatabase } from "../../lib/image/dedup/settings.ts";
 import { SqlDatabase } from "../../lib/image/dedup/sql_database.ts";
 import { SqliteConnection } from "../../lib/image/dedup/sqlite.ts";
-import { KeepingLogger, withTempDir } from "../image/helpers.ts";
+import { KeepingLogger, sh, withTempDir } from "../image/helpers.ts";
 import {
   DB_PASSWORD,
   MARIADB_TOOLS,
@@ -241,6 +241,41 @@ Deno.test({
         (error: Error) =>
           /Access denied/.test(error.message) && !/wrong/.test(error.message),
       );
+    });
+  },
+});
+
+Deno.test({
+  name: "MariaDB over TLS: only a server with a certificate of a known CA",
+  ignore: !requires(...MARIADB_TOOLS, "openssl"),
+  fn: async () => {
+    await withTempDir(async (dir) => {
+      for (const name of ["server", "other"]) {
+        await sh([
+          ...["openssl", "req", "-x509", "-newkey", "ec", "-nodes"],
+          ...["-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2"],
+          ...["-subj", "/CN=db", "-addext", "subjectAltName=DNS:localhost"],
+          ...["-keyout", `${dir}/${name}.key`, "-out", `${dir}/${name}.pem`],
+        ]);
+      }
+      await using server = await startMariaDb(dir, [
+        `--ssl-cert=${dir}/server.pem`,
+        `--ssl-key=${dir}/server.key`,
+        "--require-secure-transport",
+      ]);
+      const url = server.url.replace("127.0.0.1", "localhost");
+      await using right = connection(`${url}?tls-ca=${dir}/server.pem`);
+      const [row] = await right.query("SHOW STATUS LIKE 'Ssl_version'", []);
+      assert.match(String(row!.Value), /^TLSv1\.[23]$/);
+      await using plain = connection(server.url);
+      await assert.rejects(
+        plain.columns("x"),
+        /Access denied|secure.transport/,
+      );
+      for (const query of [`tls-ca=${dir}/other.pem`, "tls=true"]) {
+        await using wrong = connection(`${url}?${query}`);
+        await assert.rejects(wrong.columns("x"), /certificate|issuer/i, query);
+      }
     });
   },
 });

@@ -46,8 +46,27 @@ Deno.test("a mount that is refused is a copy; a layer that goes in between is bu
     assert.ok(copied.report.platforms[0]!.layers.every((l) => l.reused));
     assert.deepEqual(copied.warnings, []);
 
+    // A repository that may not be read, and sorts first.
     await using rows = engine.connect();
-    await rows.run("DELETE FROM obd_chains WHERE repo = 'copied'");
+    await rows.run(
+      "INSERT INTO obd_chains SELECT host, 'a/secret', chain_key, manifest_digest, layer_count FROM obd_chains WHERE repo = 'base'",
+    );
+    server.faults.add({
+      path: /\/v2\/a\/secret\//,
+      fault: { kind: "status", status: 403 },
+      times: 1000,
+    });
+    await putImage(server, "allowed", "v1", image);
+    const allowed = await convert("allowed");
+    assert.ok(
+      allowed.report.platforms[0]!.layers.every((l) =>
+        l.reusedFrom?.repository === `${server.host}/base`
+      ),
+    );
+    assert.equal(allowed.warnings.length, 1);
+    assert.match(allowed.warnings[0]!, /a\/secret.*403/);
+
+    await rows.run("DELETE FROM obd_chains WHERE repo <> 'base'");
     // There when it is looked at, gone when it is wanted.
     const path = /\/v2\/base\/blobs\//;
     server.faults.add({

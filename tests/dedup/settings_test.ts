@@ -82,6 +82,8 @@ Deno.test("parseDatabase() says what is wrong, and never a password", () => {
     ["mysql://u@h/a/b", /names no database/],
     ["mysql://u@h:99999/d", /no URL/],
     ["mysql://u@h/d?tls=yes", /true or false/],
+    ["mysql://u@10.0.0.1/d?tls=true", /must have a name/],
+    ["mysql://u@[::1]/d?tls-ca=/ca.pem", /must have a name/],
     ["mysql://u@h/d?ssl=1", /no parameter "ssl"/],
     ["mysql://u@h/%zz", /stands for nothing/],
   ];

@@ -27,8 +27,15 @@ export interface MariaDb extends AsyncDisposable {
   sql(text: string): Promise<void>;
 }
 
-/** Starts a server in `dir`, which the caller removes. Works for root and for others. */
-export async function startMariaDb(dir: string): Promise<MariaDb> {
+/**
+ * Starts a server in `dir`, which the caller removes. Works for root and for others.
+ *
+ * @param extra Further arguments of `mariadbd`.
+ */
+export async function startMariaDb(
+  dir: string,
+  extra: readonly string[] = [],
+): Promise<MariaDb> {
   const user = os.userInfo().username;
   const data = `${dir}/data`;
   const socket = `${dir}/db.sock`;
@@ -65,6 +72,7 @@ export async function startMariaDb(dir: string): Promise<MariaDb> {
       `--init-file=${init}`,
       "--skip-name-resolve",
       "--innodb-buffer-pool-size=8M",
+      ...extra,
     ],
     env: { PATH: searchPath() },
     stdin: "null",

@@ -36,7 +36,12 @@ import {
   type Repository,
 } from "../../registry/mod.ts";
 import { chainId, type ChainParameters } from "../chain_key.ts";
-import type { Reuse, ReuseFinder, ReuseRequest } from "../find_reusable.ts";
+import {
+  isPassing,
+  type Reuse,
+  type ReuseFinder,
+  type ReuseRequest,
+} from "../find_reusable.ts";
 import { layerRoles } from "../meta_image.ts";
 import {
   close,
@@ -94,7 +99,8 @@ export async function findForeignImage(
         continue;
       }
       const repository = `${row.host}/${row.repository}`;
-      if (finder.complain(error, { repository, manifest: row.digest })) break;
+      finder.complain(error, { repository, manifest: row.digest });
+      if (isPassing(error)) break;
     }
   }
   return undefined;
@@ -244,7 +250,8 @@ export async function findForeignLayers(
       return await openStack(repository, descriptors, request, from);
     } catch (error) {
       const repository = `${bottom!.host}/${bottom!.repository}`;
-      if (finder.complain(error, { repository })) break;
+      finder.complain(error, { repository });
+      if (isPassing(error)) break;
     }
   }
   return undefined;

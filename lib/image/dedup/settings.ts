@@ -1,6 +1,7 @@
 /** Which database a build uses, as users say it. */
 
 import * as fs from "node:fs";
+import { isIP } from "node:net";
 import { errorText, ObdError, UsageError } from "../../io/mod.ts";
 import type { MySqlSettings } from "./mysql.ts";
 
@@ -92,8 +93,14 @@ function parseMySql(
   }
   const file = parameter("password-file");
   const caFile = parameter("tls-ca");
+  const host = url.hostname.replace(/^\[|\]$/g, "");
+  const speaksTls = tls === undefined ? caFile !== undefined : tls === "true";
+  if (speaksTls && isIP(host) !== 0) {
+    // The driver compares certificates with names only.
+    throw bad("with TLS the server must have a name: it has an address");
+  }
   return {
-    host: url.hostname.replace(/^\[|\]$/g, ""),
+    host,
     // A URL leaves out the port that http has by itself.
     port: /^[^/]*:\/\/[^/?]*:80(?:[/?]|$)/.test(text)
       ? 80
@@ -104,7 +111,7 @@ function parseMySql(
       ? () => readPassword(file)
       : () => decode(url.password) || env(PASSWORD_VARIABLE) || "",
     database,
-    tls: tls === undefined ? caFile !== undefined : tls === "true",
+    tls: speaksTls,
     caFile,
   };
 }
