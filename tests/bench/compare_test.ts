@@ -106,6 +106,22 @@ Deno.test("compareResults() calls noise what lies within the first one's spread"
     ],
   );
   assert.equal(found[1]!.ratio, 2.95 / 2);
+  // The ends belong to the spread; what is below the median may still be noise.
+  for (
+    const [ready, verdict] of [
+      [0.99, "faster"],
+      [1, "within noise"],
+      [1.5, "within noise"],
+      [3, "within noise"],
+      [3.01, "slower"],
+    ] as const
+  ) {
+    const [one] = compareResults(
+      [sessionOf({ runs: [1, 2, 3].map((r) => runOf("obd", r, r)) })],
+      [sessionOf({ runs: [runOf("obd", 1, ready)] })],
+    );
+    assert.equal(one!.verdict, verdict, String(ready));
+  }
   const text = renderComparison(found, ["link: 1 against 2"]);
   assert.match(text, /mind: link: 1 against 2/);
   assert.match(

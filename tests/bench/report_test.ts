@@ -122,6 +122,7 @@ Deno.test("a recorded bench is read, summarized as it was, and shown", async () 
   );
   // Every layer is mapped, of the image and of the native one.
   assert.equal(html.match(/data-layer="sha256:/g)!.length, 6);
+  assert.equal(html.match(/aria-label="touched: /g)!.length, 3);
   // A whole layer, and some of it.
   assert.match(html, /aria-label="oci: 100 %" data-share="1"/);
   const shares = [
