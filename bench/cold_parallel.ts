@@ -84,45 +84,33 @@ function somePlaces(
   source: Awaited<ReturnType<typeof openCold>>["image"]["source"],
   count: number,
 ): number[] {
-  const random = seededRandom(7);
   const places: number[] = [];
+  let content = 0;
   let next = 0;
   for (const extent of source.extents(0, source.size)) {
     if (extent.kind !== "data") continue;
-    for (const origin of source.origins(extent.offset, extent.length)) {
-      if (values.format === "turbo" && !origin.isTarget) continue;
-      // Layers hold their content in the device's order.
-      next += origin.length;
-    }
-  }
-  const total = next;
-  const wanted = new Set<number>();
-  const slots = Math.floor(total / DISTANCE_BYTES);
-  if (slots < count) throw new Error(`The image has ${slots} places only`);
-  while (wanted.size < count) wanted.add(Math.floor(random() * slots));
-  let at = 0;
-  for (const extent of source.extents(0, source.size)) {
-    if (extent.kind !== "data") continue;
     let device = extent.offset;
+    // Layers hold their content about in the device's order.
     for (const origin of source.origins(extent.offset, extent.length)) {
-      if (values.format !== "turbo" || origin.isTarget) {
-        const slot = Math.floor(at / DISTANCE_BYTES);
-        if (
-          wanted.has(slot) && origin.length >= READ_BYTES
-        ) {
-          places.push(device);
-          wanted.delete(slot);
+      if (origin.isTarget || values.format !== "turbo") {
+        for (; next + READ_BYTES <= content + origin.length;) {
+          places.push(device + Math.max(0, next - content));
+          next = Math.max(next, content) + DISTANCE_BYTES;
         }
-        at += origin.length;
+        content += origin.length;
       }
       device += origin.length;
     }
   }
+  if (places.length < count) {
+    throw new Error(`The image has ${places.length} places only`);
+  }
+  const random = seededRandom(7);
   for (let i = places.length - 1; i > 0; i--) {
     const j = Math.floor(random() * (i + 1));
     [places[i], places[j]] = [places[j]!, places[i]!];
   }
-  return places;
+  return places.slice(0, count);
 }
 
 async function main(): Promise<void> {
