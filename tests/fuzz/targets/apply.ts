@@ -64,13 +64,13 @@ class BlockMap implements ByteSource {
 /** Few names, so that entries meet: replaced, removed, below what is no directory. */
 const NAMES = ["a", "b", "c", "d", "e", ".", "long".repeat(60)];
 
-/** How often an entry is made that nobody can apply, which ends its layer. */
+/** One in so many parts of an entry is such that nobody can apply it, which ends its layer. */
 const BAD = 60;
 
-function path(random: Random): ByteString {
+function path(random: Random, bad: number): ByteString {
   const parts = Array.from(
     { length: random.length(3) },
-    () => random.oneIn(BAD) ? ".." : random.pick(NAMES),
+    () => random.oneIn(bad) ? ".." : random.pick(NAMES),
   );
   const text = parts.join("/");
   switch (random.below(8)) {
@@ -87,7 +87,8 @@ function path(random: Random): ByteString {
   }
 }
 
-function entry(random: Random): LayerEntry {
+/** @param bad See {@linkcode BAD}. */
+function entry(random: Random, bad = BAD): LayerEntry {
   const type = random.pick(
     [
       ...(["file", "file", "file", "directory", "directory"] as const),
@@ -96,25 +97,25 @@ function entry(random: Random): LayerEntry {
   );
   const isLink = type === "symlink" || type === "hardlink";
   return {
-    path: path(random),
+    path: path(random, bad),
     type,
     mode: random.below(0o10000),
     uid: random.below(2 ** 21 - 1),
     gid: random.below(2 ** 21 - 1),
     mtime: random.below(2 ** 33),
     ...(type === "file" ? { content: random.bytes(random.below(6000)) } : {}),
-    ...(type === "symlink" ? { linkTarget: path(random) } : {}),
+    ...(type === "symlink" ? { linkTarget: path(random, bad) } : {}),
     ...(type === "hardlink"
-      ? { linkTarget: random.oneIn(BAD) ? path(random) : "keep" }
+      ? { linkTarget: random.oneIn(bad) ? path(random, bad) : "keep" }
       : {}),
     ...(type === "char" ? { devMajor: 1, devMinor: random.below(300) } : {}),
     ...(random.oneIn(5) && !isLink
       ? {
         xattrs: {
-          "user.x": random.bytes(random.below(random.oneIn(BAD) ? 9000 : 90)),
+          "user.x": random.bytes(random.below(random.oneIn(bad) ? 9000 : 90)),
           "trusted.y": "1",
           "security.capability": random.bytes(random.pick([0, 20, 24])),
-          "system.posix_acl_access": random.oneIn(BAD)
+          "system.posix_acl_access": random.oneIn(bad)
             ? random.bytes(random.pick([0, 4, 28, 36]))
             : posixAcl([[1, 7, 0], [4, 5, 0], [0x20, 5, 0]]),
         },
@@ -236,7 +237,7 @@ function seeds(): Seed[] {
   const made = Array.from({ length: 6 }, (_, i): Seed => {
     const bytes = layerTar(
       Array.from({ length: 12 }, (_, n) => ({
-        ...entry(new Random(i * 100 + n, "apply seeds")),
+        ...entry(new Random(i * 100 + n, "apply seeds"), Infinity),
         path: `d${i}/n${n}`,
         linkTarget: "keep",
       })),
