@@ -288,7 +288,7 @@ async function complete(
     metaFrom: raw.metaFrom ?? [...META_FROM],
     requireSpans: raw.integrity === "require-spans",
     prefetch: {
-      traces: prefetch.traces ?? true,
+      traces: prefetch.enable ?? true,
       ...(prefetch.concurrency ? { concurrency: prefetch.concurrency } : {}),
       ...(prefetch.rate === undefined ? {} : { bytesPerSecond: prefetch.rate }),
     },

@@ -77,7 +77,7 @@ export const configSchema = v.looseObject({
   metaFrom: v.optional(v.array(v.picklist(META_FROM))),
   integrity: v.optional(v.picklist(["warn", "require-spans"])),
   prefetchConfig: v.optional(v.looseObject({
-    traces: v.optional(v.boolean()),
+    enable: v.optional(v.boolean()),
     rate: v.optional(prefetchRate),
     // overlaybd's
     concurrency: v.optional(v.pipe(count, v.maxValue(256))),

@@ -47,6 +47,7 @@ Deno.test("defaults of an empty configuration", () =>
       images: [],
       metaFrom: ["digest", "tag", "referrer", "build"],
       requireSpans: false,
+      prefetch: { traces: true },
       workers: navigator.hardwareConcurrency,
       blobCache: {
         directory: "/var/lib/obd/blobs",
@@ -69,8 +70,10 @@ Deno.test("every key is taken", () =>
       "api": { "listen": "127.0.0.1:9000", "metricsListen": "127.0.0.1:9864", "token": "T" },
       "images": [
         { "export": "app", "image": "r.example/app:1", "platform": "linux/arm64" },
-        { "config": "/c.v1.json" },
+        { "config": "/c.v1.json", "trace": false, "prefetchFiles": "/f", "prefetchRate": "1.5 MiB/s" },
+        { "export": "t", "image": "r.example/t", "trace": "/t" },
       ],
+      "prefetchConfig": { "enable": false, "rate": "160mbit", "concurrency": 4 },
       "metaFrom": ["tag"], "integrity": "require-spans", "workers": 3,
       /* overlaybd's */
       "cacheConfig": { "cacheDir": "/b", "cacheSizeGB": 1, "refillSize": 8192 },
@@ -95,10 +98,18 @@ Deno.test("every key is taken", () =>
       },
       images: [
         { export: "app", image: "r.example/app:1", platform: "linux/arm64" },
-        { export: "/c.v1.json", config: "/c.v1.json" },
+        {
+          export: "/c.v1.json",
+          config: "/c.v1.json",
+          trace: false,
+          prefetchFiles: "/f",
+          prefetchRate: 1.5 * 2 ** 20,
+        },
+        { export: "t", image: "r.example/t", trace: "/t" },
       ],
       metaFrom: ["tag"],
       requireSpans: true,
+      prefetch: { traces: false, concurrency: 4, bytesPerSecond: 20_000_000 },
       workers: 3,
       blobCache: { directory: "/b", sizeBytes: GIB, refillSize: 8192 },
       gzipCache: { directory: "/g", sizeBytes: GIB / 2 },
@@ -236,6 +247,18 @@ Deno.test("values out of bounds name their key", () => {
     ['{ "logConfig": { "logLevel": 4 } }', /key "logConfig\.logLevel"/],
     ['{ "metaFrom": ["guess"] }', /key "metaFrom\.0"/],
     ['{ "integrity": "none" }', /key "integrity"/],
+    [
+      '{ "prefetchConfig": { "rate": "20" } }',
+      /key "prefetchConfig\.rate": must be a number with/,
+    ],
+    [
+      '{ "prefetchConfig": { "rate": "1B/s" } }',
+      /key "prefetchConfig\.rate"/,
+    ],
+    [
+      '{ "prefetchConfig": { "concurrency": 1000 } }',
+      /key "prefetchConfig\.concurrency"/,
+    ],
     ['{ "images": [{}] }', /needs either "image" or "config"/],
     [
       '{ "images": [{ "image": "a", "config": "b" }] }',

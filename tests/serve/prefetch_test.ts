@@ -134,7 +134,7 @@ Deno.test({
       for (
         const [setting, more] of [
           [{ trace: false }, {}],
-          [{}, { prefetchConfig: { traces: false } }],
+          [{}, { prefetchConfig: { enable: false } }],
         ]
       ) {
         const none = await fetchedAhead(
