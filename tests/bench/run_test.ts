@@ -5,7 +5,11 @@ import { fileURLToPath } from "node:url";
 import { waitUntil } from "../../cmd/mount_process.ts";
 import { delay } from "../../lib/io/mod.ts";
 import { dir, file, makeImage, writeLayout } from "../testutil/oci_image.ts";
-import { requires, requiresMount } from "../testutil/requires.ts";
+import {
+  requires,
+  requiresMount,
+  requiresUserNamespaces,
+} from "../testutil/requires.ts";
 
 const MAIN = fileURLToPath(new URL("../../main.ts", import.meta.url));
 const REGISTRY = ["busybox", "docker-registry", "skopeo", "umoci"];
@@ -241,8 +245,7 @@ Deno.test({
 
 Deno.test({
   name: "bench --reduced: reads are replayed, and what is left out is said",
-  ignore: Deno.build.os !== "linux" ||
-    !requires(...REGISTRY, "strace", "unshare"),
+  ignore: !requires(...REGISTRY) || !requiresUserNamespaces(),
   fn: () =>
     withImage(async (work, image) => {
       const common = ["--reduced", "--runs", "1", "--link", "500mbit"];

@@ -72,6 +72,18 @@ export function requiresMount(): boolean {
   return true;
 }
 
+/** Whether this process may make user namespaces and trace what it starts. */
+export function requiresUserNamespaces(): boolean {
+  if (!requires("strace", "unshare")) return false;
+  const { success } = new Deno.Command("strace", {
+    args: ["-o", "/dev/null", "unshare", "--user", "--map-root-user", "true"],
+    stdin: "null",
+    stdout: "null",
+    stderr: "null",
+  }).outputSync();
+  return success || missing("user namespaces or ptrace are not allowed here");
+}
+
 /**
  * The golden data made by the real overlaybd tools: `OBD_GOLDEN`, else the part
  * that is kept in `tests/testdata/golden`.
