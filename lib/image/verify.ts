@@ -149,15 +149,19 @@ async function isConfigFile(text: string): Promise<boolean> {
 
 /** Layers of one device, each naming the one below where it names any. */
 function checkStack(facts: (LayerFacts | undefined)[]): Promise<void> {
-  const sizes = new Set(
-    facts.map((f) => f?.virtualSize ?? 0).filter((size) => size > 0),
-  );
-  if (sizes.size > 1) {
-    throw new FormatError(
-      "stack",
-      "virtual size",
-      `differs between layers: ${[...sizes].join(", ")} bytes`,
-    );
+  let size = 0;
+  for (const [i, layer] of facts.entries()) {
+    const own = layer?.virtualSize ?? 0;
+    if (own === 0) continue;
+    // overlaybd-resize grows devices; what became smaller is of another stack.
+    if (own < size) {
+      throw new FormatError(
+        "stack",
+        `virtual size of layer ${i + 1}`,
+        `is ${own} bytes, layers below have ${size}`,
+      );
+    }
+    size = own;
   }
   const bottom = facts[0];
   if (bottom && isNamed(bottom.parentUuid)) {

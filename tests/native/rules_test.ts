@@ -18,6 +18,7 @@ import {
 import { randomLayers } from "../testutil/random_layers.ts";
 import { golden } from "../testutil/requires.ts";
 import { build, OBD, sh, withTempDir } from "../image/helpers.ts";
+import { imageDigest } from "./helpers.ts";
 
 const VSIZE = 2 ** 30;
 
@@ -140,5 +141,13 @@ Deno.test("rules: merged layers", () =>
       const blob = await Deno.readFile(out);
       const wish = { virtualSize: VSIZE, codec, blockSize };
       assert.ok(checkNativeBlob(blob, wish).entries.length > 0);
+      // TurboOCI and native layers below, one native layer above: the same device.
+      const config = `${dir}/${codec}.json`;
+      const lowers = [{ file: out }];
+      await Deno.writeTextFile(config, JSON.stringify({ lowers }));
+      assert.equal(
+        await imageDigest(config),
+        await imageDigest(`oci:${layout}:v1-obd`),
+      );
     }
   }));

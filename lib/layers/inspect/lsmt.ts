@@ -206,8 +206,8 @@ function inspectWritable(report: FileReport, header: HeaderTrailer): void {
   });
   report.notes.push(
     isSparse
-      ? "not sealed: seal or commit it before it is served"
-      : "not sealed: its map is in the index file beside it; commit it before it is served",
+      ? 'not sealed: it is read as the "upper" of a config.v1.json'
+      : 'not sealed: it is read as the "upper" of a config.v1.json, with the index file beside it',
   );
 }
 

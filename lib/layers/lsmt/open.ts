@@ -53,8 +53,8 @@ const DATA_START = HT.SIZE / SECTOR;
  * and the index only.
  *
  * @param source The bare LSMT file (tar and ZFile already peeled), borrowed.
- * @param kind `"warp"` if the layer has a target. `"auto"` takes more than one
- * tag for the sign of a warp layer; use it only where nobody says, for
+ * @param kind `"warp"` if the layer has a target. `"auto"` takes two
+ * neighbouring tags for the sign of a warp layer; use it only where nobody says, for
  * `inspect`.
  * @throws {FormatError} If any rule of a sealed layer is broken.
  */
@@ -69,7 +69,8 @@ export async function openLsmtLayer(
     trailer.indexCount * ENTRY_SIZE,
   );
   const tags = scanTags(index);
-  const isWarp = kind === "warp" || (kind === "auto" && tags.max > tags.min);
+  const isWarp = kind === "warp" ||
+    (kind === "auto" && tags.max - tags.min === 1);
   if (isWarp && tags.max - tags.min > 1) {
     throw new FormatError(
       "LSMT index",
