@@ -40,17 +40,17 @@ const IMPLIED_PARENT: Attributes = {
   mtime: { seconds: 0, nanoseconds: 0 },
   xattrs: [],
 };
-/**
- * Attribute namespaces that are taken. `trusted.*` is left out as containerd
- * leaves it out: `trusted.overlay.*` of an image would change what an overlay
- * on top of it shows.
- */
+/** Attribute namespaces that ext4 holds; runtimes drop the others too. */
 const XATTR_NAMESPACES = [
   "user.",
+  "trusted.",
   "security.",
   "system.posix_acl_access",
   "system.posix_acl_default",
 ];
+
+/** Attributes with which an image would change what an overlay on top of it shows. */
+const OVERLAY_XATTRS = "trusted.overlay.";
 
 /** Applies one layer; made anew for each. */
 export class LayerApplier {
@@ -226,6 +226,7 @@ export class LayerApplier {
       entry.type === "hardlink";
     const held = entry.xattrs.filter(([name]) =>
       XATTR_NAMESPACES.some((prefix) => name.startsWith(prefix)) &&
+      !name.startsWith(OVERLAY_XATTRS) &&
       // xattr(7): only files and directories have user attributes.
       (isPlain || !name.startsWith("user."))
     );
@@ -234,7 +235,7 @@ export class LayerApplier {
       if (held.some(([kept]) => kept === name)) continue;
       this.#warn(
         `"${shown(entry.path)}": attribute "${shown(name)}" is left out, ${
-          name.startsWith("trusted.")
+          name.startsWith(OVERLAY_XATTRS)
             ? "as no image may set it"
             : `as a ${entry.type} on ext4 cannot have it`
         }`,

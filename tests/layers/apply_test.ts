@@ -349,12 +349,13 @@ Deno.test("LayerApplier: attributes that ext4 cannot have are left out with a li
         "com.apple.x": "gone",
       },
     }),
-    symlink("s", "f", { xattrs: { "user.b": "gone", "trusted.c": "gone" } }),
+    symlink("s", "f", { xattrs: { "user.b": "gone", "trusted.c": "kept" } }),
+    dir("d", { xattrs: { "trusted.overlay.opaque": "gone" } }),
   ]]);
   deepEqual(warnings, [
     '"f": attribute "com.apple.x" is left out, as a file on ext4 cannot have it',
-    '"s": attribute "trusted.c" is left out, as no image may set it',
     '"s": attribute "user.b" is left out, as a symlink on ext4 cannot have it',
+    '"d": attribute "trusted.overlay.opaque" is left out, as no image may set it',
   ]);
   ok(tree["f"] && tree["s"] && model);
 });
