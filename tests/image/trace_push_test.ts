@@ -133,6 +133,20 @@ Deno.test("a trace of another layout of the image is left alone", async () => {
   );
 });
 
+Deno.test("a trace fits every form of an image that has the same device", async () => {
+  await using s = await setup();
+  const records = [device(65536)];
+  await pushTrace(s.environment, { image: s.reference, records });
+  await publishImage(s.environment, {
+    source: s.reference,
+    virtualSize: 2 ** 30,
+    formats: ["overlaybd"],
+    tag: "native",
+    jobs: 1,
+  });
+  assert.deepEqual(await found(s, `${s.server.host}/app:native`), records);
+});
+
 Deno.test("what is no trace of the image is refused when it is pushed", async () => {
   await using s = await setup();
   const push = (records: TraceRecord[]) =>
