@@ -47,6 +47,18 @@ Deno.test("hasBlob() does not follow a storage's redirect", async () => {
   equal(s.server.requests.length, 2);
 });
 
+Deno.test("blobSize() tells bytes, and that there is no such blob", async () => {
+  for (const redirect of [false, true]) {
+    await using s = await setup({ redirect });
+    const blob = await s.server.putBlob("app", CONTENT);
+    equal(await s.repository.blobSize(blob.digest), CONTENT.length);
+    await rejects(s.repository.blobSize(`sha256:${"0".repeat(64)}`), {
+      name: "NotFoundError",
+      message: /No blob "sha256:0+" in "127\.0\.0\.1:[0-9]+\/app"/,
+    });
+  }
+});
+
 for (const redirect of [false, true]) {
   const how = redirect ? "through a redirect" : "directly";
   Deno.test(`blob source: reads ${how}, also at once`, async () => {
