@@ -140,44 +140,59 @@ function ownImage(): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** A small file system that mke2fs makes from a tree. */
+/** A small file system of e2fsprogs; the same bytes every time. */
 async function madeImage(
   options: readonly string[],
   size: string,
 ): Promise<Uint8Array<ArrayBuffer> | undefined> {
-  if (!requires("mke2fs")) return undefined;
+  if (!requires("mke2fs", "debugfs")) return undefined;
   const directory = await Deno.makeTempDir({ prefix: "obd-fuzz-" });
   try {
-    const tree = `${directory}/tree`;
-    await Deno.mkdir(`${tree}/a/b`, { recursive: true });
-    await Deno.mkdir(`${tree}/c`);
-    for (let i = 0; i < 30; i++) {
-      await Deno.writeTextFile(`${tree}/c/name-${i}`, `body ${i}\n`);
-    }
-    await Deno.writeFile(`${tree}/large`, new Uint8Array(40_000).fill(7));
-    using holes = await Deno.open(`${tree}/holes`, {
-      create: true,
-      write: true,
-    });
-    for (let i = 0; i < 60; i++) {
-      await holes.seek(i * 8192, Deno.SeekMode.Start);
-      await holes.write(new Uint8Array(4096).fill(i));
-    }
-    await Deno.symlink("../c/name-1", `${tree}/a/b/short`);
-    await Deno.symlink("long/".repeat(30), `${tree}/a/b/long`);
     const image = `${directory}/image`;
-    const { success, stderr } = await new Deno.Command("mke2fs", {
-      args: ["-q", "-F", ...options, "-d", tree, image, size],
-      env: {
-        PATH: `${Deno.env.get("PATH")}:/usr/sbin:/sbin`,
-        E2FSPROGS_FAKE_TIME: "1700000000",
-      },
-    }).output();
-    if (!success) throw new Error(new TextDecoder().decode(stderr));
+    await e2fs("mke2fs", ["-q", "-F", ...options, image, size]);
+    // Not `mke2fs -d`, which takes the times of files that are made just now.
+    const commands = ["mkdir a", "mkdir a/b", "mkdir c"];
+    const write = (name: string, bytes: Uint8Array) => {
+      const from = `${directory}/${commands.length}`;
+      Deno.writeFileSync(from, bytes);
+      commands.push(`write ${from} ${name}`);
+    };
+    commands.push("cd /c");
+    for (let i = 0; i < 30; i++) {
+      write(`name-${i}`, new TextEncoder().encode(`body ${i}\n`));
+    }
+    commands.push("cd /");
+    write("large", new Uint8Array(40_000).fill(7));
+    // debugfs leaves blocks of zeros out.
+    const holes = new Uint8Array(60 * 8192);
+    for (let i = 0; i < 60; i++) holes.fill(i + 1, i * 8192, i * 8192 + 4096);
+    write("holes", holes);
+    commands.push(
+      "cd /a/b",
+      "symlink short ../../c/name-1",
+      `symlink long ${"long/".repeat(30)}`,
+      "cd /",
+      "ea_set holes user.v value",
+      "mknod pipe p",
+    );
+    await Deno.writeTextFile(`${directory}/script`, commands.join("\n"));
+    await e2fs("debugfs", ["-w", "-f", `${directory}/script`, image]);
     return await Deno.readFile(image);
   } finally {
     await Deno.remove(directory, { recursive: true });
   }
+}
+
+/** Runs a tool of e2fsprogs at a fixed time. */
+async function e2fs(tool: string, args: readonly string[]): Promise<void> {
+  const { success, stderr } = await new Deno.Command(tool, {
+    args: [...args],
+    env: {
+      PATH: `${Deno.env.get("PATH")}:/usr/sbin:/sbin`,
+      E2FSPROGS_FAKE_TIME: "1700000000",
+    },
+  }).output();
+  if (!success) throw new Error(new TextDecoder().decode(stderr));
 }
 
 /** Always the same identity, so that the same seed makes the same inputs. */
