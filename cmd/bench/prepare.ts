@@ -2,6 +2,7 @@
 
 import { errorText } from "../../lib/io/mod.ts";
 import type { ImageSource, Workload } from "./workloads.ts";
+import type { RegistrySettings } from "../context.ts";
 import { selfCommand } from "../mount_serve.ts";
 import type { BenchRegistry } from "./link.ts";
 import { runTool } from "./process.ts";
@@ -33,6 +34,8 @@ export async function prepareImage(options: {
   source: ImageSource;
   /** Also a native image. */
   native: boolean;
+  /** How to reach the registry of the source. */
+  settings: RegistrySettings;
   note: (text: string) => void;
   signal: AbortSignal;
 }): Promise<Prepared> {
@@ -47,6 +50,7 @@ export async function prepareImage(options: {
     "--quiet",
     "--insecure-policy",
     "--dest-tls-verify=false",
+    ...sourceFlags(skopeo, options.settings),
     skopeo,
     `docker://${direct}`,
   ], signal);
@@ -101,6 +105,25 @@ export async function prepareImage(options: {
     note(prepared.nativeFailure);
   }
   return prepared;
+}
+
+/** The options of this command line that skopeo needs for an image of a registry. */
+export function sourceFlags(
+  skopeo: string,
+  settings: RegistrySettings,
+): string[] {
+  const host = /^docker:\/\/([^/]+)\//.exec(skopeo)?.[1];
+  if (host === undefined) return [];
+  // Plain HTTP is implied for loopback, as everywhere in obd.
+  const isLoopback = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?$/
+    .test(host);
+  const isOpen = settings.plainHttp || settings.tlsSkipVerify || isLoopback;
+  return [
+    ...(isOpen ? ["--src-tls-verify=false"] : []),
+    ...(settings.authFile === undefined
+      ? []
+      : ["--src-authfile", settings.authFile]),
+  ];
 }
 
 function sizeOf(layers: { size: number }[]): number {

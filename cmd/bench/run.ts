@@ -142,6 +142,7 @@ async function prepareAll(
         workload,
         source,
         native: options.contenders.includes("obd-native"),
+        settings: context.registry,
         note: (text) => note(context, text),
         signal,
       });

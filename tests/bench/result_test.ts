@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { limitOf } from "../../cmd/bench/limit.ts";
 import { parseRate } from "../../cmd/bench/link.ts";
+import { sourceFlags } from "../../cmd/bench/prepare.ts";
 import { spreadOf, summarize } from "../../cmd/bench/result.ts";
 import { renderSession, renderTable } from "../../cmd/bench/table.ts";
 import { findWorkload, parseReady } from "../../cmd/bench/workloads.ts";
@@ -126,6 +127,22 @@ Deno.test("parseReady() takes one way to be ready", () => {
   ) {
     assert.throws(() => parseReady(bad), UsageError);
   }
+});
+
+Deno.test("sourceFlags() reaches a registry as the rest of obd does", () => {
+  const open = ["--src-tls-verify=false"];
+  assert.deepEqual(sourceFlags("oci:/dir:v1", { plainHttp: true }), []);
+  assert.deepEqual(sourceFlags("docker://r.example/a:v1", {}), []);
+  assert.deepEqual(sourceFlags("docker://127.0.0.1:5000/a:v1", {}), open);
+  assert.deepEqual(sourceFlags("docker://localhost/a:v1", {}), open);
+  assert.deepEqual(sourceFlags("docker://localhost.example/a:v1", {}), []);
+  assert.deepEqual(
+    sourceFlags("docker://r.example/a", {
+      tlsSkipVerify: true,
+      authFile: "/f",
+    }),
+    [...open, "--src-authfile", "/f"],
+  );
 });
 
 Deno.test("findWorkload() names those that there are", () => {
