@@ -185,7 +185,7 @@ export async function pushTraceReferrer(
   const others = (await listTraces(repository, subject.digest, context))
     .filter((other) => isOfDevice(other, device));
   const first = others[0];
-  if (first?.manifest.layers[0]!.digest === layer.digest) {
+  if (first && first.manifest.layers[0]!.digest === layer.digest) {
     return { digest: first.descriptor.digest, isNew: false };
   }
   const serial = Math.min(

@@ -157,7 +157,7 @@ export class SliceSource implements ByteSource {
   readonly #offset: number;
   readonly #borrow: boolean;
   readonly preadNow?: (dst: Uint8Array, offset: number) => boolean;
-  readonly prefetch?: ByteSource["prefetch"] & {};
+  readonly prefetch?: NonNullable<ByteSource["prefetch"]>;
 
   constructor(
     inner: ByteSource,

@@ -58,7 +58,7 @@ export class ZFileSource implements ByteSource {
   /** Stored bytes on the fast path; never used across an await. */
   #stored: Uint8Array | undefined;
   #disposed = false;
-  readonly prefetch?: ByteSource["prefetch"] & {};
+  readonly prefetch?: NonNullable<ByteSource["prefetch"]>;
 
   /** @param inner The whole ZFile, owned. */
   constructor(inner: ByteSource, table: JumpTable, geometry: ZFileGeometry) {
