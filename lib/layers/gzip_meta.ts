@@ -264,10 +264,12 @@ export function writeGzipMeta(meta: GzipMeta): Uint8Array<ArrayBuffer> {
   const entries = new Uint8Array(count * GZ_ENTRY.SIZE);
   const view = viewOf(entries);
   const windows: Uint8Array[] = [];
+  // Made once: a layer that compresses well has tens of thousands of them.
+  let zeros: Uint8Array | undefined;
   let position: number = GZ.SIZE;
   for (let i = 0; i < count; i++) {
     const at = i * GZ_ENTRY.SIZE;
-    const stored = window[i]!.length > 0 ? window[i]! : zeroWindow();
+    const stored = window[i]!.length > 0 ? window[i]! : zeros ??= zeroWindow();
     windows.push(stored);
     setU64(view, at + GZ_ENTRY.uncompressedOffset, uncompressedOffset[i]!);
     setU64(view, at + GZ_ENTRY.compressedOffset, compressedOffset[i]!);
