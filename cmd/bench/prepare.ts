@@ -23,7 +23,7 @@ export interface Prepared {
 interface BuildReport {
   source: { digest: string };
   meta: { size: number };
-  layers: { digest: string; size: number; metaSize: number }[];
+  layers: { digest: string; size: number; reused?: boolean }[];
   seconds: number;
 }
 
@@ -130,8 +130,9 @@ function sizeOf(layers: { size: number }[]): number {
   return layers.reduce((sum, layer) => sum + layer.size, 0);
 }
 
-function factsOf({ seconds, meta }: BuildReport): BuildFacts {
-  return { seconds, bytes: meta.size };
+function factsOf({ seconds, meta, layers }: BuildReport): BuildFacts {
+  const layersReused = layers.filter((layer) => layer.reused).length;
+  return { seconds, bytes: meta.size, layersReused };
 }
 
 /** What is fetched of a native image are layers of its own. */

@@ -53,7 +53,10 @@ export interface ImageFacts {
 
 /** What a build cost. */
 export interface BuildFacts {
+  /** With what an earlier bench left in the registry: see `layersReused`. */
   seconds: number;
+  /** Layers that had been built before; absent in results where nobody counted. */
+  layersReused?: number;
   /** Of the meta image, or of the native image. */
   bytes: number;
 }

@@ -12,7 +12,11 @@ const text = v.pipe(v.string(), v.maxLength(64 * 1024));
 const texts = v.record(text, text);
 
 const layerSize = v.looseObject({ digest: text, size: count });
-const build = v.looseObject({ seconds: count, bytes: count });
+const build = v.looseObject({
+  seconds: count,
+  bytes: count,
+  layersReused: v.optional(count),
+});
 
 const machine = v.looseObject({
   cpu: text,

@@ -25,12 +25,14 @@ export function renderSession(session: Session): string {
 function imageLine(
   { workload, compressedBytes, layers, build, native }: ImageFacts,
 ): string {
-  const built = (what: string, { bytes, seconds }: BuildFacts) =>
+  const built = (what: string, { bytes, seconds, layersReused }: BuildFacts) =>
     `${what} ${megabytes(bytes, 2)} MB${
       compressedBytes > 0
         ? ` (${(bytes / compressedBytes * 100).toFixed(2)} %)`
         : ""
-    } built in ${seconds.toFixed(1)} s`;
+    } built in ${seconds.toFixed(1)} s${
+      layersReused ? `, ${layersReused} of its layers were there already` : ""
+    }`;
   return [
     `image of ${workload}: ${
       megabytes(compressedBytes)

@@ -50,6 +50,7 @@ Deno.test("renderSession() says what was built, and what a reduced one leaves ou
   session.images[0]!.native = {
     seconds: 3,
     bytes: 12e6,
+    layersReused: 2,
     layers: [],
   };
   const text = renderSession(session);
@@ -57,7 +58,7 @@ Deno.test("renderSession() says what was built, and what a reduced one leaves ou
   assert.match(text, /^left out: much$/m);
   assert.match(
     text,
-    /^image of w: 10\.0 MB in 1 layer, meta image 0\.06 MB \(0\.60 %\) built in 1\.3 s, native image 12\.00 MB \(120\.00 %\) built in 3\.0 s$/m,
+    /^image of w: 10\.0 MB in 1 layer, meta image 0\.06 MB \(0\.60 %\) built in 1\.3 s, native image 12\.00 MB \(120\.00 %\) built in 3\.0 s, 2 of its layers were there already$/m,
   );
 });
 

@@ -1,6 +1,7 @@
 /** Tables of the report: all figures, every process, the image, the machine. */
 
 import type {
+  BuildFacts,
   ImageFacts,
   MachineFacts,
   Spread,
@@ -175,7 +176,7 @@ export function imageFacts(
         "Meta image",
         `${megabytes(build.bytes)}${share(build.bytes)}, built in ${
           seconds(build.seconds)
-        }`,
+        }${reused(build)}`,
       ],
     );
     if (native) {
@@ -183,7 +184,7 @@ export function imageFacts(
         "Native image",
         `${megabytes(native.bytes)}${share(native.bytes)}, built in ${
           seconds(native.seconds)
-        }`,
+        }${reused(native)}`,
       ]);
     }
   }
@@ -209,6 +210,12 @@ export function imageFacts(
     }
   }
   return list(facts);
+}
+
+function reused({ layersReused }: BuildFacts): string {
+  return layersReused
+    ? `, ${layersReused} of its layers were there already`
+    : "";
 }
 
 /** Where and how it was measured. */
