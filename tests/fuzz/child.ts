@@ -118,7 +118,8 @@ class Child {
   ): Promise<void> {
     const from = result.next;
     const end = Math.min(to, from + BATCH);
-    const start = performance.now();
+    // Computing time: a busy machine makes no input slow.
+    const start = cpuMs();
     let now = start;
     watch.begin();
     while (result.next < end && now - start < BATCH_MS) {
@@ -126,7 +127,7 @@ class Child {
       this.#heartbeat.mark(iteration);
       const made = loaded.make(seed, iteration);
       const outcome = await made.read(made.input);
-      const after = performance.now();
+      const after = cpuMs();
       if (after - now > result.slowestMs) {
         result.slowestMs = after - now;
         result.slowestIteration = iteration;

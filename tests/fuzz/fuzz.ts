@@ -39,7 +39,7 @@ function printReport(report: RunReport): void {
     "inputs",
     "1/CPU s",
     "% read",
-    "slowest ms (at)",
+    "slowest CPU ms (at)",
     "found",
   ];
   const widths = head.map((text, i) =>

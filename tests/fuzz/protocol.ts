@@ -28,6 +28,7 @@ export interface SliceResult {
   refused: number;
   /** Computing time of the process, all its threads. */
   cpuMs: number;
+  /** Computing time of one input. */
   slowestMs: number;
   slowestIteration: number;
 }
