@@ -32,12 +32,12 @@ const { values, positionals } = parseArgs({
 async function writeOwnImage(layout: string, megabytes: number): Promise<void> {
   const layers = [];
   for (const place of ["/usr/bin /usr/sbin", "/usr/lib"]) {
-    const list = `find ${place} -xdev -type f -size -20M | sort`;
+    const list = `find ${place} -xdev -type f -size -20M -printf '%s\\t%p\\n'`;
     const { stdout, success } = await new Deno.Command("bash", {
       args: [
         "-c",
-        `${list} | awk '{ "stat -c %s \\"" $0 "\\"" | getline s; n += s; ` +
-        `if (n < ${megabytes}e6) print }' | ` +
+        `${list} | sort -k 2 | ` +
+        `awk -F '\\t' '{ n += $1; if (n < ${megabytes}e6) print $2 }' | ` +
         "tar -cf - --no-recursion -T - 2>/dev/null",
       ],
     }).output();
