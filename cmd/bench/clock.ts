@@ -17,7 +17,7 @@ export async function startClock(
     await runTool("write back", ["sync"], signal);
     await Deno.writeTextFile("/proc/sys/vm/drop_caches", "3");
   }
-  await group.begin();
+  group.begin();
   registry.proxy.reset();
   return performance.now();
 }

@@ -155,7 +155,7 @@ export async function runContainer(
   await waitForReady(container, workload.ready, deadlineMs, signal);
   const readySeconds = since(started);
   const { traffic } = registry.proxy;
-  const cost = await run.group.cost();
+  const cost = run.group.cost();
   const seenAt = run.group.serviceSeenAt;
   const edge = await run.edge?.();
   const diskBytes = await diskUse(run.keeps, signal);
@@ -181,13 +181,13 @@ async function measureSteady(
   group: CostGroup,
 ): Promise<Pick<Measurement, "steadyRate" | "steadyCpuSeconds">> {
   if (workload.ready.kind !== "http" || steadySeconds === 0) return {};
-  const before = await group.allCpuSeconds();
+  const before = group.allCpuSeconds();
   const { rate, answers } = await askSteadily(
     workload.ready,
     steadySeconds,
     signal,
   );
-  const after = await group.allCpuSeconds();
+  const after = group.allCpuSeconds();
   return {
     steadyRate: rate,
     ...(before === undefined || after === undefined || answers === 0

@@ -1,13 +1,16 @@
 /**
  * What the processes of a contender cost, each by name. Their sum of CPU time
  * is the kernel's own (cgroup), so that processes count too that ended between
- * two looks; memory, and who spent what, is looked up twenty times a second.
+ * two looks; memory, and who spent what, is looked up twenty times a second (five
+ * times without a cgroup).
  */
 
 import { delay } from "../../lib/io/mod.ts";
 import { waitUntil } from "../mount_process.ts";
 
 const SAMPLE_INTERVAL_MS = 50;
+/** Without a cgroup, every process of the machine has to be looked at. */
+const SCAN_INTERVAL_MS = 200;
 const END_DEADLINE_MS = 10_000;
 const CGROUPS = "/sys/fs/cgroup";
 /** USER_HZ, which is 100 on every architecture that obd runs on (Linux uapi: asm-generic/param.h). */
@@ -100,20 +103,20 @@ export class CostGroup implements AsyncDisposable {
   }
 
   /** Daemons that run already cost nothing so far. */
-  async begin(): Promise<void> {
-    await this.#sample();
+  begin(): void {
+    this.#sample();
     for (const seen of this.#seen.values()) {
       seen.startSeconds = seen.cpuSeconds;
     }
     this.#peak = 0;
-    this.#totalStart = await this.#cgroup?.cpuSeconds() ?? 0;
-    this.#machineStart = await machineCpuSeconds();
+    this.#totalStart = this.#cgroup?.cpuSeconds() ?? 0;
+    this.#machineStart = machineCpuSeconds();
   }
 
   /** What it was since {@linkcode begin}. */
-  async cost(): Promise<Cost> {
-    await this.#sample();
-    const machine = await machineCpuSeconds();
+  cost(): Cost {
+    this.#sample();
+    const machine = machineCpuSeconds();
     const byName = new Map<string, ProcessCost>();
     let known = 0;
     for (const seen of this.#seen.values()) {
@@ -126,7 +129,7 @@ export class CostGroup implements AsyncDisposable {
         peakRssBytes: Math.max(other?.peakRssBytes ?? 0, seen.peakRssBytes),
       });
     }
-    const counted = await this.#cgroup?.cpuSeconds();
+    const counted = this.#cgroup?.cpuSeconds();
     const total = counted === undefined
       ? known
       : Math.max(known, counted - this.#totalStart);
@@ -138,7 +141,7 @@ export class CostGroup implements AsyncDisposable {
         peakRssBytes: undefined,
       });
     }
-    const service = await this.#serviceCost();
+    const service = this.#serviceCost();
     if (service) processes.push(service);
     return {
       cpuSeconds: round(total),
@@ -154,17 +157,17 @@ export class CostGroup implements AsyncDisposable {
   }
 
   /** CPU time of everything so far, the service included; undefined without cgroups. */
-  async allCpuSeconds(): Promise<number | undefined> {
-    const tools = await this.#cgroup?.cpuSeconds();
-    const service = await this.#serviceCost();
+  allCpuSeconds(): number | undefined {
+    const tools = this.#cgroup?.cpuSeconds();
+    const service = this.#serviceCost();
     return tools === undefined || !service
       ? undefined
       : tools + service.cpuSeconds;
   }
 
-  async #serviceCost(): Promise<ProcessCost | undefined> {
+  #serviceCost(): ProcessCost | undefined {
     if (this.#service === undefined || !this.#cgroup) return undefined;
-    const cpuSeconds = await this.#cgroup.at(this.#service).cpuSeconds();
+    const cpuSeconds = this.#cgroup.at(this.#service).cpuSeconds();
     return cpuSeconds === undefined ? undefined : {
       name: SERVICE,
       cpuSeconds,
@@ -175,18 +178,21 @@ export class CostGroup implements AsyncDisposable {
   async #sampleUntilStopped(): Promise<void> {
     try {
       for (;;) {
-        await this.#sample();
-        await delay(SAMPLE_INTERVAL_MS, this.#stop.signal);
+        this.#sample();
+        await delay(
+          this.#cgroup ? SAMPLE_INTERVAL_MS : SCAN_INTERVAL_MS,
+          this.#stop.signal,
+        );
       }
     } catch {
       // Told to end.
     }
   }
 
-  async #sample(): Promise<void> {
+  #sample(): void {
     let sum = 0;
-    for (const pid of await this.#pids()) {
-      const now = await lookAt(pid);
+    for (const pid of this.#pids()) {
+      const now = lookAt(pid);
       if (!now) continue;
       sum += now.rssBytes;
       const name = this.#roots.get(pid) ?? now.name;
@@ -201,8 +207,8 @@ export class CostGroup implements AsyncDisposable {
     this.#peak = Math.max(this.#peak, sum);
     if (this.#service === undefined || !this.#cgroup) return;
     let service = 0;
-    for (const pid of await this.#cgroup.at(this.#service).pids()) {
-      const now = await lookAt(pid);
+    for (const pid of this.#cgroup.at(this.#service).pids()) {
+      const now = lookAt(pid);
       service += now?.rssBytes ?? 0;
       // Until it becomes the program, it is runc's own ("runc:[2:INIT]").
       if (now && !now.name.startsWith("runc:")) {
@@ -212,10 +218,8 @@ export class CostGroup implements AsyncDisposable {
     this.#servicePeak = Math.max(this.#servicePeak, service);
   }
 
-  async #pids(): Promise<string[]> {
-    return this.#cgroup
-      ? await this.#cgroup.pids()
-      : await descendantsOf(this.#roots);
+  #pids(): string[] {
+    return this.#cgroup ? this.#cgroup.pids() : descendantsOf(this.#roots);
   }
 
   /** Ends what is left in the cgroup, then removes it. */
@@ -226,7 +230,7 @@ export class CostGroup implements AsyncDisposable {
     const cgroup = this.#cgroup;
     await waitUntil(async () => {
       try {
-        for (const pid of await cgroup.pids()) {
+        for (const pid of cgroup.pids()) {
           Deno.kill(Number(pid), "SIGKILL");
         }
       } catch {
@@ -254,17 +258,17 @@ class Cgroup {
     return new Cgroup(this.base, path.replace(/^\//, ""), this.kind);
   }
 
-  async pids(): Promise<string[]> {
-    const text = await readText(`${this.path}/cgroup.procs`) ?? "";
+  pids(): string[] {
+    const text = readText(`${this.path}/cgroup.procs`) ?? "";
     return text.split("\n").filter((line) => line !== "");
   }
 
-  async cpuSeconds(): Promise<number | undefined> {
+  cpuSeconds(): number | undefined {
     if (this.kind === "v1") {
-      const text = await readText(`${this.path}/cpuacct.usage`);
+      const text = readText(`${this.path}/cpuacct.usage`);
       return text === undefined ? undefined : Number(text) / 1e9;
     }
-    const text = await readText(`${this.path}/cpu.stat`) ?? "";
+    const text = readText(`${this.path}/cpu.stat`) ?? "";
     const usage = /^usage_usec (\d+)/m.exec(text)?.[1];
     return usage === undefined ? undefined : Number(usage) / 1e6;
   }
@@ -289,19 +293,17 @@ async function makeCgroup(name: string): Promise<Cgroup | undefined> {
 }
 
 /** One process as `/proc` shows it now; undefined when it has ended. */
-async function lookAt(pid: string): Promise<
-  | { name: string; parent: string; cpuSeconds: number; rssBytes: number }
-  | undefined
-> {
-  const stat = await readText(`/proc/${pid}/stat`);
+function lookAt(
+  pid: string,
+): { name: string; cpuSeconds: number; rssBytes: number } | undefined {
+  const stat = readText(`/proc/${pid}/stat`);
   if (stat === undefined) return undefined;
   // The name in parentheses may hold anything; fields are counted behind it.
   const close = stat.lastIndexOf(")");
   const fields = stat.slice(close + 2).split(" ");
-  const status = await readText(`/proc/${pid}/status`) ?? "";
+  const status = readText(`/proc/${pid}/status`) ?? "";
   return {
     name: stat.slice(stat.indexOf("(") + 1, close),
-    parent: fields[1]!,
     // utime and stime, proc(5).
     cpuSeconds: (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND,
     rssBytes: Number(/^VmRSS:\s+(\d+) kB/m.exec(status)?.[1] ?? 0) * 1024,
@@ -309,13 +311,11 @@ async function lookAt(pid: string): Promise<
 }
 
 /** Processes that descend from these, and these. */
-async function descendantsOf(
-  roots: ReadonlyMap<string, string>,
-): Promise<string[]> {
+function descendantsOf(roots: ReadonlyMap<string, string>): string[] {
   const parents = new Map<string, string>();
-  for await (const { name } of Deno.readDir("/proc")) {
+  for (const { name } of Deno.readDirSync("/proc")) {
     if (!/^\d+$/.test(name)) continue;
-    const stat = await readText(`/proc/${name}/stat`);
+    const stat = readText(`/proc/${name}/stat`);
     const parent = stat?.slice(stat.lastIndexOf(")") + 2).split(" ")[1];
     if (parent !== undefined) parents.set(name, parent);
   }
@@ -328,8 +328,8 @@ async function descendantsOf(
 }
 
 /** All processors' time that was not idle, since the machine started. */
-async function machineCpuSeconds(): Promise<number | undefined> {
-  const line = (await readText("/proc/stat"))?.split("\n")[0];
+function machineCpuSeconds(): number | undefined {
+  const line = readText("/proc/stat")?.split("\n")[0];
   const ticks = line?.trim().split(/\s+/).slice(1).map(Number);
   if (!ticks || ticks.length < 8) return undefined;
   // user nice system idle iowait irq softirq steal, proc(5); guest time is in user.
@@ -337,8 +337,13 @@ async function machineCpuSeconds(): Promise<number | undefined> {
   return (user! + nice! + system! + irq! + softirq!) / TICKS_PER_SECOND;
 }
 
-async function readText(path: string): Promise<string | undefined> {
-  return await Deno.readTextFile(path).catch(() => undefined);
+/** Files of the kernel's, which nobody waits for. */
+function readText(path: string): string | undefined {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch {
+    return undefined;
+  }
 }
 
 function round(seconds: number): number {

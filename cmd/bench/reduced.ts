@@ -147,7 +147,7 @@ async function runPlain(
     firstByteSeconds,
     readySeconds: since(started),
     traffic: registry.proxy.traffic,
-    cost: await group.cost(),
+    cost: group.cost(),
     diskBytes: await diskUse([`${work}/layout`, `${work}/bundle`], signal),
   };
 }
@@ -184,7 +184,7 @@ async function runLazy(
   );
   const readySeconds = since(started);
   const { traffic } = registry.proxy;
-  const cost = await group.cost();
+  const cost = group.cost();
   using api = createApiClient(serve.api);
   const counters = (await api.status({ signal })).exports[0]?.counters;
   return {
