@@ -51,8 +51,8 @@ export const ZFLAG = {
 /** Values of {@linkcode ZF.algorithm}. */
 export const ALGORITHM = { lz4: 1, zstd: 2 } as const;
 export type ZFileCodec = keyof typeof ALGORITHM;
-/** How a writer compresses blocks: `"lz4-runs"` folds runs of one byte only, in LZ4's format. */
-export type BlockCodec = ZFileCodec | "lz4-runs";
+/** How a writer compresses blocks: `"lz4-for-gzip"` is LZ4 for files that are compressed once more as a whole. */
+export type BlockCodec = ZFileCodec | "lz4-for-gzip";
 
 /** "ZFile", 0, 1, 0, then "tuji.yyf@Alibaba". */
 const MAGIC = [

@@ -1,5 +1,6 @@
 /** Content to stored ZFile blocks, each with its checksum; no I/O, any thread. */
 
+import { deflateRawSync } from "node:zlib";
 import {
   crc32c,
   lz4Compress,
@@ -45,8 +46,8 @@ export function packBlock(
   let size: number;
   if (codec === "lz4") {
     size = lz4Compress(block, out.subarray(at));
-  } else if (codec === "lz4-runs") {
-    size = lz4CompressRuns(block, out.subarray(at));
+  } else if (codec === "lz4-for-gzip") {
+    size = packForGzip(block, out.subarray(at));
   } else {
     const frame = zstdCompress(block, ZSTD_LEVEL);
     out.set(frame, at);
@@ -55,6 +56,29 @@ export function packBlock(
   const crc = crc32c(out.subarray(at, at + size), ZFILE_BLOCK_SEED);
   view.setUint32(at + size, crc, true);
   return size + CHECKSUM_SIZE;
+}
+
+/**
+ * LZ4 with all matches, or with runs of one byte only: whichever a gzip of the
+ * whole file makes smaller. Names and texts are better left to it, tables whose
+ * rows repeat are not.
+ *
+ * @returns Bytes written to the start of `out`.
+ */
+function packForGzip(block: Uint8Array, out: Uint8Array): number {
+  const all = new Uint8Array(lz4CompressBound(block.length));
+  const allSize = lz4Compress(block, all);
+  const runsSize = lz4CompressRuns(block, out);
+  const isBetter = gzipCost(all.subarray(0, allSize)) <
+    gzipCost(out.subarray(0, runsSize));
+  if (!isBetter) return runsSize;
+  out.set(all.subarray(0, allSize));
+  return allSize;
+}
+
+/** About what gzip makes of some bytes; the fastest level tells it well enough. */
+function gzipCost(bytes: Uint8Array): number {
+  return deflateRawSync(bytes, { level: 1 }).length;
 }
 
 /** Room that {@linkcode packBlocks} needs for `length` bytes of content. */

@@ -27,7 +27,7 @@ const BATCH_SIZE = 512 * 1024;
 
 /** How to write a ZFile. */
 export interface ZFileOptions {
-  /** Default `"lz4"`. `"lz4-runs"` is for files that are compressed once more as a whole. */
+  /** Default `"lz4"`. `"lz4-for-gzip"` is for files that are compressed once more as a whole. */
   codec?: BlockCodec | undefined;
   /** 4096 (default), 8192, 16384 or 32768 bytes. */
   blockSize?: number | undefined;
