@@ -3,31 +3,27 @@
  * target repository, then in the database of conversions.
  */
 
-import {
-  DeadlineError,
-  errorText,
-  FormatError,
-  NotFoundError,
-  ObdError,
-} from "../io/mod.ts";
+import { errorText, FormatError, NotFoundError, ObdError } from "../io/mod.ts";
 import {
   type Descriptor,
   type ImageManifest,
   parseManifest,
   type Reference,
-  RegistryError,
   type RegistryReference,
   type Repository,
 } from "../registry/mod.ts";
 import type { BuildFormat } from "./build.ts";
 import { chainKey, chainTag } from "./chain_key.ts";
 import type { ChainRow, Place } from "./dedup/database.ts";
+import { findForeignImage } from "./dedup/foreign_image.ts";
+import { findForeignLayers } from "./dedup/foreign_layers.ts";
 import type { GuardedDatabase } from "./dedup/guard.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import type { MetaDocuments } from "./meta_image.ts";
 import {
   type ChainRequest,
   close,
+  isPassing,
   openChain,
   type ReusedLayer,
   type ReusedPart,
@@ -105,9 +101,6 @@ export class ReuseFinder implements AsyncDisposable {
     if (best.count === all || flatten || request.format !== "overlaybd") {
       return best;
     }
-    const { findForeignImage, findForeignLayers } = await import(
-      "./dedup/foreign.ts"
-    );
     best = await this.#longer(best, await findForeignImage(this, request));
     if (best.count === all || !request.mayBeForeign) return best;
     return await this.#longer(
@@ -272,12 +265,6 @@ export class ReuseFinder implements AsyncDisposable {
     }
     this.#opened.clear();
   }
-}
-
-/** Whether a registry is in trouble: it was asked often enough for one chain. One that forbids a repository may allow the next. */
-export function isPassing(error: unknown): boolean {
-  return error instanceof DeadlineError ||
-    (error instanceof RegistryError && error.temporary);
 }
 
 /** The lengths of chains that may be there, longest first: a flattened one has no prefixes. */

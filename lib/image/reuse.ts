@@ -1,17 +1,18 @@
 /** Layers that were built before: opened from the image that has them, and checked. */
 
-import { FormatError } from "../io/mod.ts";
+import { DeadlineError, FormatError } from "../io/mod.ts";
 import type {
   LayerBreakdown,
   LayerPart,
   OpenedLayer,
   SpanIndex,
 } from "../layers/mod.ts";
-import type {
-  Descriptor,
-  ImageManifest,
-  RegistryReference,
-  Repository,
+import {
+  type Descriptor,
+  type ImageManifest,
+  RegistryError,
+  type RegistryReference,
+  type Repository,
 } from "../registry/mod.ts";
 import { Annotation } from "./annotations.ts";
 import type { BuildFormat } from "./build.ts";
@@ -214,4 +215,10 @@ function misplaced(index: number, problem: string): FormatError {
 export function entryCountOf(descriptor: Descriptor): number {
   const entries = descriptor.annotations?.[Annotation.obdEntries] ?? "";
   return /^\d{1,15}$/.test(entries) ? Number(entries) : 0;
+}
+
+/** Whether a registry is in trouble: it was asked often enough for one chain. One that forbids a repository may allow the next. */
+export function isPassing(error: unknown): boolean {
+  return error instanceof DeadlineError ||
+    (error instanceof RegistryError && error.temporary);
 }
