@@ -9,8 +9,15 @@ import type { OpenedImage } from "./open.ts";
 
 /** Where no index says what is fetched together, layers are taken in pieces of this many bytes. */
 const PIECE_BYTES = 64 * 1024;
-/** Stored bytes of one job: what a registry is asked for at once. */
+/**
+ * Stored bytes of one job: what a registry is asked for at once. Jobs that run
+ * at the same time share the link, so the first ones are small: the program is
+ * waiting for what is in them.
+ */
 const JOB_STORED_BYTES = 1024 * 1024;
+const FIRST_JOB_STORED_BYTES = 256 * 1024;
+/** So many jobs have each size before it doubles. */
+const JOBS_OF_A_SIZE = 8;
 /** How far later in the order a neighbour may be and still be fetched along. */
 const LOOKAHEAD_UNITS = 64;
 /** Pieces of one plan: 64 GiB of the smallest. */
@@ -146,13 +153,19 @@ class Units {
   jobs(): PrefetchJob[] {
     const jobs: PrefetchJob[] = [];
     for (const unit of this.#inOrder) {
-      if (!unit.isTaken) jobs.push(this.#jobFrom(unit));
+      if (unit.isTaken) continue;
+      const doublings = Math.floor(jobs.length / JOBS_OF_A_SIZE);
+      const most = Math.min(
+        JOB_STORED_BYTES,
+        FIRST_JOB_STORED_BYTES * 2 ** Math.min(doublings, 10),
+      );
+      jobs.push(this.#jobFrom(unit, most));
     }
     return jobs;
   }
 
   /** A unit and those of its neighbours that are needed soon after it. */
-  #jobFrom(unit: Unit): PrefetchJob {
+  #jobFrom(unit: Unit, mostStoredBytes: number): PrefetchJob {
     const { byOffset, byEnd } = this.#bySource.get(unit.source)!;
     const job: PrefetchJob = {
       source: unit.source,
@@ -164,7 +177,7 @@ class Units {
     const take = (next: Unit | undefined): next is Unit => {
       if (
         !next || next.isTaken || next.order > unit.order + LOOKAHEAD_UNITS ||
-        job.storedBytes + next.storedBytes > JOB_STORED_BYTES
+        job.storedBytes + next.storedBytes > mostStoredBytes
       ) return false;
       next.isTaken = true;
       job.length += next.length;

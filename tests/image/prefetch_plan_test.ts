@@ -47,17 +47,17 @@ Deno.test("planPrefetch() names each piece once, in order of first need, neighbo
   assert.ok(plan.every((j) => j.source === target));
 });
 
-Deno.test("planPrefetch() asks for at most 1 MiB of the blob at once", () => {
+Deno.test("planPrefetch() asks for little at first, then for 1 MiB of the blob at once", () => {
   const target = new Prefetched(64 * MIB);
   const image = traceImage(
     64 * MIB,
     [{ offset: 0, length: 64 * MIB, from: 0 }],
     [target],
   );
-  const plan = planPrefetch(image, [device(0, 9 * MIB + 1)]);
+  const plan = planPrefetch(image, [device(0, 17 * MIB + 1)]);
   assert.deepEqual(ranges(plan).map(([, length]) => length! / KIB), [
-    2,
-    2,
+    ...Array(8).fill(0.5),
+    ...Array(8).fill(1),
     2,
     2,
     1 + 64 / KIB,
