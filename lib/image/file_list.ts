@@ -88,19 +88,24 @@ export async function locateFiles(
     }
   };
   for (const path of paths) {
+    let ino: number;
     try {
-      const ino = await reader.lookup(path);
-      const { type } = await reader.stat(ino);
-      if (type !== "directory") await add(ino);
-      else for await (const entry of reader.walk(ino)) await add(entry.ino);
+      ino = await reader.lookup(path);
     } catch (error) {
-      if (!(error instanceof NotFoundError)) throw error;
+      // Links that lead in a circle lead nowhere, too.
+      const isMissing = error instanceof NotFoundError ||
+        error instanceof LimitError;
+      if (!isMissing) throw error;
       if (found.missing++ === 0) {
         logger.warn("a listed file is not in the image", {
           path: fromUtf8(bytesFromLatin1(path)),
         });
       }
+      continue;
     }
+    const { type } = await reader.stat(ino);
+    if (type !== "directory") await add(ino);
+    else for await (const entry of reader.walk(ino)) await add(entry.ino);
   }
   return found;
 }
