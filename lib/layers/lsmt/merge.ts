@@ -13,9 +13,9 @@ import { MAX_LAYERS } from "./format.ts";
 import { KIND, SegmentColumns, SegmentTable } from "./segment_table.ts";
 
 /**
- * Rows of all layers together that obd merges: 18 bytes each. overlaybd stops
- * at 128,000,000 merged entries; an image of five million files needs about as
- * many rows.
+ * Rows of all layers together that obd merges: 22 bytes each, and up to 64 more
+ * while they are merged. overlaybd stops at 128,000,000 merged entries; an image
+ * of five million files needs about as many rows.
  */
 export const MAX_STACK_ROWS = 16_000_000;
 
