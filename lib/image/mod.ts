@@ -45,8 +45,8 @@ export {
 export { FILE_LIST_SIZE_MAX, readFileList } from "./file_list.ts";
 export { prefetchImage, type PrefetchOptions } from "./prefetch.ts";
 export {
-  type PushedAcceleration,
   pushAcceleration,
+  type PushedAcceleration,
   type PushedReferrer,
   pushTrace,
 } from "./trace_push.ts";
