@@ -196,6 +196,10 @@ Deno.test({
       createHash("sha256").update(deflateRawSync(input, { level }))
         .digest("hex");
     equal(
+      digest(1),
+      "33744543820c21dfe4a7a960f29cb8e92c7dffbe68e3d4af7b5848431cbc6786",
+    );
+    equal(
       digest(6),
       "c3ef42625002fbb02f112ee12f2382f0608338717941c57502ce07e3cf097a5e",
     );
