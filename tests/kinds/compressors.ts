@@ -218,7 +218,10 @@ export async function sampleTar(
   await runTool(
     ...["tar", "--format=pax", "--sort=name"] as const,
     ...(isPlain ? ["--blocking-factor=1"] : ["--sparse"]),
-    ...["--mtime=@1600000000.5", "--pax-option=delete=atime,delete=ctime"],
+    ...[
+      "--mtime=@1600000000.5",
+      "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
+    ],
     ...["-C", root, "-cf", path, name],
   );
   return new Uint8Array(await Deno.readFile(path));
