@@ -5,6 +5,7 @@ import { delay, ObdError } from "../../lib/io/mod.ts";
 import { createApiClient, type TraceRange } from "../api_client.ts";
 import { runProgram, waitUntil } from "../mount_process.ts";
 import { selfCommand } from "../mount_serve.ts";
+import { mountAt, readMounts } from "../mount_table.ts";
 import { ended, startClock } from "./clock.ts";
 import {
   type Containerd,
@@ -23,6 +24,7 @@ const EXPORT_POLL_MS = 2;
 /** Warm starts are repeated until there are so many, or so much time has gone. */
 const WARM_STARTS = 3;
 const WARM_SECONDS_MAX = 15;
+const UNMOUNT_DEADLINE_MS = 15_000;
 
 /** Runs a contender of obd. */
 export async function runObd(
@@ -230,13 +232,7 @@ async function mountImage(
   await Deno.mkdir(dir);
   const env = { OBD_RUN_DIR: runDir };
   // Before the mount: what was begun is undone too.
-  stack.defer(async () => {
-    const undo = new BenchProcess(
-      [...selfCommand(), "umount", "--quiet", dir],
-      { env },
-    );
-    await undo.status;
-  });
+  stack.defer(() => unmountImage(dir, env));
   const mounting = stack.use(
     new BenchProcess([
       ...selfCommand(),
@@ -253,6 +249,27 @@ async function mountImage(
   return dir;
 }
 
+/** Undoes a mount; what is left of a container may hold it for a moment. */
+async function unmountImage(
+  dir: string,
+  env: Record<string, string>,
+): Promise<void> {
+  const device = mountAt(await readMounts(), dir)?.source;
+  const isUndone = await waitUntil(async () => {
+    const undo = new BenchProcess(
+      [...selfCommand(), "umount", "--quiet", dir],
+      { env },
+    );
+    return await undo.status === 0;
+  }, UNMOUNT_DEADLINE_MS);
+  if (isUndone) return;
+  // Its server ends next: a device that is left then is nobody's.
+  await runProgram("umount", ["-l", dir]).catch(() => {});
+  if (device?.startsWith("/dev/loop")) {
+    await runProgram("losetup", ["-d", device]).catch(() => {});
+  }
+}
+
 /** A writable overlay, as every container has one. @returns Its mount point; its upper directory has ".upper" behind. */
 async function mountOverlay(
   stack: AsyncDisposableStack,
@@ -265,7 +282,12 @@ async function mountOverlay(
     await Deno.mkdir(dir);
   }
   stack.defer(async () => {
-    await runProgram("umount", [root]);
+    await waitUntil(
+      async () =>
+        mountAt(await readMounts(), root) === undefined ||
+        (await runProgram("umount", [root])).code === 0,
+      UNMOUNT_DEADLINE_MS,
+    );
   });
   await runTool("mount the overlay", [
     "mount",

@@ -68,6 +68,21 @@ async function orphanedLoops(): Promise<string[]> {
   return found;
 }
 
+/** @param loops Those that were orphaned before. */
+async function assertClean(
+  pid: number,
+  work: string,
+  loops: string[],
+): Promise<void> {
+  assert.deepEqual(await leftovers(pid, work), []);
+  // Others may kill nbdfuse for a moment.
+  const isClean = await waitUntil(
+    async () => (await orphanedLoops()).every((l) => loops.includes(l)),
+    10_000,
+  );
+  assert.ok(isClean, `loop devices: ${await orphanedLoops()}`);
+}
+
 /** A directory with a layout of a tiny image in it. */
 async function withImage(
   use: (work: string, image: string) => Promise<void>,
@@ -105,9 +120,10 @@ function startBench(work: string, args: string[]): Deno.ChildProcess {
 }
 
 async function runBench(work: string, args: string[]) {
+  const loops = await orphanedLoops();
   const child = startBench(work, ["--json", ...args]);
   const { code, stdout, stderr } = await child.output();
-  assert.deepEqual(await leftovers(child.pid, work), []);
+  await assertClean(child.pid, work, loops);
   const text = new TextDecoder();
   assert.ok(stdout.length > 0, text.decode(stderr));
   return { code, result: JSON.parse(text.decode(stdout)) };
@@ -232,13 +248,7 @@ Deno.test({
         await output;
         assert.equal(code, 130, text);
         assert.match(text, /^obd: Stopped by SIGINT$/m);
-        assert.deepEqual(await leftovers(child.pid, work), []);
-        // Others may kill nbdfuse for a moment.
-        const isClean = await waitUntil(
-          async () => (await orphanedLoops()).every((l) => loops.includes(l)),
-          5_000,
-        );
-        assert.ok(isClean, `loop devices: ${await orphanedLoops()}`);
+        await assertClean(child.pid, work, loops);
       }
     }),
 });
