@@ -21,6 +21,7 @@ import {
 import { parseReference, sha256Digest } from "../../lib/registry/mod.ts";
 import { file, makeImage, putImage } from "../testutil/oci_image.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
+import { requires } from "../testutil/requires.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
 import { RecordingLogger } from "../testutil/test_source.ts";
 
@@ -299,7 +300,34 @@ Deno.test("an acceleration layer cannot say what is read of original layers", as
   );
 });
 
-Deno.test("readAccelerationLayer() takes tars of other tools and refuses what is none", () => {
+Deno.test({
+  name: "readAccelerationLayer() takes the tars of every writer",
+  ignore: !requires("tar"),
+  fn: async () => {
+    const records = [{ layer: 1, offset: 4096, length: 8192 }, device(0)];
+    const dir = await Deno.makeTempDir({ prefix: "obd-accel-" });
+    try {
+      await Deno.writeFile(`${dir}/trace`, encodeTrace(records));
+      for (const format of ["ustar", "gnu", "pax"]) {
+        const { success, stdout } = await new Deno.Command("tar", {
+          args: ["-C", dir, `--format=${format}`, "-cf", "-", "./trace"],
+        }).output();
+        assert.ok(success);
+        assert.deepEqual(readAccelerationLayer(stdout), records, format);
+      }
+      // And tar reads ours.
+      await Deno.writeFile(`${dir}/a.tar`, writeAccelerationLayer(records));
+      const { stdout } = await new Deno.Command("tar", {
+        args: ["-xOf", `${dir}/a.tar`, "trace"],
+      }).output();
+      assert.deepEqual(stdout, encodeTrace(records));
+    } finally {
+      await Deno.remove(dir, { recursive: true });
+    }
+  },
+});
+
+Deno.test("readAccelerationLayer() refuses what is none", () => {
   const records = [{ layer: 1, offset: 4096, length: 8192 }];
   const tar = writeAccelerationLayer(records);
   assert.deepEqual(readAccelerationLayer(tar), records);
