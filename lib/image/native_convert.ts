@@ -1,7 +1,7 @@
 /** Native layers beside, or instead of, the meta layers of a build. */
 
 import * as fs from "node:fs";
-import { formatSize } from "../io/mod.ts";
+import { formatSize, trimMemory } from "../io/mod.ts";
 import {
   blockRuns,
   type BuiltLayer,
@@ -105,6 +105,8 @@ export class NativeConverter implements Disposable {
       this.#options.virtualSize,
     );
     const built = await this.#write(index, scanned, device, index > 0);
+    // Of the threads that compressed.
+    trimMemory();
     if (isLast) this.drop(index);
     return built;
   }

@@ -17,14 +17,18 @@ export function blobFromBytes(bytes: Uint8Array): BlobContent {
   };
 }
 
-/** All bytes of a source from `offset`, in pieces of their own. */
+/** All bytes of a source from `offset`, in pieces of their own, or all in one buffer. */
 export async function* readPieces(
   source: ByteSource,
   offset = 0,
   signal?: AbortSignal,
+  borrows = false,
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  // Buffers that are dropped pile up: up to 64 MB before the runtime collects them.
+  const shared = borrows ? new Uint8Array(PIECE_SIZE) : undefined;
   for (let at = offset; at < source.size; at += PIECE_SIZE) {
-    const piece = new Uint8Array(Math.min(PIECE_SIZE, source.size - at));
+    const size = Math.min(PIECE_SIZE, source.size - at);
+    const piece = shared?.subarray(0, size) ?? new Uint8Array(size);
     await source.pread(piece, at, { signal });
     yield piece;
   }
@@ -32,7 +36,9 @@ export async function* readPieces(
 
 /** Content of a source, e.g. a file; borrows it until the push ends. */
 export function blobFromSource(source: ByteSource): BlobContent {
-  return { open: (offset) => readPieces(source, offset) };
+  return {
+    open: (offset, borrows) => readPieces(source, offset, undefined, borrows),
+  };
 }
 
 /** A blob of another repository. Always read from its start, so that its digest is checked. */

@@ -316,7 +316,7 @@ async function copyVerified(
     descriptor.digest,
     descriptor.size,
   );
-  for await (const piece of content.open(0)) {
+  for await (const piece of content.open(0, true)) {
     throwIfAborted(options.signal);
     verifier.update(piece);
     await writeAll(file, piece);

@@ -39,8 +39,13 @@ export type PushResult = "exists" | "mounted" | "uploaded";
 
 /** Content to upload; opened again for each attempt. */
 export interface BlobContent {
-  /** All bytes from `offset`, in order; pieces belong to the reader. */
-  open(offset: number): AsyncIterable<Uint8Array>;
+  /**
+   * All bytes from `offset`, in order; pieces belong to the reader.
+   *
+   * @param borrows The reader is done with each piece when it asks for the
+   * next, so that one buffer will do.
+   */
+  open(offset: number, borrows?: boolean): AsyncIterable<Uint8Array>;
 }
 
 /**
