@@ -57,11 +57,13 @@ function mutateJson(good: Json): (mutant: Mutant, random: Random) => void {
           container[key] = structuredClone(other[otherKey]);
           break;
         case 2:
+          // Of an array that would be its length, or nothing.
+          if (Array.isArray(container)) break;
           container[`${otherKey}${random.oneIn(2) ? "" : "x"}`] =
-            container[key];
+            structuredClone(container[key]);
           break;
         case 3:
-          container[key] = [container[key], container[key]];
+          container[key] = [container[key], structuredClone(container[key])];
           break;
         case 4:
           if (typeof container[key] === "string") {
