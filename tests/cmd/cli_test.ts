@@ -86,6 +86,8 @@ const WRONG: [args: string[], message: RegExp][] = [
   [["build", "oci:IN:v1", "--vsize", "0"], /positive whole number/],
   [["build", "oci:IN:v1", "--vsize", "1.5"], /positive whole number/],
   [["build", "oci:IN:v1", "--vsize", "16384"], /at most 16383/],
+  [["build", "oci:IN:v1", "--span-size", "63"], /at least 64/],
+  [["build", "oci:IN:v1", "--span-size", "65537"], /at most 65536/],
   [["build", "oci:IN:v1", "--jobs", "many"], /positive whole number/],
   [["build", "oci:IN:v1", "--jobs", "257"], /at most 256/],
   [
