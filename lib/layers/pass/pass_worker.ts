@@ -1,11 +1,8 @@
 /** The decode and record threads of a pass. Each serves one layer and then waits to be ended. */
 
-import {
-  type ErrorMessage,
-  type PackedCheckpoint,
-  packError,
-} from "../../compress/mod.ts";
+import { type ErrorMessage, packError } from "../../compress/mod.ts";
 import { CancelledError, workerRole } from "../../io/mod.ts";
+import { type CheckpointColumns, CheckpointList } from "./checkpoint_list.ts";
 import { type DecoderSettings, openDecoder } from "./layer_decoder.ts";
 import { type LayerRecord, LayerRecorder } from "./layer_recorder.ts";
 import { RecordLoop } from "./record_loop.ts";
@@ -29,7 +26,7 @@ export interface DecodeOutcome {
   tarSize: number;
   members: number;
   /** The start of each span. */
-  checkpoints: PackedCheckpoint[];
+  checkpoints: CheckpointColumns;
 }
 
 /** The last message of a worker. */
@@ -43,7 +40,7 @@ export type PassReply =
 const PUBLISH_SIZE = 1024 * 1024;
 function decode(start: PassStart): DecodeOutcome {
   const state = new SharedState(start.memory);
-  const checkpoints: PackedCheckpoint[] = [];
+  const checkpoints = new CheckpointList();
   const decoder = openDecoder(start, state.input, state.output, {
     advance: (to) => state.putCommand(COMMAND.advance, to),
     split: (checkpoint) => {
@@ -79,7 +76,7 @@ function decode(start: PassStart): DecodeOutcome {
     return {
       tarSize: decoder.uncompressedOffset,
       members: decoder.members,
-      checkpoints,
+      checkpoints: checkpoints.columns(),
     };
   } finally {
     decoder.close();

@@ -5,10 +5,10 @@ import {
   ByteRing,
   INPUT_RING_SIZE,
   OUTPUT_RING_SIZE,
-  type PackedCheckpoint,
   unpackError,
 } from "../../compress/mod.ts";
 import { CancelledError, ObdError, startWorker } from "../../io/mod.ts";
+import { CheckpointList } from "./checkpoint_list.ts";
 import {
   type DecoderSettings,
   type LayerDecoder,
@@ -44,7 +44,7 @@ export class InlineStage implements PassStage {
   readonly #input = new ByteRing(new Uint8Array(INPUT_RING_SIZE));
   readonly #output = new ByteRing(new Uint8Array(OUTPUT_RING_SIZE));
   readonly #recorder: LayerRecorder;
-  readonly #checkpoints: PackedCheckpoint[] = [];
+  readonly #checkpoints = new CheckpointList();
   readonly #decoder: LayerDecoder;
   readonly #walker: TarReceiver | undefined;
   #head = 0;
@@ -88,7 +88,7 @@ export class InlineStage implements PassStage {
       record: this.#recorder.finish(),
       tarSize: this.#decoder.uncompressedOffset,
       members: this.#decoder.members,
-      checkpoints: this.#checkpoints,
+      checkpoints: this.#checkpoints.columns(),
     };
   }
 
