@@ -1,4 +1,4 @@
-/** What a `config.v1.json` says, and the files and blobs that it names (its keys: `lib/layers/README.md`). */
+/** What a `config.v1.json` says, and the files and blobs that it names (its keys: `README.md`). */
 
 import * as v from "valibot";
 import {

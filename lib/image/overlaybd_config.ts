@@ -1,4 +1,4 @@
-/** overlaybd's `config.v1.json`: a stack of layers by file or by digest (its keys: `lib/layers/README.md`). */
+/** overlaybd's `config.v1.json`: a stack of layers by file or by digest (its keys: `README.md`). */
 
 import {
   type ByteSource,
