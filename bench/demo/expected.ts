@@ -96,14 +96,20 @@ function nodeOf(entry: LayerEntry): ExpectedNode {
     uid: entry.uid ?? 0,
     gid: entry.gid ?? 0,
     mtime: typeof mtime === "number"
-      ? timeText(mtime, 0)
-      : timeText(mtime.seconds, mtime.nanoseconds),
+      ? boundedTime(mtime, 0)
+      : boundedTime(mtime.seconds, mtime.nanoseconds),
     xattrs,
     target: type === "symlink" ? entry.linkTarget ?? "" : "",
     device: `${entry.devMajor ?? 0}:${entry.devMinor ?? 0}`,
     size: content?.size ?? 0,
     sha256: content?.sha256 ?? "",
   };
+}
+
+/** As containerd unpacks them: before 1970, or beyond 63 bits of nanoseconds, is 1970. */
+function boundedTime(seconds: number, nanoseconds: number): string {
+  const isInside = seconds >= 0 && seconds < 2 ** 63 / 1e9;
+  return isInside ? timeText(seconds, nanoseconds) : timeText(0, 0);
 }
 
 /** Seconds and nanoseconds since 1970. */
