@@ -21,7 +21,7 @@ export const SPAN_SIZE_LONG = 2 * MIB;
 export const SPAN_SIZE_RARE = 64 * MIB;
 
 /** Bytes of index for a byte of blob up to which spans stay short. */
-const CHEAP_SHARE = 0.0025;
+const CHEAP_SHARE = 0.0035;
 /** Bytes of index for a byte of blob up to which spans stay below the long size. */
 const BOUND_SHARE = 0.0058;
 /** Smaller blobs are treated as this big: their index is small anyway. Bytes. */
