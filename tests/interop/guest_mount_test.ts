@@ -77,7 +77,7 @@ exec busybox chroot /mnt /bin/sh /test.sh 2>&1`,
     });
     match(out, /"device":"\/dev\/nbd0","driver":"nbd"/);
     match(out, /^hello$/m);
-    match(out, /^ro 1 readahead 4096$/m);
+    match(out, /^ro 1 readahead 1024$/m);
     match(out, /^\/at is unmounted \(oci:\/image:v1\)$/m);
     match(out, /^all is well$/m);
   },

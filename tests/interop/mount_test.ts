@@ -60,7 +60,7 @@ Deno.test({
       const setting = async (name: string) =>
         (await Deno.readTextFile(`${sys}/${name}`)).trim();
       equal(await setting("loop/dio"), "1");
-      equal(await setting("queue/read_ahead_kb"), "4096");
+      equal(await setting("queue/read_ahead_kb"), "1024");
       equal(await setting("ro"), "1");
 
       const again = await box.run(["mount", image, dir]);
