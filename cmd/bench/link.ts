@@ -9,7 +9,9 @@ import { BenchProcess, runTool } from "./process.ts";
 import { runProgram, waitUntil } from "../mount_process.ts";
 
 const PORT = 5000;
-const READY_DEADLINE_MS = 20_000;
+const READY_DEADLINE_MS = 60_000;
+/** A connection that is tried while the link comes up may hang. */
+const PROBE_DEADLINE_MS = 2000;
 /** A token bucket of about 4 ms at 500 Mbit/s; at least one timer tick's worth at the fastest link. */
 const BURST = "256kb";
 /** Longest queue of the shaper; TCP needs room to fill the link. */
@@ -183,7 +185,9 @@ async function serveRegistry(
     async () => {
       if (server.ended) return true;
       try {
-        const answer = await fetch(`http://${hostname}:${port}/v2/`);
+        const answer = await fetch(`http://${hostname}:${port}/v2/`, {
+          signal: AbortSignal.timeout(PROBE_DEADLINE_MS),
+        });
         await answer.body?.cancel();
         return answer.ok;
       } catch {

@@ -2,12 +2,14 @@
 
 import {
   type ByteSource,
+  delay,
   IntegrityError,
   MemorySource,
   NotFoundError,
 } from "../io/mod.ts";
 import { RegistryBlobSource } from "./blob_source.ts";
 import { checkDigest, isDigest, sha256Digest } from "./digest.ts";
+import { RegistryError } from "./errors.ts";
 import { fetchBlob } from "./fetch_blob.ts";
 import { checkTarget } from "./layout.ts";
 import {
@@ -42,6 +44,10 @@ import type { Session } from "./session.ts";
 import type { Exchange } from "./transport.ts";
 import { remoteBlobSize } from "./blob_size.ts";
 import { hasBlob, uploadBlob } from "./upload.ts";
+
+/** Waiting for another client's push of the same manifest: 1.5 s in all. */
+const PUT_RETRIES = 4;
+const PUT_RETRY_MS = 100;
 
 /** One repository of a registry. Borrows its connections. */
 export class RemoteRepository implements Repository {
@@ -184,8 +190,33 @@ export class RemoteRepository implements Repository {
     return descriptor;
   }
 
-  /** @returns Whether the registry keeps the list of referrers itself. */
-  #put(
+  /**
+   * While another client pushes the same manifest, docker-registry's file
+   * system driver has its link empty for a moment, and then calls the digest of
+   * an index that names it invalid. Ours are not, so it is asked again.
+   *
+   * @returns Whether the registry keeps the list of referrers itself.
+   */
+  async #put(
+    target: string,
+    bytes: Uint8Array<ArrayBuffer>,
+    manifest: Manifest,
+    digest: string,
+    options: RequestOptions,
+  ): Promise<boolean> {
+    for (let attempt = 0;; attempt++) {
+      try {
+        return await this.#putOnce(target, bytes, manifest, digest, options);
+      } catch (error) {
+        const isRace = error instanceof RegistryError &&
+          error.status === 400 && error.codes.includes("DIGEST_INVALID");
+        if (!isRace || attempt === PUT_RETRIES) throw error;
+        await delay(PUT_RETRY_MS * 2 ** attempt, options.signal);
+      }
+    }
+  }
+
+  #putOnce(
     target: string,
     bytes: Uint8Array<ArrayBuffer>,
     manifest: Manifest,
