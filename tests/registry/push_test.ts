@@ -348,3 +348,30 @@ Deno.test("pushManifest(): by digest, wrong targets, missing blobs", async () =>
     { name: "RegistryError", status: 400, message: /MANIFEST_BLOB_UNKNOWN/ },
   );
 });
+
+Deno.test("pushManifest(): asks again where a racing push made it invalid for a moment, but not for ever", async () => {
+  await using s = await setup();
+  const image = await pushImage(s, "v1");
+  const { bytes } = await s.repository.resolve("v1");
+  const body = JSON.stringify({ errors: [{ code: "DIGEST_INVALID" }] });
+  const invalid = (times: number) =>
+    s.server.faults.add({
+      method: "PUT",
+      path: /\/manifests\//,
+      times,
+      fault: { kind: "status", status: 400, body },
+    });
+  invalid(2);
+  const again = await s.repository.pushManifest(
+    bytes,
+    MediaType.ociManifest,
+    "v2",
+  );
+  deepEqual(again, image);
+  invalid(5);
+  await rejects(
+    s.repository.pushManifest(bytes, MediaType.ociManifest, "v3"),
+    { name: "RegistryError", status: 400, message: /DIGEST_INVALID/ },
+  );
+  await rejects(s.repository.resolve("v3"), { name: "NotFoundError" });
+});
