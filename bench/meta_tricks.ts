@@ -4,14 +4,7 @@
  */
 
 import * as zlib from "node:zlib";
-import {
-  ByteRing,
-  GzipIndexer,
-  INPUT_RING_SIZE,
-  OUTPUT_RING_SIZE,
-  SPAN_SIZE_SHORT,
-  SpanPlan,
-} from "../lib/compress/mod.ts";
+import { SPAN_SIZE_SHORT } from "../lib/compress/mod.ts";
 import { MemorySink, MemorySource } from "../lib/io/mod.ts";
 import {
   encodeSpans,
@@ -62,15 +55,12 @@ export async function measureTricks(
       ),
     );
   const lz4 = await pack(map, "lz4");
-  const furthest = windowsOfFurthest(layer.blob);
   return {
     "as built": asBuilt,
     // Without what was done.
     "spans of 1 MiB, windows in full, LZ4 metadata": await sizeOf(full, lz4),
     "spans of 1 MiB": await sizeOf(short),
     "spans of 1 MiB, windows in full": await sizeOf(full),
-    "last boundary, not the cheapest of three": asBuilt - windowBytes +
-      furthest,
     "metadata in ordinary LZ4 blocks": await sizeOf(chosen, lz4),
     "outer gzip of level 6": await outerSize(chosen, fsMeta, 6),
     // What was tried besides.
@@ -165,46 +155,6 @@ async function pack(
   await writer.write(content);
   await writer.finish();
   return sink.bytes();
-}
-
-/** Takes every span as far as it goes. */
-class FurthestPlan extends SpanPlan {
-  override score(at: number): number {
-    return -at;
-  }
-}
-
-/** Bytes of the windows when every span ends as late as it may. */
-function windowsOfFurthest(blob: Uint8Array): number {
-  const input = new ByteRing(new Uint8Array(INPUT_RING_SIZE));
-  const output = new ByteRing(new Uint8Array(OUTPUT_RING_SIZE));
-  let advanced = 0;
-  let size = 0;
-  const indexer = new GzipIndexer({
-    input,
-    output,
-    plan: new FurthestPlan({ blobSize: blob.length }),
-    sink: {
-      advance: (to) => void (advanced = to),
-      split: ({ window }) => void (size += window.length),
-    },
-    outputSizeMax: 2 ** 40,
-  });
-  try {
-    let head = 0;
-    while (true) {
-      const room = input.capacity - (head - indexer.inputNeeded);
-      const piece = blob.subarray(head, head + room);
-      input.put(head, piece);
-      head += piece.length;
-      const limit = advanced + output.capacity;
-      if (indexer.run(head, head === blob.length, limit) === "nothing") {
-        return size;
-      }
-    }
-  } finally {
-    indexer.close();
-  }
 }
 
 function total(windows: readonly Uint8Array[]): number {

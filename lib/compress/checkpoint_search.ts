@@ -146,13 +146,6 @@ export class BoundarySearch {
 /** A checkpoint whose window is a zlib stream, or empty where it was. */
 export type PackedCheckpoint = Checkpoint;
 
-/** A checkpoint before its window is packed. */
-export interface MadeCheckpoint {
-  checkpoint: Checkpoint;
-  /** Bytes of the window that are kept. */
-  referenced: number;
-}
-
 /** Makes checkpoints of candidates. */
 export class CheckpointMaker {
   readonly #search = new BoundarySearch();
@@ -164,30 +157,20 @@ export class CheckpointMaker {
   }
 
   /** @returns undefined where the bit cannot be told; see {@linkcode BoundarySearch.find}. */
-  make(candidate: CheckpointCandidate): MadeCheckpoint | undefined {
+  make(candidate: CheckpointCandidate): Checkpoint | undefined {
     const { compressedOffset, uncompressedOffset, sample } = candidate;
     if (sample === undefined) {
-      return {
-        checkpoint: startOfStream(compressedOffset, uncompressedOffset),
-        referenced: 0,
-      };
+      return startOfStream(compressedOffset, uncompressedOffset);
     }
     const found = this.#search.find(sample);
     if (found === undefined) return undefined;
     const { bits } = found;
     const marks = this.#sparse ? found.marks : undefined;
-    let referenced = sample.before.length;
-    if (marks) {
-      referenced = 0;
-      for (const mark of marks) referenced += mark;
-    }
-    const window = referenced === 0
-      ? new Uint8Array(0)
-      : makeWindow(sample.before, marks);
-    return {
-      checkpoint: { compressedOffset, bits, uncompressedOffset, window },
-      referenced,
-    };
+    const isReferenced = marks ? marks.includes(1) : sample.before.length > 0;
+    const window = isReferenced
+      ? makeWindow(sample.before, marks)
+      : new Uint8Array(0);
+    return { compressedOffset, bits, uncompressedOffset, window };
   }
 }
 

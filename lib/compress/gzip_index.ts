@@ -4,9 +4,10 @@
  *
  * Each end of a deflate block is a boundary: decoding can resume there, given
  * the 32 KiB before. So is the start of a member. A span ends at the last of the
- * boundaries that the {@linkcode SpanPlan} lets it reach (of {@linkcode COMPARED}
- * last ones at the one with the cheapest window); or at the first one behind,
- * where blocks are that big.
+ * boundaries that the {@linkcode SpanPlan} lets it reach, or at the first one
+ * behind, where blocks are that big. (The cheapest of the last three made the
+ * index 5 % smaller; but each takes a millisecond of the decoding thread, which
+ * all others wait for: 0.63 instead of 0.54 in `bench/index_pass.ts`.)
  *
  * Which boundary it is shows only behind it, so the spans are reported behind
  * the decoder, as commands to a {@linkcode SpanSink}.
@@ -19,9 +20,9 @@ import * as zlib from "node:zlib";
 import { FormatError, IntegrityError, isZero, viewOf } from "../io/mod.ts";
 import type { ByteRing } from "./byte_ring.ts";
 import {
+  type Checkpoint,
   type CheckpointCandidate,
   CheckpointMaker,
-  type MadeCheckpoint,
   packCheckpoint,
   type PackedCheckpoint,
   SAMPLE_SIZE,
@@ -48,12 +49,6 @@ export const SPAN_SIZE_MAX = 128 * 1024 * 1024;
 
 /** Longest stored block (RFC 1951 §3.2.4). */
 const STORED_SIZE_MAX = 65535;
-/**
- * Boundaries that are compared to end a span. Three make the index 5 % smaller,
- * but each takes a millisecond of the decoding thread, which all others wait
- * for: 0.63 instead of 0.54 in `bench/index_pass.ts`, whose budget is 0.6.
- */
-const COMPARED = 1;
 /** Boundaries that are kept behind those that the span reaches; there are more only where blocks are tiny. */
 const KEPT_BEHIND = 8;
 
@@ -309,7 +304,7 @@ export class GzipIndexer {
     const inSpan = at - this.#spanStart;
     if (inBlock < LONG_BLOCK || inSpan < SPAN_SIZE_INSIDE) return;
     this.#spanStart = at;
-    this.#plan.start(at, 0, 0);
+    this.#plan.start(at, 0);
     this.#sink.split({
       ...this.#checkpoint!,
       uncompressedOffset: at,
@@ -347,7 +342,7 @@ export class GzipIndexer {
     }
     open.push(boundary);
     let reached = this.#reached();
-    for (; reached > COMPARED; reached--) open.shift();
+    for (; reached > 1; reached--) open.shift();
     if (open.length - reached > KEPT_BEHIND) open.splice(-2, 1);
   }
 
@@ -360,7 +355,7 @@ export class GzipIndexer {
   }
 
   /**
-   * Ends spans for which no better boundary can come.
+   * Ends spans that can reach no further boundary.
    *
    * @param isEnd Whether no output follows.
    */
@@ -371,11 +366,15 @@ export class GzipIndexer {
       !this.#plan.reaches(this.compressedOffset, this.uncompressedOffset)
     ) {
       const end = Math.max(1, this.#reached());
-      if (!isEnd && !this.#isComplete(open[end - 1]!)) return;
-      const best = this.#best(open.slice(Math.max(0, end - COMPARED), end));
-      // None, by chance: as if they were not there.
-      if (!best) open.splice(0, end);
-      else this.#split(best.boundary, best.made);
+      const last = open[end - 1]!;
+      if (!isEnd && !this.#isComplete(last)) return;
+      // Where nothing follows there is nothing to read.
+      const checkpoint = last.uncompressedOffset < this.uncompressedOffset
+        ? this.#make(last)
+        : undefined;
+      // None, by chance: as if it were not there.
+      if (!checkpoint) open.splice(0, end);
+      else this.#split(last, checkpoint);
     }
   }
 
@@ -388,38 +387,20 @@ export class GzipIndexer {
       (boundary.notLast || behind > STORED_SIZE_MAX);
   }
 
-  #best(
-    boundaries: readonly Boundary[],
-  ): { boundary: Boundary; made: MadeCheckpoint } | undefined {
-    let best;
-    let bestScore = Infinity;
-    for (const boundary of boundaries) {
-      if (boundary.uncompressedOffset === this.uncompressedOffset) continue;
-      const made = this.#make(boundary);
-      if (!made) continue;
-      const { uncompressedOffset } = boundary;
-      const score = this.#plan.score(uncompressedOffset, made.referenced);
-      if (score > bestScore) continue;
-      best = { boundary, made };
-      bestScore = score;
-    }
-    return best;
-  }
-
   /** Starts a span at a boundary. */
-  #split(boundary: Boundary, made: MadeCheckpoint): void {
+  #split(boundary: Boundary, unpacked: Checkpoint): void {
     const at = boundary.uncompressedOffset;
     while (this.#open[0] && this.#open[0].uncompressedOffset <= at) {
       this.#open.shift();
     }
-    const checkpoint = this.#checkpoint = packCheckpoint(made.checkpoint);
+    const checkpoint = this.#checkpoint = packCheckpoint(unpacked);
     this.#spanStart = at;
-    this.#plan.start(at, made.referenced, checkpoint.window.length);
+    this.#plan.start(at, checkpoint.window.length);
     this.#advance(at);
     this.#sink.split(checkpoint);
   }
 
-  #make(boundary: Boundary): MadeCheckpoint | undefined {
+  #make(boundary: Boundary): Checkpoint | undefined {
     return this.#maker.make(this.#candidateOf(boundary));
   }
 

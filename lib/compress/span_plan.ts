@@ -55,8 +55,6 @@ export class SpanPlan {
   #spent = 0;
   /** What the next checkpoint will cost about. */
   #expected = CHECKPOINT_COST;
-  /** Sum of the costs that {@linkcode score} was given for what was chosen. */
-  #weight = 0;
 
   /** @throws {RangeError} If the span size is not in 1 … 64 MiB. */
   constructor(options: SpanPlanOptions) {
@@ -78,13 +76,11 @@ export class SpanPlan {
    * Starts a span.
    *
    * @param at Where, in uncompressed bytes.
-   * @param referenced Bytes of its window that are referred to.
-   * @param stored Bytes that the window takes in the index.
+   * @param stored Bytes that its window takes in the index.
    */
-  start(at: number, referenced: number, stored: number): void {
+  start(at: number, stored: number): void {
     const cost = CHECKPOINT_COST + stored;
     this.#start = at;
-    this.#weight += CHECKPOINT_COST + referenced;
     this.#spent += cost;
     this.#expected = (3 * this.#expected + cost) / 4;
     const next = this.#spent + this.#expected;
@@ -105,19 +101,5 @@ export class SpanPlan {
     return size <= SPAN_SIZE_SHORT ||
       (size <= SPAN_SIZE_LONG && compressed <= this.#cheapFrom) ||
       (size <= SPAN_SIZE_RARE && compressed <= this.#boundFrom);
-  }
-
-  /**
-   * Compares places where the span might end; the lowest is best. A cheap
-   * window is worth ending early for, as far as it saves more than the bytes
-   * that are left to the next span will cost there.
-   *
-   * @param at Where, in uncompressed bytes.
-   * @param referenced Bytes of the window there that are referred to.
-   */
-  score(at: number, referenced: number): number {
-    const longest = this.#fixed ?? SPAN_SIZE_LONG;
-    const perByte = this.#weight / (this.#start + longest);
-    return CHECKPOINT_COST + referenced - perByte * (at - this.#start);
   }
 }
