@@ -4,14 +4,10 @@
  * cmd/ctr/record_trace.go: createImageWithAccelLayer).
  */
 
-import {
-  bytesFromLatin1,
-  FormatError,
-  LimitError,
-  roundUp,
-} from "../io/mod.ts";
+import { FormatError, LimitError, roundUp } from "../io/mod.ts";
 import { SECTOR_SIZE, TarWalker } from "../tar/mod.ts";
 import { decodeTrace, encodeTrace, type TraceRecord } from "./trace.ts";
+import { ustarHeader } from "./ustar_header.ts";
 
 const MEMBER = "trace";
 /** Bytes of such a layer that are read: about 2.8 million records. */
@@ -34,32 +30,9 @@ export function writeAccelerationLayer(
       `An acceleration layer has at most ${ACCELERATION_SIZE_MAX} bytes`,
     );
   }
-  tar.set(memberHeader(trace.length));
+  tar.set(ustarHeader(MEMBER, 0o444, trace.length));
   tar.set(trace, SECTOR_SIZE);
   return tar;
-}
-
-/** As Go's writer makes it of name, mode 0444 and size. */
-function memberHeader(size: number): Uint8Array {
-  const header = new Uint8Array(SECTOR_SIZE);
-  const put = (at: number, text: string) =>
-    header.set(bytesFromLatin1(text), at);
-  const octal = (at: number, digits: number, value: number) =>
-    put(at, value.toString(8).padStart(digits, "0"));
-  put(0, MEMBER);
-  octal(100, 7, 0o444);
-  octal(108, 7, 0);
-  octal(116, 7, 0);
-  octal(124, 11, size);
-  octal(136, 11, 0);
-  put(148, " ".repeat(8));
-  put(156, "0");
-  put(257, "ustar\x0000");
-  let sum = 0;
-  for (const byte of header) sum += byte;
-  octal(148, 6, sum);
-  header[154] = 0;
-  return header;
 }
 
 /**

@@ -15,7 +15,6 @@ import { Readable, type Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import * as zlib from "node:zlib";
 import {
-  bytesFromLatin1,
   type ByteSink,
   type ByteSource,
   type ByteString,
@@ -28,6 +27,7 @@ import {
   type ReadOptions,
   roundUp,
 } from "../io/mod.ts";
+import { ustarHeader } from "./ustar_header.ts";
 
 /** Names of the members that mean something. */
 export const META_MEMBER = {
@@ -153,7 +153,7 @@ async function* tarStream(
 ): AsyncGenerator<Uint8Array> {
   for (const { name, content } of members) {
     const size = content instanceof Uint8Array ? content.length : content.size;
-    yield tarHeader(name, size);
+    yield ustarHeader(name, 0o644, size);
     if (content instanceof Uint8Array) yield content;
     else yield* readThrough(content);
     yield new Uint8Array(roundUp(size, BLOCK) - size);
@@ -192,33 +192,6 @@ async function* inPieces(
     }
   }
   if (fill > 0) yield piece.subarray(0, fill);
-}
-
-/** As the Go writer: name, mode, size, type; ids and time 0, no owner names. */
-function tarHeader(name: string, size: number): Uint8Array {
-  const header = new Uint8Array(BLOCK);
-  const put = (at: number, text: string) =>
-    header.set(bytesFromLatin1(text), at);
-  const octal = (at: number, digits: number, value: number) =>
-    put(at, value.toString(8).padStart(digits, "0"));
-  if (name.length > 100) throw new TypeError(`Name "${name}" is too long`);
-  if (size >= 8 ** 11) {
-    throw new LimitError(`Cannot write member "${name}" of ${size} bytes`);
-  }
-  put(0, name);
-  octal(100, 7, 0o644);
-  octal(108, 7, 0);
-  octal(116, 7, 0);
-  octal(124, 11, size);
-  octal(136, 11, 0);
-  put(148, " ".repeat(8));
-  put(156, "0");
-  put(257, "ustar\x0000");
-  let sum = 0;
-  for (const byte of header) sum += byte;
-  octal(148, 6, sum);
-  header[154] = 0;
-  return header;
 }
 
 /** A meta blob in memory. */

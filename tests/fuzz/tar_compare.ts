@@ -10,7 +10,7 @@ import {
   utf8,
 } from "../../lib/io/mod.ts";
 import { cleanPath, type TarEntry } from "../../lib/tar/mod.ts";
-import { python } from "../tar/python.ts";
+import { python, type StatNode } from "../tar/python.ts";
 import { contentOf, walk } from "../tar/walk.ts";
 import type { ExpectedEntry } from "./tar_generate.ts";
 
@@ -58,21 +58,6 @@ export function compareWithExpected(
   }
 }
 
-/** A node as `oracle.py stat` tells of it. */
-interface Node {
-  type: string;
-  mode: number;
-  uid: number;
-  gid: number;
-  mtimeNs: string;
-  size: number;
-  link: string;
-  dev: number[];
-  xattrs: [string, string][];
-  sha256?: string;
-  inode?: number;
-}
-
 /**
  * Unpacks with GNU tar, and compares each entry with what is on the disk then.
  *
@@ -100,7 +85,9 @@ export async function compareWithGnuTar(
     }).output();
     const said = new TextDecoder().decode(stderr);
     assert.ok(success, said);
-    const tree: Record<string, Node> = JSON.parse(await python("stat", root));
+    const tree: Record<string, StatNode> = JSON.parse(
+      await python("stat", root),
+    );
     const hasXattrs = !/xattr|not supported/i.test(said);
     for (const entry of walk(tar)) {
       compareNode(entry, tree, tar, isRoot, hasXattrs);
@@ -112,7 +99,7 @@ export async function compareWithGnuTar(
 
 function compareNode(
   entry: TarEntry,
-  tree: Record<string, Node>,
+  tree: Record<string, StatNode>,
   tar: Uint8Array,
   isRoot: boolean,
   hasXattrs: boolean,

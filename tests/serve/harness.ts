@@ -319,6 +319,41 @@ export async function readFile(
   return await readBytes(opened, 0, opened.size);
 }
 
+/** Records what a reader of some files does, by `obd trace record` with more options. */
+export async function recordTrace(
+  serve: ServeProcess,
+  output: string,
+  paths: readonly string[],
+  ...options: string[]
+): Promise<void> {
+  const [program, ...args] = OBD;
+  const recorder = new Deno.Command(program!, {
+    args: [
+      ...args,
+      "trace",
+      "record",
+      "app",
+      "--output",
+      output,
+      "--api",
+      serve.ready.api,
+      ...options,
+    ],
+    stdout: "null",
+    stderr: "piped",
+  }).spawn();
+  // It says so once the server records.
+  const errors = recorder.stderr.getReader();
+  await errors.read();
+  {
+    await using client = await serve.connect("app");
+    for (const path of paths) await readFile(client, path);
+  }
+  recorder.kill("SIGINT");
+  await errors.cancel();
+  assert.equal((await recorder.status).code, 0);
+}
+
 /** Fails unless every file on the device is what it should be. */
 export async function checkFiles(
   device: ByteSource,

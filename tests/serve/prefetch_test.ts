@@ -11,9 +11,9 @@ import {
   content,
   type Files,
   imageOf,
-  OBD,
   obd,
   readFile,
+  recordTrace,
   ServeProcess,
   sh,
   withTempDir,
@@ -26,41 +26,6 @@ const FILES: Files = {
   "usr/lib/big": content(3, 3_000_000),
   "usr/unread": content(4, 8_000_000),
 };
-
-/** Records what a reader of some files does; also the list of files. */
-async function recordTrace(
-  serve: ServeProcess,
-  output: string,
-  paths: readonly string[],
-): Promise<void> {
-  const [program, ...args] = OBD;
-  const recorder = new Deno.Command(program!, {
-    args: [
-      ...args,
-      "trace",
-      "record",
-      "app",
-      "--output",
-      output,
-      "--files",
-      `${output}.files`,
-      "--api",
-      serve.ready.api,
-    ],
-    stdout: "null",
-    stderr: "piped",
-  }).spawn();
-  // It says so once the server records.
-  const errors = recorder.stderr.getReader();
-  await errors.read();
-  {
-    await using client = await serve.connect("app");
-    for (const path of paths) await readFile(client, path);
-  }
-  recorder.kill("SIGINT");
-  await errors.cancel();
-  assert.equal((await recorder.status).code, 0);
-}
 
 /** Bytes that a serve with empty caches fetched before anybody connected. */
 async function fetchedAhead(
@@ -106,7 +71,13 @@ Deno.test({
       {
         const config = await writeConfig(dir, [{ export: "app", image }]);
         await using serve = await ServeProcess.start(config);
-        await recordTrace(serve, trace, ["etc/conf/b+c", "usr/lib/big"]);
+        await recordTrace(
+          serve,
+          trace,
+          ["etc/conf/b+c", "usr/lib/big"],
+          "--files",
+          `${trace}.files`,
+        );
       }
       assert.equal(
         await Deno.readTextFile(`${trace}.files`),

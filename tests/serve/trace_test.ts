@@ -9,9 +9,9 @@ import {
   content,
   type Files,
   imageOf,
-  OBD,
   obd,
   readFile,
+  recordTrace,
   ServeProcess,
   withTempDir,
   writeConfig,
@@ -33,32 +33,7 @@ Deno.test("a trace is recorded, shown, and replayed into the caches", () =>
     const first = await writeConfig(dir, [{ export: "app", image: reference }]);
     {
       await using serve = await ServeProcess.start(first);
-      const [program, ...args] = OBD;
-      const recorder = new Deno.Command(program!, {
-        args: [
-          ...args,
-          "trace",
-          "record",
-          "app",
-          "--output",
-          trace,
-          "--api",
-          serve.ready.api,
-        ],
-        stdout: "piped",
-        stderr: "piped",
-      }).spawn();
-      // It says so once the server records.
-      const errors = recorder.stderr.getReader();
-      await errors.read();
-      {
-        await using client = await serve.connect("app");
-        await readFile(client, "etc/read");
-      }
-      recorder.kill("SIGINT");
-      assert.equal((await recorder.status).code, 0);
-      await recorder.stdout.cancel();
-      await errors.cancel();
+      await recordTrace(serve, trace, ["etc/read"]);
       const again = await obd(
         "trace",
         "record",

@@ -24,3 +24,18 @@ export async function run(
 export function python(...args: string[]): Promise<string> {
   return run("python3", [SCRIPT, ...args]);
 }
+
+/** A node as `oracle.py stat` tells of it. */
+export interface StatNode {
+  type: string;
+  mode: number;
+  uid: number;
+  gid: number;
+  mtimeNs: string;
+  size: number;
+  link: string;
+  dev: number[];
+  xattrs: [string, string][];
+  sha256?: string;
+  inode?: number;
+}

@@ -4,24 +4,10 @@ import { createHash } from "node:crypto";
 import { toHex } from "../../lib/io/mod.ts";
 import type { TarEntry } from "../../lib/tar/mod.ts";
 import { requires } from "../testutil/requires.ts";
-import { python, run } from "./python.ts";
+import { python, run, type StatNode } from "./python.ts";
 import { contentOf, walk } from "./walk.ts";
 
-interface Node {
-  type: string;
-  mode: number;
-  uid: number;
-  gid: number;
-  mtimeNs: string;
-  size: number;
-  link: string;
-  dev: number[];
-  xattrs: [string, string][];
-  sha256?: string;
-  inode?: number;
-}
-
-type Tree = Record<string, Node>;
+type Tree = Record<string, StatNode>;
 
 /** What a format keeps; the rest is not compared. */
 interface Keeps {
@@ -136,7 +122,7 @@ function nanoseconds({ seconds, nanoseconds }: TarEntry["mtime"]): bigint {
 
 function checkEntry(
   entry: TarEntry,
-  node: Node,
+  node: StatNode,
   tree: Tree,
   tar: Uint8Array,
   keeps: Keeps,
