@@ -12,6 +12,7 @@ import { CodecPool } from "../compress/mod.ts";
 import {
   CacheStore,
   PinnedStore,
+  type ReadStats,
   SpanCache,
   type SpanInflater,
   type ZstdDecoder,
@@ -83,6 +84,8 @@ export interface ImageEnvironment extends AsyncDisposable {
   readonly pinnedStore: PinnedStore;
   readonly blobStore: CacheStore | undefined;
   readonly blobBlockSize: number;
+  /** Where the loads of an image that is opened are counted, in an environment of its own. */
+  readonly readStats?: ReadStats;
   /** Requests to each registry host so far. */
   hostStatistics(): HostStatistics[];
   /** A repository that shares connections and tokens with the others; the caller disposes of it. */

@@ -19,7 +19,7 @@ export {
 export type { ImageInspection, LayerInspection } from "./inspect_image.ts";
 export type { StackInspection } from "./inspect_stack.ts";
 export type { LayoutEntry, LayoutInspection } from "./inspect_layout.ts";
-export type { MetaSearch } from "./inspect_meta.ts";
+export type { MetaReport } from "./inspect_meta.ts";
 export { mergeImage, type MergeOptions } from "./native_merge.ts";
 export {
   type Finding,
@@ -68,6 +68,7 @@ export {
   type TraceRecord,
   TraceRecorder,
 } from "../layers/mod.ts";
+export { CountedSource, type ReadCounters, ReadStats } from "../layers/mod.ts";
 export { Ext4Reader, type InodeStat } from "../ext4/mod.ts";
 export type {
   CacheStats,

@@ -376,6 +376,7 @@ export async function openNativeBlob(
       store: environment.blobStore,
       blockSize: environment.blobBlockSize,
       readaheadBytes: READAHEAD_BYTES,
+      stats: environment.readStats,
     }),
     "native",
   );
@@ -401,6 +402,7 @@ export function servicesOf(environment: ImageEnvironment): LayerServices {
     blobStore: environment.blobStore,
     blobBlockSize: environment.blobBlockSize,
     logger: environment.log,
+    readStats: environment.readStats,
   };
 }
 

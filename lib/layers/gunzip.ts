@@ -242,7 +242,7 @@ export async function makeChecked(job: {
   shared: boolean;
   sha256: Uint8Array | undefined;
   decode: (input: Uint8Array) => Promise<Uint8Array>;
-  options: ReadOptions;
+  options: MakeOptions;
 }): Promise<Uint8Array> {
   for (let attempt = 1;; attempt++) {
     const input = new Uint8Array(
@@ -250,7 +250,9 @@ export async function makeChecked(job: {
         ? new SharedArrayBuffer(job.length)
         : new ArrayBuffer(job.length),
     );
+    job.options.timer.enter("fetch", job.length);
     await job.source.pread(input, job.start, job.options);
+    job.options.timer.enter("decode");
     try {
       return await job.decode(input);
     } catch (error) {

@@ -11,6 +11,7 @@ export {
   type SpanSourceOptions,
 } from "./span_source.ts";
 export { READAHEAD_BYTES } from "./readahead.ts";
+export * from "./read_stats.ts";
 export { MAX_SPAN_BYTES, SpanTable } from "./span_table.ts";
 export * from "./gzip_meta.ts";
 export * from "./meta_blob.ts";

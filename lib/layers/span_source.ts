@@ -27,6 +27,7 @@ import {
 } from "./cache/mod.ts";
 import { NeighbourPredictor } from "./neighbours.ts";
 import { READAHEAD_BYTES, type Stream, StreamTracker } from "./readahead.ts";
+import { type LoadTimer, ReadStats } from "./read_stats.ts";
 import type { SpanTable } from "./span_table.ts";
 
 const DEFAULT_MEMORY_BYTES = 32 * 1024 * 1024;
@@ -73,13 +74,19 @@ export interface SpanSourceOptions {
   readaheadBytes?: number;
   /** A span that takes longer fails its readers, in ms. */
   deadlineMs?: number;
+  /** Where loads are counted; shared with the image's other layers. */
+  stats?: ReadStats | undefined;
 }
 
 /** How a span is made: until it is cancelled, and faster once somebody waits. */
 export interface MakeOptions {
   signal: AbortSignal;
   urgency: Urgency;
+  /** Is told of its stages. */
+  timer: LoadTimer;
 }
+
+type LoadOptions = Omit<MakeOptions, "timer">;
 
 /** Makes the bytes of a span. */
 export interface SpanMaker {
@@ -135,6 +142,7 @@ export class SpanSource implements ByteSource {
   readonly #cache: SpanCache;
   readonly #logger: Logger;
   readonly #deadlineMs: number;
+  readonly #stats: ReadStats;
   readonly #tracker: StreamTracker;
   readonly #neighbours: NeighbourPredictor | undefined;
   readonly #spans = new Map<number, Span>();
@@ -150,6 +158,7 @@ export class SpanSource implements ByteSource {
     this.#cache = options.cache;
     this.#logger = options.logger ?? silentLogger;
     this.#deadlineMs = options.deadlineMs ?? DEFAULT_DEADLINE_MS;
+    this.#stats = options.stats ?? new ReadStats();
     this.#tracker = new StreamTracker(
       Math.min(
         options.readaheadBytes ?? READAHEAD_BYTES,
@@ -375,7 +384,7 @@ export class SpanSource implements ByteSource {
   }
 
   /** Brings a span to memory: from the store if it is there, else made anew and stored. */
-  async #load(span: Span, options: MakeOptions): Promise<Uint8Array> {
+  async #load(span: Span, options: LoadOptions): Promise<Uint8Array> {
     const { memory, store } = this.#cache;
     const entry = this.#entryOf(span);
     const stored = entry && await store!.readAll(entry);
@@ -395,23 +404,29 @@ export class SpanSource implements ByteSource {
 
   async #make(
     span: Span,
-    { signal, urgency }: MakeOptions,
+    { signal, urgency }: LoadOptions,
   ): Promise<Uint8Array> {
     const what = `Span ${span.index} of layer "${this.#maker.name}"`;
     const size = this.#table.sizeOf(span.index);
-    const release = await this.#cache.budget.acquire(size, { signal, urgency });
+    const timer = this.#stats.load(urgency);
+    let release: (() => void) | undefined;
     try {
-      return await withDeadline(
+      release = await this.#cache.budget.acquire(size, { signal, urgency });
+      const bytes = await withDeadline(
         what,
         this.#deadlineMs,
-        (inner) => this.#maker.make(span.index, { signal: inner, urgency }),
+        (inner) =>
+          this.#maker.make(span.index, { signal: inner, urgency, timer }),
         signal,
       );
+      timer.end(size);
+      return bytes;
     } catch (error) {
       this.#logFailure(span, error);
       throw error;
     } finally {
-      release();
+      timer.end();
+      release?.();
     }
   }
 

@@ -33,6 +33,7 @@ import type { LayerCheckpoints } from "./pass/mod.ts";
 import { PinnedSource } from "./pinned_source.ts";
 import type { PinnedStore } from "./pinned_store.ts";
 import { READAHEAD_BYTES } from "./readahead.ts";
+import type { ReadStats } from "./read_stats.ts";
 import { VerifiedSource } from "./plain_target.ts";
 import type { SpanCache } from "./span_source.ts";
 import { SpanTable } from "./span_table.ts";
@@ -71,6 +72,8 @@ export interface LayerServices {
   /** Unit in which blobs are fetched and cached, in bytes; smaller for layers with spans. */
   blobBlockSize: number;
   logger: Logger;
+  /** Where the loads of an image are counted. */
+  readStats?: ReadStats | undefined;
 }
 
 /** A layer ready for a stack. */
@@ -188,8 +191,10 @@ export async function openTarget(
       blockSize: index || gzipMeta
         ? Math.min(services.blobBlockSize, SPAN_BLOCK_SIZE)
         : services.blobBlockSize,
-      // Where spans are decoded above it, they are read ahead there.
-      ...(index || gzipMeta ? {} : { readaheadBytes: READAHEAD_BYTES }),
+      // Where spans are decoded above it, they are read ahead and counted there.
+      ...(index || gzipMeta
+        ? {}
+        : { readaheadBytes: READAHEAD_BYTES, stats: services.readStats }),
     });
     const opened = index
       ? await openChecked(index, gzipMeta, cached, target, services)
@@ -214,6 +219,7 @@ async function openChecked(
     spans: new SpanTable(index.spanOffset, index.tarSize, index.spanDigest),
     cache: services.spanCache,
     logger: services.logger,
+    stats: services.readStats,
   };
   const pin = (compressedStart: number) =>
     PinnedSource.open(blob, {
@@ -308,6 +314,7 @@ function openForeign(
       cache: services.spanCache,
       inflater: services.inflater,
       logger: services.logger,
+      stats: services.readStats,
     }),
     integrity: "none",
     compression: "gzip",

@@ -21,6 +21,7 @@ import {
   type StoredUnit,
 } from "./span_source.ts";
 import type { LayerScan } from "./pass/mod.ts";
+import { ReadStats } from "./read_stats.ts";
 import { SpanTable } from "./span_table.ts";
 import { type SpanCheckpoints, spanIndexOf } from "./spans.ts";
 
@@ -139,6 +140,7 @@ class ZstdMaker implements SpanMaker {
   readonly #checkpoints: SpanCheckpoints;
   readonly #decoder: ZstdDecoder;
   readonly #cache: SpanCache;
+  readonly #stats: ReadStats;
   readonly #flights = new Map<number, GroupFlight>();
 
   constructor(compressed: ByteSource, options: ZstdOptions) {
@@ -148,6 +150,7 @@ class ZstdMaker implements SpanMaker {
     this.#checkpoints = options.checkpoints;
     this.#decoder = options.decoder;
     this.#cache = options.cache;
+    this.#stats = options.stats ?? new ReadStats();
     const { count } = options.checkpoints;
     if (options.spans.count > 0 && !options.spans.digestOf(0)) {
       throw new FormatError("span table", "digests", "are missing");
@@ -172,6 +175,8 @@ class ZstdMaker implements SpanMaker {
     if (group.endSpan - group.firstSpan === 1) {
       return await this.#decode(group, options);
     }
+    // The group counts as one load, whoever waits for it.
+    options.timer.end();
     const bytes = await this.#join(number, group, options);
     const at = this.spans.offsetOf(index) -
       this.spans.offsetOf(group.firstSpan);
@@ -246,15 +251,19 @@ class ZstdMaker implements SpanMaker {
 
   async #decodeGroup(
     group: Group,
-    options: MakeOptions,
+    options: Omit<MakeOptions, "timer">,
   ): Promise<Uint8Array> {
-    const release = await groupBudget.acquire(group.length, options);
+    const timer = this.#stats.load(options.urgency);
+    let release: (() => void) | undefined;
     try {
-      const bytes = await this.#decode(group, options);
+      release = await groupBudget.acquire(group.length, options);
+      const bytes = await this.#decode(group, { ...options, timer });
+      timer.end(group.length);
       this.#keep(group, bytes);
       return bytes;
     } finally {
-      release();
+      timer.end();
+      release?.();
     }
   }
 

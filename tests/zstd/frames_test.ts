@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { zstdCompressSync } from "node:zlib";
-import { CodecPool } from "../../lib/compress/mod.ts";
+import { CodecPool, zstdCompress } from "../../lib/compress/mod.ts";
 import {
   concatBytes,
   FormatError,
@@ -14,6 +14,7 @@ import {
   encodeSpans,
   isSeekable,
   type LayerScan,
+  ReadStats,
   SpanCache,
   spanIndexOf,
   SpanTable,
@@ -43,6 +44,7 @@ function openSource(
   blob: Uint8Array,
   scan: LayerScan,
   pool: CodecPool,
+  stats?: ReadStats,
 ): { source: ZstdSource; inner: TestSource } {
   const index = decodeSpans(encodeSpans(spanIndexOf(scan, {
     mediaType: "application/vnd.oci.image.layer.v1.tar+zstd",
@@ -62,6 +64,7 @@ function openSource(
     checkpoints,
     decoder: pool,
     cache: new SpanCache({ memoryBytes: 3 * MIB }),
+    stats,
   });
   return { source, inner };
 }
@@ -141,6 +144,26 @@ Deno.test("one byte a frame, frames without a size, and nothing at all", async (
     new Uint8Array(),
   );
   await check(skippable(content(100)), new Uint8Array());
+});
+
+Deno.test("spans that are decoded together count as one load", async () => {
+  const tar = TAR.subarray(0, 3_000_000);
+  const blob = zstdCompress(tar);
+  const scanned = await scan(blob);
+  assert.ok(scanned.spans.count >= 3);
+  using pool = new CodecPool({ threads: 1 });
+  const stats = new ReadStats();
+  const { source } = openSource(blob, scanned, pool, stats);
+  await using _ = source;
+  await Promise.all(
+    [0, 1, 2].map((i) => source.pread(new Uint8Array(10), i * MIB)),
+  );
+  const { demand, ahead } = stats.counters();
+  assert.equal(ahead.loads, 0);
+  assert.equal(demand.loads, 1);
+  assert.equal(demand.storedBytes, blob.length);
+  assert.equal(demand.bytes, tar.length);
+  assert.ok(demand.seconds.decode > 0);
 });
 
 Deno.test("a large skippable frame is not read along with a span", async () => {

@@ -11,6 +11,7 @@ import {
   type SourceDescription,
   Urgency,
 } from "../../io/mod.ts";
+import type { ReadStats } from "../read_stats.ts";
 import { type Stream, StreamTracker } from "../readahead.ts";
 import type { CacheEntry } from "./entry.ts";
 import type { CacheStore } from "./store.ts";
@@ -37,6 +38,8 @@ export interface CachedSourceOptions {
   maxFetchBytes?: number;
   /** Bytes in flight; shared between sources to bound a process. */
   budget?: ByteBudget;
+  /** Where fetches are counted. Default nowhere: what lies above counts more. */
+  stats?: ReadStats | undefined;
   /** Most bytes read ahead of a sequential reader; needs a store. Default none: what lies above may do it better. */
   readaheadBytes?: number;
 }
@@ -86,6 +89,7 @@ export class CachedSource implements CachingSource {
   readonly #blockSize: number;
   readonly #maxBlocks: number;
   readonly #budget: ByteBudget;
+  readonly #stats: ReadStats | undefined;
   readonly #entries = new Map<number, CacheEntry>();
   readonly #recent = new Map<number, Uint8Array>();
   readonly #flights = new Map<number, BlockFlight>();
@@ -117,6 +121,7 @@ export class CachedSource implements CachingSource {
       Math.floor((options.maxFetchBytes ?? DEFAULT_FETCH_BYTES) / blockSize),
     );
     this.#budget = options.budget ?? new ByteBudget(DEFAULT_IN_FLIGHT_BYTES);
+    this.#stats = options.stats;
     this.#tracker = new StreamTracker(
       options.store ? options.readaheadBytes ?? 0 : 0,
     );
@@ -377,11 +382,14 @@ export class CachedSource implements CachingSource {
       flights.length * this.#blockSize,
       this.size - start,
     );
+    const timer = this.#stats?.load(urgency);
     let release: (() => void) | undefined;
     try {
       release = await this.#budget.acquire(length, { urgency, signal });
+      timer?.enter("fetch", length);
       const bytes = new Uint8Array(length);
       await this.#inner.pread(bytes, start, { urgency, signal });
+      timer?.end(length);
       for (const flight of flights) this.#arrived(flight, bytes, start);
     } catch (error) {
       for (const flight of flights) {
@@ -389,6 +397,7 @@ export class CachedSource implements CachingSource {
         flight.reject(error);
       }
     } finally {
+      timer?.end();
       release?.();
     }
   }
