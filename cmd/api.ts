@@ -15,6 +15,7 @@ import {
   ObdError,
   utf8,
 } from "../lib/io/mod.ts";
+import type { ReadCounters } from "../lib/image/mod.ts";
 import type { ImageConfig } from "./config.ts";
 import { prefetchRate, traceSetting } from "./config_schema.ts";
 import { renderMetrics } from "./metrics.ts";
@@ -37,6 +38,8 @@ export interface ExportStatus {
   layers: LayerStatus[];
   connections: number;
   counters: ExportCounters;
+  /** What its reads waited for, and what was loaded for them, since it was added. */
+  reading: ReadCounters;
 }
 
 /** One layer of an export. */

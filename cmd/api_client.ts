@@ -114,6 +114,18 @@ const failureSchema = v.looseObject({
   message: v.pipe(v.string(), v.maxLength(64 * 1024)),
 });
 
+const stageSeconds = v.looseObject({
+  queue: v.number(),
+  fetch: v.number(),
+  decode: v.number(),
+});
+const loadCounters = v.looseObject({
+  loads: v.number(),
+  storedBytes: v.number(),
+  bytes: v.number(),
+  seconds: stageSeconds,
+});
+
 const exportSchema = v.looseObject({
   name: v.string(),
   uri: v.string(),
@@ -122,6 +134,14 @@ const exportSchema = v.looseObject({
   integrity: v.string(),
   layers: v.array(v.looseObject({ digest: v.string(), kind: v.string() })),
   connections: v.number(),
+  reading: v.optional(v.looseObject({
+    waits: v.number(),
+    waitSeconds: v.number(),
+    waitingSeconds: v.number(),
+    waitingFor: v.looseObject({ ...stageSeconds.entries, other: v.number() }),
+    demand: loadCounters,
+    ahead: loadCounters,
+  })),
 });
 
 const statusSchema = v.looseObject({

@@ -1,6 +1,6 @@
 /** Prometheus text of a status (exposition format 0.0.4). Labels: `export` and `host` only; which cache it is stands in the name. */
 
-import type { ServeStatus } from "./api.ts";
+import type { ExportStatus, ServeStatus } from "./api.ts";
 
 interface Metric {
   name: string;
@@ -9,13 +9,62 @@ interface Metric {
   samples: { labels?: Record<string, string>; value: number }[];
 }
 
+type Reading = ExportStatus["reading"];
+
+/** What reads waited for: end of the name, help, value. Stages are of demand and ahead together. */
+const READING: readonly [string, string, (r: Reading) => number][] = [
+  ["waits", "Reads that were not answered at once.", (r) => r.waits],
+  ["wait_seconds", "Time that reads waited, each.", (r) => r.waitSeconds],
+  [
+    "waiting_seconds",
+    "Time in which at least one read waited.",
+    (r) => r.waitingSeconds,
+  ],
+  [
+    "waiting_queue_seconds",
+    "Of this, for a place.",
+    (r) => r.waitingFor.queue,
+  ],
+  [
+    "waiting_fetch_seconds",
+    "Of this, for bytes of blobs.",
+    (r) => r.waitingFor.fetch,
+  ],
+  [
+    "waiting_decode_seconds",
+    "Of this, for decoding and checking.",
+    (r) => r.waitingFor.decode,
+  ],
+  ["demand_loads", "Loads that reads waited for.", (r) => r.demand.loads],
+  [
+    "demand_stored_bytes",
+    "Bytes of blobs read for them.",
+    (r) => r.demand.storedBytes,
+  ],
+  ["demand_loaded_bytes", "Bytes that came of these.", (r) => r.demand.bytes],
+  ["ahead_loads", "Loads that nobody waited for.", (r) => r.ahead.loads],
+  [
+    "ahead_stored_bytes",
+    "Bytes of blobs read for them.",
+    (r) => r.ahead.storedBytes,
+  ],
+  ["ahead_loaded_bytes", "Bytes that came of these.", (r) => r.ahead.bytes],
+  ...(["queue", "fetch", "decode"] as const).map((
+    stage,
+  ): typeof READING[number] => [
+    `load_${stage}_seconds`,
+    "Time of all loads in this stage, each.",
+    (r) => r.demand.seconds[stage] + r.ahead.seconds[stage],
+  ]),
+];
+
 /** All metrics of one status. */
 export function renderMetrics(status: ServeStatus): string {
   const perExport = (
     name: string,
     type: Metric["type"],
     help: string,
-    value: (e: ServeStatus["exports"][number]) => number,
+    value: (e: ExportStatus) => number,
   ): Metric => ({
     name,
     type,
@@ -116,6 +165,14 @@ export function renderMetrics(status: ServeStatus): string {
       "counter",
       "Time spent on read requests.",
       (e) => e.counters.readSeconds,
+    ),
+    ...READING.map(([suffix, help, value]) =>
+      perExport(
+        `obd_export_${suffix}_total`,
+        "counter",
+        help,
+        (e) => value(e.reading),
+      )
     ),
     ...perCache(
       "hits_total",

@@ -2,6 +2,7 @@
 
 import {
   type CacheStats,
+  CountedSource,
   type ImageEnvironment,
   type MetaWay,
   type OpenedImage,
@@ -9,6 +10,7 @@ import {
   openImage,
   prefetchImage,
   readFileList,
+  ReadStats,
 } from "../lib/image/mod.ts";
 import {
   errorText,
@@ -44,6 +46,7 @@ interface Served {
   config: ImageConfig;
   image: OpenedImage;
   nbd: NbdExport;
+  reads: ReadStats;
   /** Ends fetching ahead. */
   replay: AbortController;
   replaying: Promise<void>;
@@ -217,8 +220,9 @@ export class ServeSession implements ServeControl {
         : await readFileList(config.prefetchFiles);
       const findTraces = trace === undefined &&
         (config.trace ?? settings.prefetch.traces) !== false;
+      const reads = new ReadStats();
       const image = await openImage(
-        this.#environment,
+        { ...this.#environment, readStats: reads },
         config.image ?? config.config!,
         {
           platform: config.platform,
@@ -231,7 +235,7 @@ export class ServeSession implements ServeControl {
       );
       const nbd = this.#server.addExport({
         name,
-        source: image.source,
+        source: new CountedSource(image.source, reads),
         description: image.name,
         readOnly: true,
       });
@@ -244,7 +248,7 @@ export class ServeSession implements ServeControl {
         bytesPerSecond: config.prefetchRate ?? settings.prefetch.bytesPerSecond,
         signal: replay.signal,
       });
-      const served = { config, image, nbd, replay, replaying };
+      const served = { config, image, nbd, reads, replay, replaying };
       this.#served.set(name, served);
       log.info("export added", { export: name, integrity: image.integrity });
       return served;
@@ -262,7 +266,7 @@ export class ServeSession implements ServeControl {
     }
   }
 
-  #exportStatus({ config, image, nbd }: Served): ExportStatus {
+  #exportStatus({ config, image, nbd, reads }: Served): ExportStatus {
     const { stats } = nbd;
     return {
       name: config.export,
@@ -291,6 +295,7 @@ export class ServeSession implements ServeControl {
         readSeconds: stats.readLatency.sumSeconds,
         inFlight: stats.inFlight,
       },
+      reading: reads.counters(),
     };
   }
 

@@ -27,6 +27,8 @@ export function statusPage(status: ServeStatus) {
         <td class="n">${e.counters.reads}</td>
         <td class="n">${formatSize(e.counters.readBytes)}</td>
         <td class="n">${e.counters.readErrors}</td>
+        <td class="n">${e.reading.waits}</td>
+        <td class="n">${e.reading.waitingSeconds.toFixed(1)} s</td>
       </tr>
     `
   );
@@ -63,7 +65,8 @@ export function statusPage(status: ServeStatus) {
         <h2>Exports</h2>
         <table>
     <tr><th>Export</th><th>URI</th><th class="n">Size</th><th>Integrity</th><th class="n">Clients</th>
-    <th class="n">Reads</th><th class="n">Bytes</th><th class="n">Errors</th></tr>
+    <th class="n">Reads</th><th class="n">Bytes</th><th class="n">Errors</th>
+    <th class="n">Waits</th><th class="n">Waited</th></tr>
     ${exports}
         </table>
         <h2>Caches</h2>

@@ -302,6 +302,27 @@ Deno.test("metrics: format, names, units, labels", async () => {
     4096,
   );
   assert.equal(value("obd_export_read_seconds_total", { export: "app" }), 0.25);
+  const waited = [
+    "waiting",
+    "waiting_queue",
+    "waiting_fetch",
+    "waiting_decode",
+  ];
+  assert.deepEqual(
+    waited.map((n) =>
+      value(`obd_export_${n}_seconds_total`, { export: "app" })
+    ),
+    [0.5, 0.0625, 0.25, 0.125],
+  );
+  const loads = ["demand_loads", "demand_stored_bytes", "ahead_loaded_bytes"];
+  assert.deepEqual(
+    loads.map((n) => value(`obd_export_${n}_total`, { export: "app" })),
+    [4, 400, 2000],
+  );
+  assert.equal(
+    value("obd_export_load_fetch_seconds_total", { export: "app" }),
+    22,
+  );
   assert.equal(value("obd_registry_requests_total", { host: "r.example" }), 6);
   assert.equal(value("obd_blob_cache_stored_bytes"), 3);
 });

@@ -35,6 +35,24 @@ export function exportStatus(name: string): ExportStatus {
       readSeconds: 0.25,
       inFlight: 0,
     },
+    reading: {
+      waits: 2,
+      waitSeconds: 0.75,
+      waitingSeconds: 0.5,
+      waitingFor: { queue: 0.0625, fetch: 0.25, decode: 0.125, other: 0.0625 },
+      demand: {
+        loads: 4,
+        storedBytes: 400,
+        bytes: 1000,
+        seconds: { queue: 1, fetch: 2, decode: 3 },
+      },
+      ahead: {
+        loads: 5,
+        storedBytes: 500,
+        bytes: 2000,
+        seconds: { queue: 10, fetch: 20, decode: 30 },
+      },
+    },
   };
 }
 

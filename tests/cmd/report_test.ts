@@ -10,6 +10,7 @@ import {
 import { createApi, type ServeControl } from "../../cmd/api.ts";
 import { configOf } from "../../cmd/report_collect.ts";
 import { VERSION } from "../../cmd/version.ts";
+import { ReadStats } from "../../lib/image/mod.ts";
 import { requires } from "../testutil/requires.ts";
 import { assertOneLine, endOf, obd, startObd, withTempDir } from "./run_obd.ts";
 
@@ -51,6 +52,7 @@ function control(): ServeControl {
           readSeconds: 4,
           inFlight: 0,
         },
+        reading: new ReadStats().counters(),
       }],
       caches: [],
       hosts: [],

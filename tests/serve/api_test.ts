@@ -189,6 +189,21 @@ Deno.test(
       );
       assert.equal(metric(now, "obd_export_read_errors_total", label), 0);
       assert.ok(metric(now, "obd_export_read_seconds_total", label) > 0);
+      // Everything was loaded once, whoever asked for it.
+      const { reading } = (await api.status()).exports[0]!;
+      const { waitingFor, demand, ahead } = reading;
+      assert.ok(reading.waits > 0 && demand.loads > 0);
+      const loaded = demand.bytes + ahead.bytes;
+      assert.ok(loaded >= 2_100_000 && loaded < 2_110_000, `${loaded}`);
+      assert.ok(demand.seconds.fetch > 0 && demand.seconds.decode > 0);
+      assert.ok(waitingFor.fetch > 0 && waitingFor.decode > 0);
+      const parts = Object.values(waitingFor).reduce((a, b) => a + b, 0);
+      assert.ok(Math.abs(parts - reading.waitingSeconds) < 1e-6);
+      assert.ok(reading.waitSeconds >= reading.waitingSeconds - 1e-6);
+      assert.equal(
+        metric(now, "obd_export_waits_total", label),
+        reading.waits,
+      );
       const registry = `{host="${host}"}`;
       assert.ok(
         metric(now, "obd_registry_requests_total", registry) >

@@ -7,6 +7,7 @@ import {
   type ImageEnvironment,
   openEnvironment,
   openImage,
+  ReadStats,
 } from "../../lib/image/mod.ts";
 import type { ByteSource } from "../../lib/io/mod.ts";
 import { golden } from "../testutil/requires.ts";
@@ -186,7 +187,12 @@ for (const image of IMAGES) {
         assert.equal(await imageDigest(environment, config), wanted);
         await using server = await RegistryServer.start();
         const { reference } = await push(server, image);
-        assert.equal(await imageDigest(environment, reference), wanted);
+        const readStats = new ReadStats();
+        const counted = { ...environment, readStats };
+        assert.equal(await imageDigest(counted, reference), wanted);
+        const { demand } = readStats.counters();
+        assert.ok(demand.loads > 0 && demand.storedBytes > 0);
+        assert.ok(demand.bytes >= demand.storedBytes, `${demand.bytes}`);
       }),
   });
 }
