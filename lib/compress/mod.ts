@@ -52,6 +52,7 @@ export {
   SPAN_SIZE_MAX,
   type SpanSink,
 } from "./gzip_index.ts";
+export { Gunzip } from "./gunzip.ts";
 export { GzipStream } from "./gzip_stream.ts";
 export { inflateAt, type InflateRequest, inputStart } from "./inflate_at.ts";
 export { hasNativeInflate, WINDOW_SIZE } from "./raw_inflate.ts";

@@ -1,6 +1,12 @@
 /** Which meta image is used for a plain image. */
 
-import { errorText, FileSource, NotFoundError, ObdError } from "../io/mod.ts";
+import {
+  errorText,
+  FileSource,
+  mapConcurrent,
+  NotFoundError,
+  ObdError,
+} from "../io/mod.ts";
 import {
   type Descriptor,
   formatPlatform,
@@ -8,6 +14,7 @@ import {
   parseManifest,
   type Reference,
   type Repository,
+  type ResolvedManifest,
 } from "../registry/mod.ts";
 import {
   Annotation,
@@ -24,7 +31,7 @@ import {
   misfit,
 } from "./meta_image.ts";
 import { nativeMisfit } from "./native_fit.ts";
-import type { SourceImage } from "./source.ts";
+import type { PlainManifest, SourceImage } from "./source.ts";
 
 /** Ways to a meta image: tag `sha256-HEX-obd`, tag `TAG-obd`, a referrer, building it here. Native conversions end in `-overlaybd`. */
 export type MetaWay = "digest" | "tag" | "referrer" | "build";
@@ -39,6 +46,8 @@ export const META_WAYS: readonly MetaWay[] = [
 
 /** Most referrers of one image that are looked at. */
 const REFERRERS_MAX = 64;
+/** Referrers that are looked at at once. */
+const LOOK_CONCURRENCY = 8;
 
 /** A meta image that fits. */
 export interface FoundMeta {
@@ -54,23 +63,49 @@ const FORMS = [
 
 type Form = typeof FORMS[number];
 
+/** A search for meta images. */
+export interface MetaSearch {
+  environment: ImageEnvironment;
+  repository: Repository;
+  reference: Reference;
+  ways: readonly MetaWay[];
+  /** `"spans"`: only what can be checked span by span. */
+  forms?: "all" | "spans";
+  /** Asked for manifests instead of the repository, with its answers. */
+  resolve?: ManifestResolver;
+  /** Told of each meta image that fits, before it is known whether it is the one to use. */
+  onFit?: (fit: FoundMeta) => void;
+}
+
+/** @see Repository.resolve */
+export type ManifestResolver = (target: string) => Promise<ResolvedManifest>;
+
+/** The tag whose name alone says that it may be a meta image of a reference; undefined if there is none. */
+export function tagToTry(
+  reference: Reference,
+  ways: readonly MetaWay[],
+): string | undefined {
+  const { tag } = reference;
+  if (tag === undefined || !ways.includes("tag")) return undefined;
+  const isMeta = FORMS.some(({ ending }) => tag.endsWith(ending));
+  return isMeta ? undefined : tag + FORMS[0].ending;
+}
+
 /**
  * Looks for meta images of exactly this source, and where there are none, for
  * native conversions of it. What does not fit (a tag that stayed behind, a
  * planted referrer) is left alone with a line. Of several that fit: newest
- * format version, then chain key, then lowest digest.
+ * format version, then fewest bytes, then chain key, then lowest digest.
  *
- * @param forms `"spans"`: only what can be checked span by span.
+ * @param whole The source with its config, which is asked for only where needed.
  */
 export async function findMeta(
-  environment: ImageEnvironment,
-  repository: Repository,
-  reference: Reference,
-  source: SourceImage,
-  ways: readonly MetaWay[],
-  forms: "all" | "spans" = "all",
+  search: MetaSearch,
+  source: PlainManifest,
+  whole: () => Promise<SourceImage>,
 ): Promise<FoundMeta | undefined> {
   const { digest } = source.resolved.descriptor;
+  const { reference, ways, forms, onFit } = search;
   for (const form of FORMS) {
     if (form.isNative && forms === "spans") break;
     const targets = new Set<string>();
@@ -81,23 +116,23 @@ export async function findMeta(
       targets.add(`${reference.tag}${form.ending}`);
     }
     const found: FoundMeta[] = [];
-    const look = (target: string) =>
-      consider(environment, repository, target, source, form, found);
-    for (const target of targets) await look(target);
-    if (ways.includes("referrer")) {
-      const { artifactType } = form;
-      for (
-        const referrer of await listReferrers(
-          environment,
-          repository,
-          digest,
-          artifactType,
-        )
-      ) {
-        if (found.some((f) => f.descriptor.digest === referrer)) continue;
-        await look(referrer);
-      }
-    }
+    const look = async (target: string) => {
+      const fit = await consider(search, target, source, whole, form);
+      if (!fit) return;
+      found.push(fit);
+      onFit?.(fit);
+    };
+    // Each costs a round trip: they are all asked for at once.
+    const [listed] = await Promise.all([
+      ways.includes("referrer")
+        ? listReferrers(search, digest, form.artifactType)
+        : [],
+      ...[...targets].map(look),
+    ]);
+    const others = listed.filter((one) =>
+      !found.some(({ descriptor }) => descriptor.digest === one)
+    );
+    await mapConcurrent(others, LOOK_CONCURRENCY, look);
     found.sort(compareFound);
     if (found[0]) return found[0];
   }
@@ -105,8 +140,7 @@ export async function findMeta(
 }
 
 async function listReferrers(
-  environment: ImageEnvironment,
-  repository: Repository,
+  { environment, repository }: MetaSearch,
   digest: string,
   artifactType: string,
 ): Promise<string[]> {
@@ -127,54 +161,53 @@ async function listReferrers(
 }
 
 async function consider(
-  environment: ImageEnvironment,
-  repository: Repository,
+  search: MetaSearch,
   target: string,
-  source: SourceImage,
+  source: PlainManifest,
+  whole: () => Promise<SourceImage>,
   form: Form,
-  found: FoundMeta[],
-): Promise<void> {
-  const { signal, log } = environment;
+): Promise<FoundMeta | undefined> {
+  const { log } = search.environment;
   const ignore = (reason: string) =>
     log.warn("ignoring a meta image that does not fit", {
-      repository: repository.name,
+      repository: search.repository.name,
       meta: target,
       reason,
     });
   try {
-    const fitting = await resolveFitting(
-      repository,
-      target,
-      source,
-      form,
-      signal,
-    );
-    if (typeof fitting === "string") ignore(fitting);
-    else found.push(fitting);
+    const fitting = await resolveFitting(search, target, source, whole, form);
+    if (typeof fitting !== "string") return fitting;
+    ignore(fitting);
   } catch (error) {
-    if (error instanceof NotFoundError) return;
+    if (error instanceof NotFoundError) return undefined;
     if (!(error instanceof ObdError) || error.code === "cancelled") throw error;
     ignore(errorText(error));
   }
+  return undefined;
 }
 
 /** @returns The meta image, or why it does not fit. */
 async function resolveFitting(
-  repository: Repository,
+  { environment, repository, ...search }: MetaSearch,
   target: string,
-  source: SourceImage,
+  source: PlainManifest,
+  whole: () => Promise<SourceImage>,
   { isNative }: Form,
-  signal: AbortSignal | undefined,
 ): Promise<FoundMeta | string> {
-  let { descriptor, bytes } = await repository.resolve(target, { signal });
+  const { signal } = environment;
+  const resolve = search.resolve ??
+    ((target: string) => repository.resolve(target, { signal }));
+  let { descriptor, bytes } = await resolve(target);
   let manifest = parseManifest(bytes, descriptor.mediaType);
   if (manifest.kind === "index") {
     // A meta index has one meta image per platform: the one with our subject
     // counts; Docker's types have none, there the platform does.
     const wanted = source.resolved.descriptor.digest;
-    const platform = formatPlatform(source.config.platform);
+    const platform = isNative
+      ? formatPlatform((await whole()).config.platform)
+      : undefined;
     for (const entry of manifest.manifests) {
-      const inner = await repository.resolve(entry.digest, { signal });
+      const inner = await resolve(entry.digest);
       const parsed = parseManifest(inner.bytes, entry.mediaType);
       if (parsed.kind !== "image") continue;
       const isOurs = parsed.subject === undefined && isNative
@@ -191,7 +224,7 @@ async function resolveFitting(
     }
   }
   const problem = isNative
-    ? await nativeMisfit(repository, manifest, source)
+    ? await nativeMisfit(repository, manifest, await whole())
     : misfit(manifest, source);
   return problem ?? { descriptor, manifest };
 }
@@ -199,11 +232,18 @@ async function resolveFitting(
 function compareFound(a: FoundMeta, b: FoundMeta): number {
   const version = metaFormatVersion(b.manifest) - metaFormatVersion(a.manifest);
   if (version !== 0) return version;
+  // All of it is fetched before the first read.
+  const size = sumOf(a.manifest.layers) - sumOf(b.manifest.layers);
+  if (size !== 0) return size;
   const keys = [a, b].map((f) =>
     f.manifest.annotations[Annotation.obdChainKey] ?? ""
   ) as [string, string];
   if (keys[0] !== keys[1]) return keys[0] < keys[1] ? -1 : 1;
   return a.descriptor.digest < b.descriptor.digest ? -1 : 1;
+}
+
+function sumOf(layers: readonly Descriptor[]): number {
+  return layers.reduce((sum, { size }) => sum + size, 0);
 }
 
 /** A meta image that is nowhere but here. */

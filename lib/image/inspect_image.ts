@@ -24,7 +24,7 @@ import {
   type Repository,
 } from "../registry/mod.ts";
 import type { ImageEnvironment } from "./environment.ts";
-import { inspectMeta, type MetaSearch, NoteLogger } from "./inspect_meta.ts";
+import { inspectMeta, type MetaReport, NoteLogger } from "./inspect_meta.ts";
 import { fetchMetaBlob } from "./meta_blobs.ts";
 import {
   layerGroups,
@@ -87,7 +87,7 @@ export interface ImageInspection {
   config?: { digest: string; size: number; platform: string; created?: string };
   referrers?: { digest: string; artifactType?: string; size: number }[];
   /** Which meta image a plain image would be served with. */
-  meta?: MetaSearch;
+  meta?: MetaReport;
   layers: LayerInspection[];
   /** The merged device. */
   device?: { size: number; segments: number; integrity: Integrity };

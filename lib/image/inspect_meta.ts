@@ -10,7 +10,7 @@ import type { SourceImage } from "./source.ts";
 const WAYS: readonly MetaWay[] = ["digest", "tag", "referrer"];
 
 /** Result of the search. */
-export interface MetaSearch {
+export interface MetaReport {
   /** The one that would be used. */
   used?: { digest: string; size: number; annotations: Record<string, string> };
   /** What each way leads to. */
@@ -29,11 +29,15 @@ export async function inspectMeta(
   repository: Repository,
   reference: Reference,
   source: SourceImage,
-): Promise<{ report: MetaSearch; manifest?: ImageManifest }> {
+): Promise<{ report: MetaReport; manifest?: ImageManifest }> {
   const log = new NoteLogger();
   const search = (ways: readonly MetaWay[]) =>
-    findMeta({ ...environment, log }, repository, reference, source, ways);
-  const ways: MetaSearch["ways"] = [];
+    findMeta(
+      { environment: { ...environment, log }, repository, reference, ways },
+      source,
+      () => Promise.resolve(source),
+    );
+  const ways: MetaReport["ways"] = [];
   for (const way of WAYS) {
     const found = await search([way]);
     ways.push({ way, ...(found ? { digest: found.descriptor.digest } : {}) });

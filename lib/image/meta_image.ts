@@ -21,7 +21,7 @@ import {
   TURBO_ARTIFACT_TYPE,
   TURBO_VERSION,
 } from "./annotations.ts";
-import type { SourceImage } from "./source.ts";
+import type { PlainManifest, SourceImage } from "./source.ts";
 
 /** Which of the layers that one source layer became, from 1. */
 export interface PartNumber {
@@ -224,7 +224,7 @@ export function checkFormatVersion(
  */
 export function misfit(
   meta: ImageManifest,
-  source: SourceImage,
+  source: PlainManifest,
 ): string | undefined {
   if (meta.subject?.digest !== source.resolved.descriptor.digest) {
     return `its subject is ${

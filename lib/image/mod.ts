@@ -19,7 +19,7 @@ export {
 export type { ImageInspection, LayerInspection } from "./inspect_image.ts";
 export type { StackInspection } from "./inspect_stack.ts";
 export type { LayoutEntry, LayoutInspection } from "./inspect_layout.ts";
-export type { MetaSearch } from "./inspect_meta.ts";
+export type { MetaReport } from "./inspect_meta.ts";
 export { mergeImage, type MergeOptions } from "./native_merge.ts";
 export {
   type Finding,

@@ -25,23 +25,26 @@ import {
 } from "../layers/mod.ts";
 import {
   type Descriptor,
+  type ImageManifest,
   parsePlatform,
   parseReference,
-  type Reference,
   type Repository,
+  type ResolvedManifest,
 } from "../registry/mod.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import {
   buildLocally,
   findMeta,
+  type FoundMeta,
   META_WAYS,
   type MetaWay,
+  tagToTry,
 } from "./find_meta.ts";
-import { fetchMetaBlob } from "./meta_blobs.ts";
+import { MetaBlobs } from "./meta_blobs.ts";
 import { layerGroups, type LayerRole, layerRoles } from "./meta_image.ts";
 import { openConfigImage } from "./overlaybd_config.ts";
 import type { TargetRecord } from "./prefetch_plan.ts";
-import { resolveSource, type SourceImage } from "./source.ts";
+import { loadSource, resolveManifest, type SourceImage } from "./source.ts";
 import { TraceFinder } from "./trace_finder.ts";
 
 /** Integrity levels, weakest first. */
@@ -176,35 +179,102 @@ async function openReference(
 ): Promise<OpenedImage> {
   const { signal } = environment;
   const reference = parseReference(text);
+  const ways = options.metaFrom ?? META_WAYS;
   await using stack = new AsyncDisposableStack();
   const repository = stack.use(await environment.openRepository(reference));
   const platform = options.platform === undefined
     ? undefined
     : parsePlatform(options.platform);
-  const source = await resolveSource(repository, reference, {
+  using guesses = new ManifestGuess(repository, signal);
+  // Its name is known before the image's digest is.
+  const likelyTag = tagToTry(reference, ways);
+  if (likelyTag !== undefined) guesses.begin(likelyTag);
+  const plain = await resolveManifest(repository, reference, {
     platform,
     signal,
   });
-  const roles = layerRoles(source.manifest);
-  const subject = roles
-    ? source.manifest.subject?.digest ?? source.resolved.descriptor.digest
-    : source.resolved.descriptor.digest;
+  const loading = loadSource(repository, reference, plain, signal);
+  loading.catch(() => {}); // whoever waits for it is told
+  const roles = layerRoles(plain.manifest);
+  const { digest } = plain.resolved.descriptor;
+  const subject = roles ? plain.manifest.subject?.digest ?? digest : digest;
   const finder = stack.use(
     new TraceFinder(environment, repository, subject),
   );
   if (options.traces) finder.start();
-  const plan: OpenPlan = roles
-    ? {
+  using blobs = new MetaBlobs(environment, repository);
+  let plan: OpenPlan;
+  let isGuessed = false;
+  if (roles) {
+    blobs.begin(turboBlobs(plain.manifest));
+    await loading;
+    plan = {
       roles,
-      metaDigest: source.resolved.descriptor.digest,
-      sourceDigest: source.manifest.subject?.digest,
-    }
-    : await planPlain(environment, repository, reference, source, options);
-  const layers = await openLayers(environment, repository, plan);
+      metaDigest: digest,
+      sourceDigest: plain.manifest.subject?.digest,
+    };
+  } else {
+    const found = await findMeta(
+      {
+        environment,
+        repository,
+        reference,
+        ways,
+        forms: options.requireSpans ? "spans" : "all",
+        resolve: (target) => guesses.resolve(target),
+        // Mostly the only one: what is fetched of it is there sooner.
+        onFit: ({ manifest }) => {
+          if (!isGuessed) blobs.begin(turboBlobs(manifest));
+          isGuessed = true;
+        },
+      },
+      plain,
+      () => loading,
+    );
+    blobs.keep(found ? turboBlobs(found.manifest) : []);
+    plan = await planPlain(environment, await loading, found, ways);
+  }
+  const layers = await openLayers(environment, repository, plan, blobs);
   const owned = stack.move();
   const image = makeImage(text, layers, owned, plan);
   image.traces = (signal) => finder.find(image, plan.roles, signal);
   return image;
+}
+
+/** Descriptors of an image's meta blobs. */
+function turboBlobs(manifest: ImageManifest): Descriptor[] {
+  return (layerRoles(manifest) ?? []).filter(({ kind }) => kind === "turbo")
+    .map(({ descriptor }) => descriptor);
+}
+
+/** Asks for a manifest before it is sure to be needed. Disposing of it ends what was asked in vain. */
+class ManifestGuess implements Disposable {
+  readonly #repository: Repository;
+  readonly #signal: AbortSignal | undefined;
+  readonly #control = new AbortController();
+  readonly #begun = new Map<string, Promise<ResolvedManifest>>();
+
+  constructor(repository: Repository, signal: AbortSignal | undefined) {
+    this.#repository = repository;
+    this.#signal = signal;
+  }
+
+  begin(target: string): void {
+    const own = this.#control.signal;
+    const signal = this.#signal ? AbortSignal.any([this.#signal, own]) : own;
+    const answer = this.#repository.resolve(target, { signal });
+    answer.catch(() => {}); // whoever waits for it is told
+    this.#begun.set(target, answer);
+  }
+
+  resolve(target: string): Promise<ResolvedManifest> {
+    return this.#begun.get(target) ??
+      this.#repository.resolve(target, { signal: this.#signal });
+  }
+
+  [Symbol.dispose](): void {
+    this.#control.abort();
+  }
 }
 
 /** What to open, and where meta blobs come from when not from the repository. */
@@ -216,24 +286,14 @@ interface OpenPlan {
   sourceDigest: string | undefined;
 }
 
-/** A plain image: its meta image is looked up, else built in memory. */
+/** A plain image is opened with the meta image that was found, else with one that is built in memory. */
 async function planPlain(
   environment: ImageEnvironment,
-  repository: Repository,
-  reference: Reference,
   source: SourceImage,
-  options: OpenImageOptions,
+  found: FoundMeta | undefined,
+  ways: readonly MetaWay[],
 ): Promise<OpenPlan> {
-  const ways = options.metaFrom ?? META_WAYS;
   const sourceDigest = source.resolved.descriptor.digest;
-  const found = await findMeta(
-    environment,
-    repository,
-    reference,
-    source,
-    ways,
-    options.requireSpans ? "spans" : "all",
-  );
   if (found) {
     return {
       roles: layerRoles(found.manifest)!,
@@ -243,7 +303,7 @@ async function planPlain(
   }
   if (!ways.includes("build")) {
     throw new NotFoundError(
-      `No meta image for ${repository.name}@${sourceDigest} (looked by ${
+      `No meta image for ${source.repository.name}@${sourceDigest} (looked by ${
         ways.join(", ")
       }): run obd build, or allow "build" in metaFrom`,
     );
@@ -256,6 +316,7 @@ async function openLayers(
   environment: ImageEnvironment,
   repository: Repository,
   plan: OpenPlan,
+  blobs: MetaBlobs,
 ): Promise<OpenedStackLayer[]> {
   const groups = layerGroups(plan.roles);
   if (groups.length === 0) throw new FormatError("image", "layers", "are none");
@@ -271,7 +332,13 @@ async function openLayers(
           const members = plan.members?.[roles.indexOf(role)];
           parts.push(
             role.kind === "turbo"
-              ? await openTurbo(environment, repository, role, members, first)
+              ? await openTurbo(
+                environment,
+                repository,
+                role,
+                members ?? (await blobs.fetch(role.descriptor)).members,
+                first,
+              )
               : await openNative(environment, repository, role.descriptor),
           );
         } catch (error) {
@@ -307,12 +374,10 @@ async function openTurbo(
   environment: ImageEnvironment,
   repository: Repository,
   role: LayerRole & { kind: "turbo" },
-  members: ReadonlyMap<string, Uint8Array> | undefined,
+  members: ReadonlyMap<string, Uint8Array>,
   first: OpenedStackLayer | undefined,
 ): Promise<OpenedStackLayer> {
   const { signal } = environment;
-  members ??=
-    (await fetchMetaBlob(repository, role.descriptor, signal)).members;
   const metaSize = role.descriptor.size;
   if (first?.target) {
     const part = await openTurboPart(members);

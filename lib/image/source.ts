@@ -21,17 +21,21 @@ import {
 /** Most bytes of an image config that are read. */
 const CONFIG_SIZE_MAX = 4 * 1024 * 1024;
 
-/** One image of one platform. */
-export interface SourceImage {
-  repository: Repository;
-  reference: Reference;
+/** The manifest of one image of one platform. */
+export interface PlainManifest {
   /** The image manifest itself, never an index. */
   resolved: ResolvedManifest;
   manifest: ImageManifest;
-  config: ImageConfig;
-  configBytes: Uint8Array;
   /** The index it was chosen from, if any. */
   index?: { resolved: ResolvedManifest; index: ImageIndex };
+}
+
+/** One image of one platform. */
+export interface SourceImage extends PlainManifest {
+  repository: Repository;
+  reference: Reference;
+  config: ImageConfig;
+  configBytes: Uint8Array;
 }
 
 /** What {@linkcode resolveSource} needs to know. */
@@ -50,17 +54,25 @@ export async function resolveSource(
   reference: Reference,
   options: ResolveOptions = {},
 ): Promise<SourceImage> {
+  const plain = await resolveManifest(repository, reference, options);
+  return await loadSource(repository, reference, plain, options.signal);
+}
+
+/** The first half of {@linkcode resolveSource}: all but the config. */
+export async function resolveManifest(
+  repository: Repository,
+  reference: Reference,
+  options: ResolveOptions = {},
+): Promise<PlainManifest> {
   const { signal } = options;
   const resolved = await repository.resolve(referenceTarget(reference), {
     signal,
   });
   const manifest = parseManifest(resolved.bytes, resolved.descriptor.mediaType);
-  if (manifest.kind === "image") {
-    return await loadImage(repository, reference, resolved, manifest, signal);
-  }
+  if (manifest.kind === "image") return { resolved, manifest };
   const index = { resolved, index: manifest };
   const chosen = selectPlatform(manifest, options.platform);
-  return await resolveIndexEntry(repository, reference, index, chosen, signal);
+  return await resolveEntry(repository, index, chosen, signal);
 }
 
 /** Loads the image that `entry` of an index names. */
@@ -71,25 +83,35 @@ export async function resolveIndexEntry(
   entry: Descriptor,
   signal?: AbortSignal,
 ): Promise<SourceImage> {
-  const inner = await repository.resolve(entry.digest, { signal });
-  const image = parseManifest(inner.bytes, entry.mediaType);
-  if (image.kind !== "image") {
+  const plain = await resolveEntry(repository, index, entry, signal);
+  return await loadSource(repository, reference, plain, signal);
+}
+
+async function resolveEntry(
+  repository: Repository,
+  index: { resolved: ResolvedManifest; index: ImageIndex },
+  entry: Descriptor,
+  signal: AbortSignal | undefined,
+): Promise<PlainManifest> {
+  const resolved = await repository.resolve(entry.digest, { signal });
+  const manifest = parseManifest(resolved.bytes, entry.mediaType);
+  if (manifest.kind !== "image") {
     throw new UnsupportedError(
       "nested index",
       `Index "${repository.name}" has an index inside it (${entry.digest}), which is not supported`,
     );
   }
-  const source = await loadImage(repository, reference, inner, image, signal);
-  return { ...source, index };
+  return { resolved, manifest, index };
 }
 
-async function loadImage(
+/** The second half of {@linkcode resolveSource}: reads the config. */
+export async function loadSource(
   repository: Repository,
   reference: Reference,
-  resolved: ResolvedManifest,
-  manifest: ImageManifest,
+  plain: PlainManifest,
   signal: AbortSignal | undefined,
 ): Promise<SourceImage> {
+  const { manifest } = plain;
   const configBytes = await readSmallBlob(
     repository,
     manifest.config,
@@ -105,7 +127,7 @@ async function loadImage(
       `has ${config.diffIds.length} entries, the manifest has ${manifest.layers.length} layers`,
     );
   }
-  return { repository, reference, resolved, manifest, config, configBytes };
+  return { ...plain, repository, reference, config, configBytes };
 }
 
 /** Reads a whole blob of bounded size; digest and size are checked on the way. */

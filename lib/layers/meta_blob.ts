@@ -14,16 +14,17 @@ import { createHash } from "node:crypto";
 import { Readable, type Transform } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import * as zlib from "node:zlib";
+import { Gunzip, hasGzipMagic } from "../compress/mod.ts";
 import {
   type ByteSink,
   type ByteSource,
   type ByteString,
+  concatBytes,
+  delay,
   FormatError,
   isZero,
   latin1FromBytes,
   LimitError,
-  MemorySink,
-  ObdError,
   type ReadOptions,
   roundUp,
 } from "../io/mod.ts";
@@ -45,6 +46,8 @@ export const MAX_META_TAR = 512 * 1024 * 1024;
 const MAX_MEMBERS = 1000;
 /** Pieces that sources are read and the compressor is fed in. */
 const PIECE = 64 * 1024;
+/** Decoded bytes after which other work gets its turn. */
+const BREAK_BYTES = 4 * 1024 * 1024;
 
 /**
  * Measured on golden and made-up meta layers: 9 saves 1 to 3 % over 6, for two
@@ -210,63 +213,101 @@ export interface MetaBlob extends MetaBlobSummary {
  * @throws {LimitError} If the tar passes {@linkcode MAX_META_TAR}, or has too
  * many members.
  */
-export async function readMetaBlob(
+export function readMetaBlob(
   source: ByteSource,
   options?: ReadOptions,
 ): Promise<MetaBlob> {
   if (source.size > MAX_META_TAR) throw tooLarge(source.size);
+  return readMetaStream(readThrough(source, options));
+}
+
+/**
+ * As {@linkcode readMetaBlob}, of a blob that comes in pieces: each is decoded
+ * and taken apart before the next is asked for.
+ *
+ * @param pieces Of the blob, in order; each is borrowed until the next.
+ */
+export async function readMetaStream(
+  pieces: AsyncIterable<Uint8Array>,
+): Promise<MetaBlob> {
   const blobHash = createHash("sha256");
   const tarHash = createHash("sha256");
   const parser = new MemberParser();
+  let size = 0;
   let tarSize = 0;
-  const parse = async (stream: AsyncIterable<Uint8Array>) => {
-    for await (const bytes of stream) {
-      tarSize += bytes.length;
-      if (tarSize > MAX_META_TAR) throw tooLarge(tarSize);
-      tarHash.update(bytes);
-      await parser.push(bytes);
-    }
-  };
   async function* blob() {
-    for await (const piece of readThrough(source, options)) {
+    for await (const piece of fromTwoBytes(pieces)) {
       blobHash.update(piece);
+      size += piece.length;
       yield piece;
     }
   }
-  if (await isGzip(source, options)) {
-    try {
-      await through(blob(), zlib.createGunzip({ chunkSize: PIECE }), parse);
-    } catch (error) {
-      if (!isZlibError(error)) throw error;
-      throw new FormatError("meta blob", "gzip", "does not decompress", {
-        cause: error,
-      });
-    }
-  } else await parse(blob());
+  for await (const tar of unpacked(blob())) {
+    tarSize += tar.length;
+    if (tarSize > MAX_META_TAR) throw tooLarge(tarSize);
+    tarHash.update(tar);
+    parser.push(tar);
+  }
   return {
     members: parser.finish(),
     digest: `sha256:${blobHash.digest("hex")}`,
-    size: source.size,
+    size,
     diffId: `sha256:${tarHash.digest("hex")}`,
     tarSize,
   };
 }
 
-async function isGzip(
-  source: ByteSource,
-  options: ReadOptions | undefined,
-): Promise<boolean> {
-  if (source.size < 2) return false;
-  const magic = new Uint8Array(2);
-  await source.pread(magic, 0, options);
-  return magic[0] === 0x1f && magic[1] === 0x8b;
+/** The same bytes; the first piece has the two that tell what it is, where there are two. */
+async function* fromTwoBytes(
+  pieces: AsyncIterable<Uint8Array>,
+): AsyncGenerator<Uint8Array> {
+  let first: Uint8Array | undefined = new Uint8Array(0);
+  for await (const piece of pieces) {
+    if (first === undefined) yield piece;
+    else {
+      first = concatBytes([first, piece]);
+      if (first.length < 2) continue;
+      yield first;
+      first = undefined;
+    }
+  }
+  if (first && first.length > 0) yield first;
 }
 
-/** Errors of zlib's own, apart from those of the source and the parser. */
-function isZlibError(error: unknown): boolean {
-  const code = (error as { code?: unknown } | null)?.code;
-  return !(error instanceof ObdError) && typeof code === "string" &&
-    /^(Z_|ERR_)/.test(code);
+/** What is in a blob that is gzip, or the blob. */
+async function* unpacked(
+  blob: AsyncIterable<Uint8Array>,
+): AsyncGenerator<Uint8Array> {
+  using gunzip = new Gunzip();
+  let isGzip: boolean | undefined;
+  let sinceBreak = 0;
+  for await (const piece of blob) {
+    isGzip ??= hasGzipMagic(piece);
+    if (!isGzip) {
+      yield piece;
+      continue;
+    }
+    const parts = gunzip.push(piece);
+    for (let part; !(part = decoding(() => parts.next())).done;) {
+      yield part.value;
+      // Others have work on this thread too.
+      if ((sinceBreak += part.value.length) < BREAK_BYTES) continue;
+      sinceBreak = 0;
+      await delay(0);
+    }
+  }
+  if (isGzip) decoding(() => gunzip.finish());
+}
+
+function decoding<T>(work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    if (!(error instanceof FormatError)) throw error;
+    throw new FormatError("meta blob", "gzip", "does not decompress", {
+      cause: error,
+    });
+  }
 }
 
 function tooLarge(size: number): LimitError {
@@ -281,18 +322,18 @@ class MemberParser {
   readonly #header = new Uint8Array(BLOCK);
   #headerFill = 0;
   #name: string | undefined;
-  #content: MemorySink | undefined;
+  #content: Uint8Array | undefined;
   #left = 0; // bytes of the member's content
   #padding = 0;
   #seen = 0;
   #ended = false;
 
-  async push(bytes: Uint8Array): Promise<void> {
+  push(bytes: Uint8Array): void {
     for (let at = 0; at < bytes.length && !this.#ended;) {
       const rest = bytes.subarray(at);
       if (this.#left > 0) {
         const part = rest.subarray(0, this.#left);
-        await this.#content?.write(part);
+        this.#content?.set(part, this.#content.length - this.#left);
         this.#left -= part.length;
         at += part.length;
         if (this.#left === 0) this.#close();
@@ -340,6 +381,7 @@ class MemberParser {
       );
     }
     const size = octalField(header, 124, 12);
+    if (size > MAX_META_TAR) throw tooLarge(size);
     const end = header.subarray(0, 100).indexOf(0);
     const raw = header.subarray(0, end < 0 ? 100 : end);
     this.#name = latin1FromBytes(raw).replace(/^(\.\/)+/, "");
@@ -348,7 +390,7 @@ class MemberParser {
     const type = header[156];
     const isFile = type === 0x30 || type === 0;
     this.#content = isFile && isMeaningful(this.#name)
-      ? new MemorySink()
+      ? new Uint8Array(size)
       : undefined;
     if (size === 0) this.#close();
   }
@@ -360,7 +402,7 @@ class MemberParser {
     if (this.#members.has(name)) {
       throw new FormatError("meta blob", "tar", `has member "${name}" twice`);
     }
-    this.#members.set(name, this.#content.bytes());
+    this.#members.set(name, this.#content);
     this.#content = undefined;
   }
 }
