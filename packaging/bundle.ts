@@ -1,6 +1,6 @@
 /**
  * Makes the one-file executable: a shell header, the stock `deno` binary and
- * the bundled program. Needs no download but the npm packages.
+ * the bundled program, a tar of modules. Needs no download but the npm packages.
  *
  * `deno task bundle [OUT_DIR] [--level N]` writes `obd-VERSION-linux-ARCH` and
  * `SHA256SUMS`. The same sources and runtime give the same bytes; `--level` is
@@ -10,10 +10,13 @@
 import { createHash } from "node:crypto";
 import { parseArgs } from "node:util";
 import { gzipSync } from "node:zlib";
+import { concatBytes, roundUp } from "../lib/io/mod.ts";
+import { ustarHeader } from "../lib/layers/ustar_header.ts";
 import config from "../deno.json" with { type: "json" };
 
 const ROOT = new URL("..", import.meta.url).pathname;
 const ARCH: Record<string, string> = { x86_64: "x64", aarch64: "arm64" };
+const TAR_BLOCK = 512;
 /** Characters of an offset in the header. */
 const OFFSET_WIDTH = 12;
 
@@ -21,19 +24,38 @@ function sha256(bytes: Uint8Array | string): string {
   return createHash("sha256").update(bytes).digest("hex");
 }
 
-/** The program and all it imports as one module, WebAssembly included. */
+/**
+ * The program and all it imports, WebAssembly included, as a tar of modules:
+ * `main.js`, and pieces that are loaded by the commands and threads that need
+ * them. One module for all would cost every start 0.1 s.
+ */
 export async function bundleProgram(): Promise<Uint8Array> {
   const dir = await Deno.makeTempDir();
   try {
-    const out = `${dir}/obd.js`;
     const { success, stderr } = await new Deno.Command(Deno.execPath(), {
-      args: ["bundle", "--quiet", "--platform=deno", "-o", out, "main.ts"],
+      args: [
+        "bundle",
+        "--quiet",
+        "--platform=deno",
+        "--code-splitting",
+        "--outdir",
+        dir,
+        "main.ts",
+      ],
       cwd: ROOT,
       stdin: "null",
       stdout: "null",
     }).output();
     if (!success) throw new Error(new TextDecoder().decode(stderr));
-    return await Deno.readFile(out);
+    const names = [...Deno.readDirSync(dir)].map(({ name }) => name).sort();
+    const parts: Uint8Array[] = [];
+    for (const name of names) {
+      const bytes = await Deno.readFile(`${dir}/${name}`);
+      const padding = roundUp(bytes.length, TAR_BLOCK) - bytes.length;
+      parts.push(ustarHeader(name, 0o600, bytes.length), bytes);
+      parts.push(new Uint8Array(padding));
+    }
+    return concatBytes([...parts, new Uint8Array(2 * TAR_BLOCK)]);
   } finally {
     await Deno.remove(dir, { recursive: true });
   }
@@ -69,14 +91,7 @@ export async function assemble(
     filled.replaceAll("@RUNTIME_AT@", offset(length))
       .replaceAll("@PROGRAM_AT@", offset(length + packedRuntime.length)),
   );
-  const parts = [header, packedRuntime, packedProgram];
-  const out = new Uint8Array(parts.reduce((n, p) => n + p.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    out.set(part, at);
-    at += part.length;
-  }
-  return out;
+  return concatBytes([header, packedRuntime, packedProgram]);
 }
 
 async function main(args: string[]): Promise<number> {

@@ -1,5 +1,5 @@
 #!/bin/sh
-# obd @VERSION@: this header, then the runtime (gzip), then the program (gzip).
+# obd @VERSION@: this header, then the runtime (gzip), then the program (tar.gz).
 # The first start unpacks both below @HASH@ in OBD_RUNTIME_DIR, else
 # /var/lib/obd/runtime (root), else $XDG_CACHE_HOME/obd. Nothing is downloaded.
 set -eu
@@ -20,13 +20,16 @@ if [ ! -f "$dir/complete" ]; then
   trap 'exit 1' HUP INT TERM
   part() { tail -c +"$1" "$0" | head -c "$2" | gzip -dc >"$temp/$3" 2>/dev/null || fail "cannot unpack $3 to $base: this file is damaged, or the disk is full"; }
   part @RUNTIME_AT@ @RUNTIME_SIZE@ deno
-  part @PROGRAM_AT@ @PROGRAM_SIZE@ obd.js
-  (cd "$temp" && printf '%s  %s\n' @RUNTIME_SHA256@ deno @PROGRAM_SHA256@ obd.js | sha256sum -c >/dev/null 2>&1) ||
+  part @PROGRAM_AT@ @PROGRAM_SIZE@ program.tar
+  (cd "$temp" && printf '%s  %s\n' @RUNTIME_SHA256@ deno @PROGRAM_SHA256@ program.tar | sha256sum -c >/dev/null 2>&1) ||
     fail "this file is damaged: its content has the wrong checksum"
+  mkdir "$temp/program"
+  tar -xf "$temp/program.tar" -C "$temp/program" 2>/dev/null && rm "$temp/program.tar" ||
+    fail "cannot unpack the program to $base: is the disk full, or is tar not installed?"
   chmod 700 "$temp" "$temp/deno"
   : >"$temp/complete"
   # On the disk before it has its name: a power loss must not leave half a runtime that looks whole.
-  sync "$temp/deno" "$temp/obd.js" "$temp/complete" 2>/dev/null || sync
+  sync "$temp/deno" "$temp/program"/* "$temp/complete" 2>/dev/null || sync
   # Of two first starts one rename wins; the other finds a complete directory.
   mv -T "$temp" "$dir" 2>/dev/null || [ -f "$dir/complete" ] || { rm -rf "$dir"; mv -T "$temp" "$dir"; } ||
     fail "cannot write $dir"
@@ -38,4 +41,4 @@ fi
 # A small young generation: a build's peak is 20 MiB lower, and no slower.
 export DENO_V8_FLAGS="${DENO_V8_FLAGS:---max-semi-space-size=8}"
 export DENO_DIR="$dir/cache" DENO_NO_UPDATE_CHECK=1 DENO_TLS_CA_STORE="${DENO_TLS_CA_STORE:-system}"
-exec "$dir/deno" run -A --no-config --no-lock --no-remote --no-prompt "$dir/obd.js" "$@"
+exec "$dir/deno" run -A --no-config --no-lock --no-remote --no-prompt "$dir/program/main.js" "$@"
