@@ -8,6 +8,7 @@
  */
 
 import { createHash } from "node:crypto";
+import { relative } from "node:path";
 import { parseArgs } from "node:util";
 import { gzipSync } from "node:zlib";
 import { concatBytes, roundUp } from "../lib/io/mod.ts";
@@ -17,6 +18,7 @@ import config from "../deno.json" with { type: "json" };
 const ROOT = new URL("..", import.meta.url).pathname;
 const ARCH: Record<string, string> = { x86_64: "x64", aarch64: "arm64" };
 const TAR_BLOCK = 512;
+const MAIN = "main.js";
 /** Characters of an offset in the header. */
 const OFFSET_WIDTH = 12;
 
@@ -47,10 +49,14 @@ export async function bundleProgram(): Promise<Uint8Array> {
       stdout: "null",
     }).output();
     if (!success) throw new Error(new TextDecoder().decode(stderr));
-    const names = [...Deno.readDirSync(dir)].map(({ name }) => name).sort();
+    const modules = new Map<string, string>();
+    for (const { name } of Deno.readDirSync(dir)) {
+      modules.set(name, await Deno.readTextFile(`${dir}/${name}`));
+    }
+    const encoder = new TextEncoder();
     const parts: Uint8Array[] = [];
-    for (const name of names) {
-      const bytes = await Deno.readFile(`${dir}/${name}`);
+    for (const [name, text] of placeless(modules, await npmPaths())) {
+      const bytes = encoder.encode(text);
       const padding = roundUp(bytes.length, TAR_BLOCK) - bytes.length;
       parts.push(ustarHeader(name, 0o600, bytes.length), bytes);
       parts.push(new Uint8Array(padding));
@@ -59,6 +65,51 @@ export async function bundleProgram(): Promise<Uint8Array> {
   } finally {
     await Deno.remove(dir, { recursive: true });
   }
+}
+
+/** Where the runtime keeps npm packages, as paths in a bundle say it. */
+async function npmPaths(): Promise<string[]> {
+  const { stdout } = await new Deno.Command(Deno.execPath(), {
+    args: ["info", "--json"],
+    cwd: ROOT,
+  }).output();
+  const { npmCache } = JSON.parse(new TextDecoder().decode(stdout));
+  const hosts = [...Deno.readDirSync(npmCache)].map(({ name }) => name);
+  return hosts.map((host) => `${relative(ROOT, npmCache)}/${host}/`);
+}
+
+/**
+ * The same modules whatever machine bundled them: paths of the package cache
+ * are in comments and labels, and in the hashes that the pieces are named by.
+ *
+ * @param npmPaths Prefixes that mean the package cache.
+ */
+function placeless(
+  modules: ReadonlyMap<string, string>,
+  npmPaths: readonly string[],
+): Map<string, string> {
+  const references = (text: string) =>
+    [...text.matchAll(/"\.\/([\w.-]+\.js)"/g)].map(([, name]) => name!)
+      .filter((name) => modules.has(name));
+  // In the order in which they are first imported.
+  const names = new Map([[MAIN, MAIN]]);
+  for (const name of names.keys()) {
+    for (const next of references(modules.get(name)!)) {
+      if (names.has(next)) continue;
+      const stem = next.replace(/-[0-9A-Z]{8}\.js$/, "");
+      names.set(next, `${stem}-${names.size}.js`);
+    }
+  }
+  const result = new Map<string, string>();
+  for (const [name, newName] of names) {
+    let text = modules.get(name)!;
+    for (const old of new Set(references(text))) {
+      text = text.replaceAll(`"./${old}"`, `"./${names.get(old)}"`);
+    }
+    for (const path of npmPaths) text = text.replaceAll(path, "npm:");
+    result.set(newName, text);
+  }
+  return result;
 }
 
 /** The file's bytes for one program and one runtime; the same input gives the same file. */
