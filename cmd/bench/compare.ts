@@ -108,6 +108,7 @@ export function differences(
     ["CPU", (s) => `${s.machine.cores} × ${s.machine.cpu}`],
     ["kernel", (s) => s.machine.kernel],
     ["commit", (s) => s.machine.commit ?? "unknown"],
+    ["program", (s) => s.machine.program ?? "unknown"],
     [
       "images",
       (s) => [...new Set(s.images.map((i) => i.digest))].sort().join(", "),

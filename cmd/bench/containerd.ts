@@ -3,11 +3,13 @@
 import { ObdError } from "../../lib/io/mod.ts";
 import { runProgram, waitUntil } from "../mount_process.ts";
 import type { CostGroup } from "./cost.ts";
-import { type EdgeReads, type Measurement, since } from "./measurement.ts";
+import { type Measurement, since } from "./measurement.ts";
 import { BenchProcess } from "./process.ts";
 import { askSteadily, waitForReady } from "./ready.ts";
 import { diskUse } from "./run_files.ts";
+import type { ServeState } from "./serve_state.ts";
 import type { RunSettings } from "./settings.ts";
+import { countedStages } from "./stages.ts";
 
 /** For daemons to answer. */
 export const DAEMON_DEADLINE_MS = 30_000;
@@ -133,8 +135,8 @@ export interface MeasuredContainer {
   openedSeconds?: number | undefined;
   /** Directories of what the contender keeps on disk. */
   keeps: string[];
-  /** Asked when the service is available. */
-  edge?: () => Promise<EdgeReads>;
+  /** The serve of a lazy contender: as it was with the root file system, and how to ask it. */
+  serve?: { atRoot: Promise<ServeState>; state(): Promise<ServeState> };
 }
 
 /** Starts the service and measures until it is available, and how it does from then on. */
@@ -157,10 +159,12 @@ export async function runContainer(
   const { traffic } = registry.proxy;
   const cost = run.group.cost();
   const seenAt = run.group.serviceSeenAt;
-  const edge = await run.edge?.();
+  // Before anything else: the service goes on reading.
+  const atReady = await run.serve?.state();
+  const atRoot = await run.serve?.atRoot;
   const diskBytes = await diskUse(run.keeps, signal);
   const steady = await measureSteady(settings, run.group);
-  return {
+  const measurement: Measurement = {
     ...(openedSeconds === undefined ? {} : { openedSeconds }),
     rootSeconds: run.rootSeconds,
     ...(seenAt === undefined
@@ -169,10 +173,28 @@ export async function runContainer(
     ...(firstByteSeconds === undefined ? {} : { firstByteSeconds }),
     readySeconds,
     traffic,
-    ...(edge ? { edge } : {}),
     cost,
     diskBytes,
     ...steady,
+  };
+  return atRoot && atReady
+    ? withServe(measurement, atRoot, atReady)
+    : measurement;
+}
+
+/** Adds what the serve of a lazy contender has counted. */
+export function withServe(
+  measurement: Measurement,
+  atRoot: ServeState,
+  atReady: ServeState,
+): Measurement {
+  const { edge, reading, metaDigest } = atReady;
+  return {
+    ...measurement,
+    edge,
+    reading,
+    stages: countedStages(measurement, atRoot.reading, reading),
+    ...(metaDigest === undefined ? {} : { metaDigest }),
   };
 }
 

@@ -1,5 +1,7 @@
 /** What a result must say of where it was measured, and what must be installed for that. */
 
+import { createHash } from "node:crypto";
+import { fileURLToPath } from "node:url";
 import { ObdError } from "../../lib/io/mod.ts";
 import { hasProgram, runProgram } from "../mount_process.ts";
 import { VERSION } from "../version.ts";
@@ -72,7 +74,7 @@ export function requirePackages(needs: Needs): void {
 /** The machine, as a line of JSON has it. */
 export type Machine = Pick<
   MachineFacts,
-  "cpu" | "cores" | "memoryBytes" | "kernel" | "versions" | "commit"
+  "cpu" | "cores" | "memoryBytes" | "kernel" | "versions" | "commit" | "program"
 >;
 
 /** Describes this machine. */
@@ -103,6 +105,7 @@ export async function describeMachine(): Promise<Machine> {
       umoci: await firstLine("umoci", "--version"),
     },
     commit: await commitOfTree(),
+    program: await describeProgram(),
   };
 }
 
@@ -120,6 +123,15 @@ async function commitOfTree(): Promise<string | null> {
   } catch {
     return null;
   }
+}
+
+/** What runs: the source tree, or the program inside a released file. */
+async function describeProgram(): Promise<string> {
+  if (Deno.build.standalone) return "compiled executable";
+  const main = fileURLToPath(Deno.mainModule);
+  if (!main.endsWith(".js")) return "source tree";
+  const hash = createHash("sha256").update(await Deno.readFile(main));
+  return `bundle sha256:${hash.digest("hex")}`;
 }
 
 async function readText(path: string): Promise<string> {

@@ -1,7 +1,9 @@
 /** What one run of one contender measured. Seconds since the command. */
 
 import type { Cost } from "./cost.ts";
+import type { ReadCounters } from "../../lib/image/mod.ts";
 import type { Traffic } from "./proxy.ts";
+import type { Stages } from "./stages.ts";
 
 /** See the module's comment. */
 export interface Measurement {
@@ -21,6 +23,12 @@ export interface Measurement {
   traffic: Traffic;
   /** What was read of the block device until then, at obd's NBD server. */
   edge?: EdgeReads;
+  /** What these reads waited for and what was loaded, as obd's serve counts it. */
+  reading?: ReadCounters;
+  /** Where the time until then went, of a lazy contender; they add up. */
+  stages?: Stages;
+  /** Digest of the meta image, or native image, that was opened. */
+  metaDigest?: string;
   /** Of the contender's daemons, commands and helpers. */
   cost: Cost;
   /** Bytes on disk of what the contender keeps. */

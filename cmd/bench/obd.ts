@@ -15,9 +15,10 @@ import {
 } from "./containerd.ts";
 import type { ContenderName } from "./contenders.ts";
 import type { CostGroup } from "./cost.ts";
-import { type EdgeReads, type Measurement, since } from "./measurement.ts";
+import { type Measurement, since } from "./measurement.ts";
 import { BenchProcess, runTool } from "./process.ts";
 import { requireFreePort, waitForReady } from "./ready.ts";
+import { requireBuilt, type ServeState, serveState } from "./serve_state.ts";
 import type { RunSettings } from "./settings.ts";
 
 const EXPORT_POLL_MS = 2;
@@ -36,10 +37,7 @@ export async function runObd(
 ): Promise<Measurement> {
   const { work, warmCache } = settings;
   const cache = name === "obd-warm" ? warmCache : `${work}/cache`;
-  const image = name === "obd-native" ? settings.nativeImage : settings.image;
-  if (image === undefined) {
-    throw new ObdError("state", "There is no native image");
-  }
+  const { image, metaDigest } = lazyImage(name, settings);
   const serve = await startServe(stack, settings, cache, group);
   const started = await startClock(settings, group);
   const lower = await mountImage(stack, settings, {
@@ -51,6 +49,10 @@ export async function runObd(
   const root = await mountOverlay(stack, settings, lower, "root");
   const rootSeconds = since(started);
   const openedAt = serve.openedAt();
+  const state = () => builtState(serve.api, metaDigest, settings.signal);
+  // Not waited for: the container starts meanwhile.
+  const atRoot = state();
+  atRoot.catch(() => {});
   return await runContainer(stack, settings, {
     ctr,
     root: ["--rootfs", root],
@@ -61,7 +63,7 @@ export async function runObd(
       : Math.round(openedAt - started) / 1000,
     rootSeconds,
     keeps: [cache, `${root}.upper`],
-    edge: () => edgeReads(serve.api, settings.signal),
+    serve: { atRoot, state },
   });
 }
 
@@ -121,6 +123,7 @@ export async function recordObd(
   };
   await start("first");
   const ranges = await stopRecording();
+  await builtState(api, settings.metaDigest, signal);
   await Deno.writeFile(
     settings.traceFile,
     encodeTrace(ranges.map((r) => ({ layer: DEVICE_LAYER, ...r }))),
@@ -154,14 +157,25 @@ async function recordFirstExport(
   }
 }
 
-async function edgeReads(
+/** What the serve says, if it has opened what was built. */
+export async function builtState(
   api: string,
+  metaDigest: string,
   signal: AbortSignal,
-): Promise<EdgeReads> {
-  using client = createApiClient(api);
-  const { exports } = await client.status({ signal });
-  const counters = exports[0]?.counters;
-  return { reads: counters?.reads ?? 0, bytes: counters?.readBytes ?? 0 };
+): Promise<ServeState> {
+  const state = await serveState(api, signal);
+  requireBuilt(state, metaDigest);
+  return state;
+}
+
+/** What a contender opens: the image, and what was built of it. */
+export function lazyImage(
+  name: ContenderName,
+  { image, metaDigest, native }: RunSettings,
+): { image: string; metaDigest: string } {
+  if (name !== "obd-native") return { image, metaDigest };
+  if (native) return native;
+  throw new ObdError("state", "There is no native image");
 }
 
 /** A daemon of obd that runs. */

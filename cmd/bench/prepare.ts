@@ -1,11 +1,13 @@
 /** Before the runs: images, their meta images and native images in the bench's registry. */
 
+import { NATIVE_ARTIFACT_TYPE } from "../../lib/image/mod.ts";
 import { errorText } from "../../lib/io/mod.ts";
 import type { ImageSource, Workload } from "./workloads.ts";
 import type { RegistrySettings } from "../context.ts";
 import { selfCommand } from "../mount_serve.ts";
 import type { BenchRegistry } from "./link.ts";
 import { runTool } from "./process.ts";
+import { keepReferrers } from "./referrers.ts";
 import type { BuildFacts, ImageFacts } from "./result.ts";
 
 /** One image in the bench's registry, with its meta image. */
@@ -13,7 +15,10 @@ export interface Prepared {
   workload: Workload;
   /** Repository and tag, without the host. */
   image: string;
-  nativeImage: string | undefined;
+  /** Digest of its meta image. */
+  metaDigest: string;
+  /** The native image as a repository and tag, with its digest. */
+  native: { image: string; metaDigest: string } | undefined;
   facts: ImageFacts;
   /** Why a native image that was asked for is not there. */
   nativeFailure: string | undefined;
@@ -22,7 +27,7 @@ export interface Prepared {
 /** What `obd build --json` prints, as far as it is used here. */
 interface BuildReport {
   source: { digest: string };
-  meta: { size: number };
+  meta: { digest: string; size: number };
   layers: { digest: string; size: number; reused?: boolean }[];
   seconds: number;
 }
@@ -80,11 +85,15 @@ export async function prepareImage(options: {
   const prepared: Prepared = {
     workload,
     image,
-    nativeImage: undefined,
+    metaDigest: built.meta.digest,
+    native: undefined,
     facts,
     nativeFailure: undefined,
   };
-  if (!native) return prepared;
+  if (!native) {
+    await tidy(prepared, registry, repository, note, signal);
+    return prepared;
+  }
   const tag = "v1-native";
   try {
     const report = await build(
@@ -94,7 +103,10 @@ export async function prepareImage(options: {
       "--tag",
       tag,
     );
-    prepared.nativeImage = `${repository}:${tag}`;
+    prepared.native = {
+      image: `${repository}:${tag}`,
+      metaDigest: report.meta.digest,
+    };
     facts.native = {
       ...factsOf(report),
       layers: await nativeLayers(registry, repository, tag, signal),
@@ -104,7 +116,28 @@ export async function prepareImage(options: {
     prepared.nativeFailure = errorText(error);
     note(prepared.nativeFailure);
   }
+  await tidy(prepared, registry, repository, note, signal);
   return prepared;
+}
+
+/** What is measured is what was built now, and nothing that was recorded elsewhere helps. */
+async function tidy(
+  { facts, metaDigest, native }: Prepared,
+  { direct }: BenchRegistry,
+  repository: string,
+  note: (text: string) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const deleted = await keepReferrers(
+    { host: direct, repository, subject: facts.digest },
+    ({ digest, artifactType }) =>
+      digest === metaDigest || digest === native?.metaDigest ||
+      // Those of another bench: nobody looks at them while there is a meta image.
+      native === undefined && artifactType === NATIVE_ARTIFACT_TYPE,
+    signal,
+  );
+  if (deleted.length === 0) return;
+  note(`deleted from the registry, of other benches: ${deleted.join(", ")}`);
 }
 
 /** The options of this command line that skopeo needs for an image of a registry. */
@@ -132,7 +165,7 @@ function sizeOf(layers: { size: number }[]): number {
 
 function factsOf({ seconds, meta, layers }: BuildReport): BuildFacts {
   const layersReused = layers.filter((layer) => layer.reused).length;
-  return { seconds, bytes: meta.size, layersReused };
+  return { seconds, bytes: meta.size, layersReused, digest: meta.digest };
 }
 
 /** What is fetched of a native image are layers of its own. */

@@ -9,13 +9,20 @@ import { errorText, ObdError } from "../../lib/io/mod.ts";
 import { NbdClient } from "../../lib/nbd/mod.ts";
 import { createApiClient } from "../api_client.ts";
 import { startClock } from "./clock.ts";
+import { withServe } from "./containerd.ts";
 import { type ContenderName, withRun } from "./contenders.ts";
 import type { CostGroup } from "./cost.ts";
 import { traceFileAccess } from "./file_access.ts";
 import { startUserRegistry } from "./link.ts";
 import { type Measurement, since } from "./measurement.ts";
 import type { BenchMode } from "./mode.ts";
-import { type BenchServe, type Recording, startServe } from "./obd.ts";
+import {
+  type BenchServe,
+  builtState,
+  lazyImage,
+  type Recording,
+  startServe,
+} from "./obd.ts";
 import { fetchAndUnpack } from "./oci.ts";
 import { loadReads, type Reads, readUnpacked, replayReads } from "./reads.ts";
 import { diskUse } from "./run_files.ts";
@@ -113,6 +120,7 @@ async function record(
   await api.startTrace(EXPORT, { signal });
   await replayReads(device, reads, () => {}, signal);
   const ranges = await api.stopTrace(EXPORT);
+  await builtState(serve.api, settings.metaDigest, signal);
   await Deno.writeFile(
     settings.traceFile,
     encodeTrace(ranges.map((r) => ({ layer: DEVICE_LAYER, ...r }))),
@@ -161,10 +169,7 @@ async function runLazy(
 ): Promise<Measurement> {
   const { work, registry, warmCache, signal } = settings;
   const cache = name === "obd-warm" ? warmCache : `${work}/cache`;
-  const image = name === "obd-native" ? settings.nativeImage : settings.image;
-  if (image === undefined) {
-    throw new ObdError("state", "There is no native image");
-  }
+  const { image, metaDigest } = lazyImage(name, settings);
   const serve = await startServe(stack, settings, cache, group);
   const started = await startClock(settings, group);
   const device = await connect(
@@ -175,6 +180,10 @@ async function runLazy(
     name === "obd-trace" ? settings.traceFile : undefined,
   );
   const openedSeconds = since(started);
+  const state = () => builtState(serve.api, metaDigest, signal);
+  // Not waited for: reads begin meanwhile.
+  const atRoot = state();
+  atRoot.catch(() => {});
   let firstByteSeconds: number | undefined;
   await replayReads(
     device,
@@ -185,16 +194,18 @@ async function runLazy(
   const readySeconds = since(started);
   const { traffic } = registry.proxy;
   const cost = group.cost();
-  using api = createApiClient(serve.api);
-  const counters = (await api.status({ signal })).exports[0]?.counters;
-  return {
-    openedSeconds,
-    rootSeconds: openedSeconds,
-    ...(firstByteSeconds === undefined ? {} : { firstByteSeconds }),
-    readySeconds,
-    traffic,
-    edge: { reads: counters?.reads ?? 0, bytes: counters?.readBytes ?? 0 },
-    cost,
-    diskBytes: await diskUse([cache], signal),
-  };
+  const atReady = await state();
+  return withServe(
+    {
+      openedSeconds,
+      rootSeconds: openedSeconds,
+      ...(firstByteSeconds === undefined ? {} : { firstByteSeconds }),
+      readySeconds,
+      traffic,
+      cost,
+      diskBytes: await diskUse([cache], signal),
+    },
+    await atRoot,
+    atReady,
+  );
 }

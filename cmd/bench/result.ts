@@ -3,6 +3,7 @@
 import type { LayerReads } from "../../lib/image/mod.ts";
 import type { Measurement } from "./measurement.ts";
 import { type Limit, readAmplification } from "./limit.ts";
+import { type StageName, STAGES, stagesOf } from "./stages.ts";
 
 /** One run of one contender. A failure is a result too. */
 export interface RunResult {
@@ -23,6 +24,8 @@ export interface MachineFacts {
   /** Versions by program. */
   versions: Record<string, string>;
   commit: string | null;
+  /** Source tree or bundle, and its digest; absent in results of older versions. */
+  program?: string;
   /** When, in ISO 8601. */
   started: string;
   command: string[];
@@ -59,6 +62,8 @@ export interface BuildFacts {
   layersReused?: number;
   /** Of the meta image, or of the native image. */
   bytes: number;
+  /** Of its manifest; absent in results of older versions. */
+  digest?: string;
 }
 
 /** What a service reads until it is available, recorded once. */
@@ -117,6 +122,11 @@ export interface Summary {
   requests?: Spread;
   /** Bytes that were read of the block device. */
   edgeBytes?: Spread;
+  /** Reads of it that were not answered at once. */
+  waits?: Spread;
+  /** Loads of spans that these waited for, and that nobody did. */
+  demandLoads?: Spread;
+  aheadLoads?: Spread;
   /** Bytes fetched for each byte read of the block device. */
   amplification?: Spread;
   /** Bytes fetched for each byte that what the service touches takes in its layers. */
@@ -128,6 +138,8 @@ export interface Summary {
   steadyRate?: Spread;
   steadyCpuSeconds?: Spread;
   processes: ProcessSummary[];
+  /** Where the time until `ready` went. */
+  stages?: Partial<Record<StageName, Spread>>;
   /** Median of `ready` against that of plain OCI. */
   ratio?: number;
   /** Median of `ready` against the limit. */
@@ -210,6 +222,9 @@ function summarizeOne(
     bytes: spread((m) => m.traffic.bytes),
     requests: spread((m) => m.traffic.requests),
     edgeBytes: spread((m) => m.edge?.bytes),
+    waits: spread((m) => m.reading?.waits),
+    demandLoads: spread((m) => m.reading?.demand.loads),
+    aheadLoads: spread((m) => m.reading?.ahead.loads),
     amplification: spread((m) =>
       readAmplification(m.traffic.bytes, m.edge?.bytes)
     ),
@@ -230,11 +245,23 @@ function summarizeOne(
     failures: results.flatMap((r) => r.failure === undefined ? [] : r.failure),
     readyRuns: measured.map((m) => m.readySeconds),
     processes: summarizeProcesses(measured),
+    ...(measured.length > 0 ? { stages: summarizeStages(measured) } : {}),
     ...Object.fromEntries(
       Object.entries(all).filter(([, value]) => value !== undefined),
     ),
     ...(all.ready && limit ? { limitMultiple: all.ready.median / limit } : {}),
   };
+}
+
+function summarizeStages(
+  measured: readonly Measurement[],
+): NonNullable<Summary["stages"]> {
+  const all = measured.map(stagesOf);
+  const spreads = STAGES.map((name) => [
+    name,
+    spreadOf(all.map((stages) => stages[name]).filter((s) => s !== undefined)),
+  ]);
+  return Object.fromEntries(spreads.filter(([, value]) => value !== undefined));
 }
 
 function summarizeProcesses(measured: readonly Measurement[]) {

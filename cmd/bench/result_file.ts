@@ -3,6 +3,7 @@
 import * as v from "valibot";
 import { errorText, ObdError } from "../../lib/io/mod.ts";
 import type { Session } from "./result.ts";
+import { STAGES } from "./stages.ts";
 
 /** A curve of a long run and the ranges of its reads are some 100 KB a run. */
 const FILE_SIZE_MAX = 256 * 1024 * 1024;
@@ -16,6 +17,7 @@ const build = v.looseObject({
   seconds: count,
   bytes: count,
   layersReused: v.optional(count),
+  digest: v.optional(text),
 });
 
 const machine = v.looseObject({
@@ -25,6 +27,7 @@ const machine = v.looseObject({
   kernel: text,
   versions: texts,
   commit: v.nullable(text),
+  program: v.optional(text),
   started: text,
   command: v.array(text),
   mode: v.picklist(["full", "reduced"]),
@@ -88,6 +91,15 @@ const measurement = v.looseObject({
     })),
   }),
   edge: v.optional(v.looseObject({ reads: count, bytes: count })),
+  stages: v.optional(
+    v.object(v.entriesFromList(STAGES, v.optional(count))),
+  ),
+  reading: v.optional(v.looseObject({
+    waits: count,
+    demand: v.looseObject({ loads: count }),
+    ahead: v.looseObject({ loads: count }),
+  })),
+  metaDigest: v.optional(text),
   cost: v.looseObject({
     cpuSeconds: v.optional(count),
     peakRssBytes: v.optional(count),

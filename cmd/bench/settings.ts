@@ -9,8 +9,10 @@ export interface RunSettings {
   registry: BenchRegistry;
   /** Repository and tag, without the host. */
   image: string;
-  /** Tag of the native image, where there is one. */
-  nativeImage: string | undefined;
+  /** Digest of the meta image that was built of it. */
+  metaDigest: string;
+  /** The native image, where there is one. */
+  native: { image: string; metaDigest: string } | undefined;
   /** An empty directory of this run. */
   work: string;
   /** For sockets: short, and this run's alone. */

@@ -9,6 +9,7 @@ import type {
   Touched,
 } from "./result.ts";
 import { summarize } from "./result.ts";
+import { limitStages, type StageName } from "./stages.ts";
 
 /** All that a terminal shows of one bench. */
 export function renderSession(session: Session): string {
@@ -42,7 +43,7 @@ function imageLine(
   ].join(", ");
 }
 
-/** Two tables and the costs of each workload. */
+/** Three tables and the costs of each workload. */
 export function renderTable(
   summaries: readonly Summary[],
   touched: readonly Touched[] = [],
@@ -57,6 +58,7 @@ export function renderTable(
     lines.push(
       ...columns(own, TIMES),
       ...columns(own, COSTS),
+      ...stageLines(own, reads),
       ...own.flatMap(processLine),
     );
     for (const { contender, failures, runs } of own) {
@@ -94,6 +96,37 @@ function processLine({ contender, processes }: Summary): string[] {
     }`
   );
   return [`  ${contender}: ${texts.join(", ")}`];
+}
+
+const STAGE_COLUMNS: readonly (readonly [title: string, name: StageName])[] = [
+  ["request", "command"],
+  ["open", "open"],
+  ["mount", "mount"],
+  ["wait: place", "queue"],
+  ["network", "fetch"],
+  ["decode", "decode"],
+  ["other", "other"],
+  ["service", "service"],
+];
+
+/** Where the time went, in seconds, and what of it the limit has. */
+function stageLines(
+  summaries: readonly Summary[],
+  reads: Touched | undefined,
+): string[] {
+  if (!summaries.some((s) => s.stages)) return [];
+  const limit = reads?.limit && limitStages(reads.limit);
+  const cell = (value: number | undefined) => value?.toFixed(2) ?? "-";
+  return alignColumns([
+    ["where it went", ...STAGE_COLUMNS.map(([title]) => title)],
+    ...summaries.map(({ contender, stages }) => [
+      contender,
+      ...STAGE_COLUMNS.map(([, name]) => cell(stages?.[name]?.median)),
+    ]),
+    ...(limit
+      ? [["the limit", ...STAGE_COLUMNS.map(([, name]) => cell(limit[name]))]]
+      : []),
+  ]);
 }
 
 type Column = readonly [title: string, cell: (s: Summary) => string];

@@ -82,7 +82,17 @@ export class ReadStats {
   /** A copy, exact to now. */
   counters(): ReadCounters {
     this.#pass();
-    return structuredClone(this.#counters);
+    const { waitingFor, demand, ahead, ...counters } = this.#counters;
+    const copy = (loads: LoadCounters) => ({
+      ...loads,
+      seconds: { ...loads.seconds },
+    });
+    return {
+      ...counters,
+      waitingFor: { ...waitingFor },
+      demand: copy(demand),
+      ahead: copy(ahead),
+    };
   }
 
   /** A demand read begins to wait. @returns Ends that; to be called exactly once. */

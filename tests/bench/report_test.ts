@@ -2,13 +2,12 @@
 
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
-import { phasesOf } from "../../cmd/bench/report/bars.ts";
 import { headline, renderReport } from "../../cmd/bench/report/report.ts";
 import { escapeHtml, ticks } from "../../cmd/bench/report/text.ts";
 import { readResultFiles } from "../../cmd/bench/result_file.ts";
 import { type Session, summarize } from "../../cmd/bench/result.ts";
 import { installed } from "../testutil/requires.ts";
-import { imageOf, measured, runOf, sessionOf, touchedOf } from "./sessions.ts";
+import { imageOf, runOf, sessionOf, STAGES, touchedOf } from "./sessions.ts";
 
 const RECORDED = fileURLToPath(
   new URL("../testdata/bench/app.jsonl", import.meta.url),
@@ -28,7 +27,12 @@ function richSession(): Session {
             name,
             round,
             (n < 2 ? 46.4 : 2.6) * (1 + round / 20) * (1 + w),
-            n < 2 ? {} : { openedSeconds: 0.4, edge: { reads: 9, bytes: 4e6 } },
+            n < 2 ? {} : {
+              openedSeconds: 0.4,
+              edge: { reads: 9, bytes: 4e6 },
+              // The second workload's are not known, as in older results.
+              ...(w === 0 ? { stages: STAGES } : {}),
+            },
             workload,
           )
       )
@@ -41,19 +45,6 @@ function richSession(): Session {
     touched: workloads.map(touchedOf),
   });
 }
-
-Deno.test("phasesOf() adds up to the time until the service was available", () => {
-  const lazy = phasesOf(measured(8, { openedSeconds: 2 }));
-  assert.deepEqual(lazy.map((p) => p.seconds), [0.8, 1.2, 2, 2, 2]);
-  const plain = phasesOf(measured(8));
-  // The last byte came at half of the time, when the root was there too.
-  assert.deepEqual(plain.map((p) => p.seconds), [0.8, 3.2, 0, 2, 2]);
-  const strange = phasesOf(
-    measured(1, { rootSeconds: 5, firstByteSeconds: 0.1 }),
-  );
-  assert.equal(strange.reduce((sum, p) => sum + p.seconds, 0), 1);
-  assert.ok(strange.every((p) => p.seconds >= 0));
-});
 
 Deno.test("ticks() are round and reach the maximum", () => {
   assert.deepEqual(ticks(10), [0, 2.5, 5, 7.5, 10]);
@@ -100,6 +91,43 @@ Deno.test("renderReport() has nothing of anybody in it but as text", () => {
   ]);
   assert.match(none, /No run was made/);
   assert.match(none, /Every run failed/);
+});
+
+Deno.test("the report says where the time went, beside the limit", () => {
+  const html = renderReport([richSession()]);
+  const [known, unknown] = html.split('<section data-workload="').slice(1);
+  const bar = /aria-label="obd-trace: ([^"]*)"/.exec(
+    known!.slice(known!.indexOf('data-chart="stages"')),
+  )!;
+  assert.match(bar[1]!, /^to the first request 30 ms, pull/);
+  assert.match(
+    bar[1]!,
+    /reads wait for the network 0\.50 s, .*service 1\.00 s$/,
+  );
+  const rectangles = (name: string) =>
+    known!.match(new RegExp(`<rect class="s-${name}"`, "g"))?.length;
+  // Four contenders in both charts, plain ones once; none waits for a place.
+  assert.deepEqual(
+    ["fetch", "service", "queue"].map(rectangles),
+    [8, 10, undefined],
+  );
+  const table = /<table data-table="stages">.*?<\/table>/s;
+  const row = (section: string, title: string) =>
+    table.exec(section)![0].split("<tr>").find((r) => r.includes(title))
+      ?.split("<td>").slice(1).map((c) => c.replaceAll(/<[^>]*>.*/gs, ""));
+  const network = row(known!, "the network")!;
+  // oci, umoci, four of obd, the limit: transfer and round trip.
+  assert.deepEqual(network, [
+    "–",
+    "–",
+    ...new Array(4).fill("0.50 s"),
+    "21 ms",
+  ]);
+  assert.equal(row(known!, "container and service")!.at(-1), "0.50 s");
+  assert.equal(row(known!, "÷ the limit")!.at(-1), "1 ×");
+  assert.ok(!known!.includes("was not counted"));
+  assert.ok(unknown!.includes("Where waiting was not counted"));
+  assert.equal(row(unknown!, "the network"), undefined);
 });
 
 Deno.test("a recorded bench is read, summarized as it was, and shown", async () => {
@@ -249,8 +277,8 @@ Deno.test({
         assert.equal(found.empty, 0);
         const charts = [
           "ready",
-          "phases",
-          "phases-lazy",
+          "stages",
+          "stages-lazy",
           "bytes",
           "bytes-begin",
           "map",

@@ -34,12 +34,23 @@ Deno.test("summarize() compares with plain OCI and keeps failures", () => {
     ["obd serve", 1.25],
     ["service", 0.25],
   ]);
+  assert.equal(obd!.stages!.fetch!.median, 0.5);
+  // Plain OCI waits for no device; what it has follows from its times.
+  assert.equal(oci!.stages!.fetch, undefined);
+  assert.equal(oci!.stages!.service!.median, 6);
+  assert.equal(umoci!.stages, undefined);
   assert.deepEqual(umoci!.failures, ["it broke"]);
   assert.equal(umoci!.ready, undefined);
   const table = renderTable(summaries, touched);
   assert.match(table, /^ {2}umoci +failed +-/m);
   assert.match(table, /umoci failed in 1 of 1 runs: it broke/);
   assert.match(table, /^ {2}obd +2\.00 +1\.00–3\.00 +0\.167 +3\.84/m);
+  assert.match(table, /^ {2}where it went +request +open +mount/m);
+  assert.match(
+    table,
+    /^ {2}obd +0\.03 +0\.40 +0\.07 +0\.00 +0\.50 +0\.25 +0\.01 +1\.00$/m,
+  );
+  assert.match(table, /^ {2}the limit +(- +){4}0\.02 +- +- +0\.50$/m);
   assert.match(table, /limit: 0\.52 s = 0\.50 warm start \+ 0\.02 transfer/);
 });
 

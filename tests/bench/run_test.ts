@@ -154,6 +154,7 @@ Deno.test({
         [undefined, undefined, undefined, undefined, undefined],
       );
       assert.equal(good.code, 0);
+      const { build, native } = good.result.images[0];
       for (const { contender, measurement: m } of good.result.runs) {
         assert.ok(m.readySeconds > m.rootSeconds);
         assert.ok(m.traffic.firstRequestSeconds < m.rootSeconds);
@@ -167,6 +168,23 @@ Deno.test({
         assert.equal(m.edge?.bytes > 100_000, lazy);
         assert.equal(m.openedSeconds < m.rootSeconds, lazy);
         assert.equal(names.includes("obd serve"), lazy);
+        assert.equal(
+          m.metaDigest,
+          contender === "obd-native"
+            ? native.digest
+            : lazy
+            ? build.digest
+            : undefined,
+        );
+        if (!lazy) continue;
+        const stages: Record<string, number> = m.stages;
+        const sum = Object.values(stages).reduce((a, b) => a + b, 0);
+        assert.ok(Math.abs(sum - m.readySeconds) < 0.005, `${sum}`);
+        assert.ok(stages.open! > 0 && stages.mount! > 0 && stages.service! > 0);
+        const { waits, demand, ahead } = m.reading;
+        assert.ok(waits > 0, contender);
+        // What a cache on disk has is read, not loaded.
+        assert.equal(demand.loads + ahead.loads > 0, contender !== "obd-warm");
       }
       const [touched] = good.result.touched;
       assert.ok(touched.bytes > 100_000 && touched.storedBytes > 10_000);

@@ -8,6 +8,19 @@ import type {
   Session,
   Touched,
 } from "../../cmd/bench/result.ts";
+import type { Stages } from "../../cmd/bench/stages.ts";
+
+/** Where the time of a lazy run went. */
+export const STAGES: Stages = {
+  command: 0.03,
+  open: 0.4,
+  mount: 0.07,
+  queue: 0,
+  fetch: 0.5,
+  decode: 0.25,
+  other: 0.01,
+  service: 1,
+};
 
 export const LAYER = `sha256:${"ab".repeat(32)}`;
 const MB = 1e6;
@@ -114,6 +127,7 @@ export function sessionOf(more: Partial<Session> = {}): Session {
   const lazy = {
     openedSeconds: 0.25,
     edge: { reads: 100, bytes: 4 * MB },
+    stages: STAGES,
   };
   return {
     machine: MACHINE,

@@ -1,4 +1,4 @@
-/** Bars of a workload: time to the answer with its spread, and the phases that it is made of. */
+/** Bars of a workload: time to the answer with its spread; and what other bars are made of. */
 
 import type { Measurement } from "../measurement.ts";
 import type { RunResult, Summary } from "../result.ts";
@@ -11,7 +11,8 @@ import {
   ticks,
 } from "./text.ts";
 
-const TRACK_HEIGHT = 28;
+/** Of a track, in px. */
+export const TRACK_HEIGHT = 28;
 const MIDDLE = TRACK_HEIGHT / 2;
 
 /** One bar for each contender: the median, whiskers to the ends, a dot for each run. */
@@ -86,55 +87,6 @@ function limitLine(value: number, max: number): string {
   return `<line class="limit" x1="${x}" x2="${x}" y1="0" y2="${TRACK_HEIGHT}"/>`;
 }
 
-/** A part of a start, in order. */
-export interface Phase {
-  name: string;
-  seconds: number;
-}
-
-const PHASES = [
-  "to the first request",
-  "pull, or open the image",
-  "rest of unpacking, or mount",
-  "container start",
-  "service",
-] as const;
-
-/** Takes a run apart. The phases add up to the time until the service was available. */
-export function phasesOf(measurement: Measurement): Phase[] {
-  const {
-    traffic,
-    openedSeconds,
-    rootSeconds,
-    containerSeconds,
-    firstByteSeconds,
-    readySeconds,
-  } = measurement;
-  const pulled = openedSeconds ?? lastByteBefore(traffic.curve, rootSeconds);
-  const ends = [
-    traffic.firstRequestSeconds ?? 0,
-    pulled ?? rootSeconds,
-    rootSeconds,
-    firstByteSeconds ?? containerSeconds ?? rootSeconds,
-    readySeconds,
-  ];
-  let at = 0;
-  return ends.map((end, i) => {
-    const start = at;
-    at = Math.min(readySeconds, Math.max(at, end));
-    return { name: PHASES[i]!, seconds: at - start };
-  });
-}
-
-/** When the last byte came that was fetched before a time. */
-function lastByteBefore(
-  curve: Measurement["traffic"]["curve"],
-  end: number,
-): number | undefined {
-  const before = curve.filter(([at]) => at <= end);
-  return before.length > 1 ? before.at(-1)![0] : undefined;
-}
-
 /** The run whose time is closest to the median. */
 export function typicalRun(
   runs: readonly RunResult[],
@@ -150,79 +102,10 @@ export function typicalRun(
   return own.sort((a, b) => distance(a) - distance(b))[0];
 }
 
+// ---- shared with other charts ---------------------------------------------------
+
 /** The lazy contenders get a chart of their own if they would be no wider than this share. */
 export const ZOOM_SHARE = 0.4;
-
-/** Stacked phases of each contender's typical run, and once more of obd's alone. */
-export function phaseCharts(
-  summaries: readonly Summary[],
-  runs: readonly RunResult[],
-): string {
-  const title = "What the time goes into";
-  const end = (some: readonly Summary[]) =>
-    Math.max(0, ...some.map((s) => typicalRun(runs, s)?.readySeconds ?? 0));
-  const lazy = summaries.filter((s) => s.contender.startsWith("obd"));
-  const whole = phaseChart("phases", title, summaries, runs);
-  return end(lazy) > 0 && end(lazy) < end(summaries) * ZOOM_SHARE
-    ? whole + phaseChart("phases-lazy", `${title}: obd alone`, lazy, runs)
-    : whole;
-}
-
-function phaseChart(
-  kind: string,
-  title: string,
-  summaries: readonly Summary[],
-  runs: readonly RunResult[],
-): string {
-  const typical = summaries.map((s) => ({ s, run: typicalRun(runs, s) }));
-  const marks = ticks(
-    Math.max(0, ...typical.map(({ run }) => run?.readySeconds ?? 0)),
-  );
-  const max = marks.at(-1)!;
-  const rows = typical.map(({ s, run }) => {
-    if (!run) return row(s.contender, "failed", track("failed", ""), []);
-    const phases = phasesOf(run);
-    return row(
-      s.contender,
-      seconds(run.readySeconds),
-      track(phaseText(s.contender, phases), phaseRects(phases, max)),
-      [],
-    );
-  });
-  const legend = PHASES.map((name, i) =>
-    `<span><i class="swatch p${i}"></i>${name}</span>`
-  ).join("");
-  return figure(
-    kind,
-    title,
-    "The run closest to each median.",
-    rows.join("") + axis(marks, "s") + `<p class="legend">${legend}</p>`,
-  );
-}
-
-function phaseText(contender: string, phases: readonly Phase[]): string {
-  return `${contender}: ${
-    phases.map((p) => `${p.name} ${seconds(p.seconds)}`).join(", ")
-  }`;
-}
-
-function phaseRects(phases: readonly Phase[], max: number): string {
-  let at = 0;
-  return phases.map(({ name, seconds: length }, i) => {
-    const start = at;
-    at += length;
-    if (length === 0) return "";
-    return `<rect class="p${i}" data-phase="${i}" data-seconds="${
-      Number(length.toFixed(3))
-    }" x="${percent(start, max)}" y="4" width="${
-      percent(length, max)
-    }" height="${TRACK_HEIGHT - 8}"><title>${name}: ${
-      seconds(length)
-    }</title></rect>`;
-  }).join("");
-}
-
-// ---- shared with other charts ---------------------------------------------------
 
 /** A chart with its title. */
 export function figure(
@@ -234,7 +117,8 @@ export function figure(
   return `<figure data-chart="${kind}"><figcaption><h3>${title}</h3><p>${note}</p></figcaption>${body}</figure>`;
 }
 
-function row(
+/** A contender's line of a chart. */
+export function row(
   contender: string,
   value: string,
   body: string,
@@ -252,14 +136,15 @@ function row(
   }">${value}</span>${failed}</div>`;
 }
 
-function track(label: string, body: string): string {
+/** The part of a line that is to scale. */
+export function track(label: string, body: string): string {
   return `<svg class="track" height="${TRACK_HEIGHT}" role="img" aria-label="${
     escapeHtml(label)
   }">${body}</svg>`;
 }
 
 /** Ticks below the tracks. */
-function axis(marks: readonly number[], unit: string): string {
+export function axis(marks: readonly number[], unit: string): string {
   const max = marks.at(-1)!;
   const labels = marks.map((mark, i) => {
     const x = percent(mark, max);

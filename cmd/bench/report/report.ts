@@ -13,9 +13,10 @@ import {
   type Summary,
   type Touched,
 } from "../result.ts";
-import { phaseCharts, readyChart } from "./bars.ts";
+import { readyChart } from "./bars.ts";
 import { bytesCharts } from "./curves.ts";
 import { mapChart } from "./read_map.ts";
+import { stageCharts, stageTable } from "./stages.ts";
 import { STYLE } from "./style.ts";
 import {
   figureTable,
@@ -99,7 +100,8 @@ function workloadPart(
 <h2>${escapeHtml(headline(all, workload))}</h2>
 <p class="lead">${escapeHtml(lead(all, workload, touched))}</p>
 ${readyChart(summaries, touched?.limit?.totalSeconds)}
-${phaseCharts(summaries, runs)}
+${stageCharts(summaries, runs)}
+${stageTable(summaries, touched?.limit)}
 ${bytesCharts(summaries, runs)}
 ${mapChart(image, touched, summaries, runs)}
 <h4>All figures</h4>

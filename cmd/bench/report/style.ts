@@ -1,5 +1,7 @@
 /** The report's style sheet: light and dark, from a phone's width up. */
 
+import { STAGES } from "../stages.ts";
+
 /** See the module's comment. */
 export const STYLE = `
 :root {
@@ -8,7 +10,8 @@ export const STYLE = `
   --bad: #c02b2b;
   --oci: #7d8590; --umoci: #b08a3e; --obd: #1f6feb; --obd-trace: #0d9488;
   --obd-native: #8250df; --obd-warm: #d9730d; --other: #6b7280; --touched: #24292f;
-  --p0: #c8ced6; --p1: #1f6feb; --p2: #74a9f7; --p3: #d9730d; --p4: #0d9488;
+  --s-command: #c8ced6; --s-open: #1f6feb; --s-mount: #74a9f7; --s-queue: #f2c46d;
+  --s-fetch: #d9730d; --s-decode: #8250df; --s-other: #b08a3e; --s-service: #0d9488;
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -16,7 +19,8 @@ export const STYLE = `
     --bad: #ff7b72;
     --oci: #98a2ae; --umoci: #d2ab5e; --obd: #4c93ff; --obd-trace: #2bc0b0;
     --obd-native: #b18cff; --obd-warm: #f0924a; --other: #9aa5b1; --touched: #e7ebf0;
-    --p0: #57616d; --p1: #4c93ff; --p2: #2a558f; --p3: #f0924a; --p4: #2bc0b0;
+    --s-command: #57616d; --s-open: #4c93ff; --s-mount: #2a558f; --s-queue: #8a6a2a;
+    --s-fetch: #f0924a; --s-decode: #b18cff; --s-other: #d2ab5e; --s-service: #2bc0b0;
   }
 }
 * { box-sizing: border-box; }
@@ -93,8 +97,8 @@ ${
 }
 .c-obd-trace.curve { stroke-dasharray: 8 3; } .c-obd-native.curve { stroke-dasharray: 2 3; } .c-obd-warm.curve { stroke-dasharray: 10 3 2 3; } .c-umoci.curve { stroke-dasharray: 5 5; }
 ${
-  [0, 1, 2, 3, 4].map((i) =>
-    `.p${i} { fill: var(--p${i}); background: var(--p${i}); }`
+  STAGES.map((name) =>
+    `.s-${name} { fill: var(--s-${name}); background: var(--s-${name}); }`
   ).join(" ")
 }
 @media (max-width: 44rem) {

@@ -52,6 +52,9 @@ const FIGURES: readonly Figure[] = [
   ["Fetched", sizes((s) => s.bytes)],
   ["Requests", numbers((s) => s.requests)],
   ["Read of the block device", sizes((s) => s.edgeBytes)],
+  ["Reads that waited", numbers((s) => s.waits)],
+  ["Loads that reads waited for", numbers((s) => s.demandLoads)],
+  ["Loads ahead of reads", numbers((s) => s.aheadLoads)],
   ["Fetched ÷ read", factors((s) => s.amplification)],
   ["Fetched ÷ stored size of what is touched", factors((s) => s.perTouched)],
   ["CPU time of the tools", times((s) => s.cpuSeconds)],
@@ -148,7 +151,8 @@ export function overviewTable(summaries: readonly Summary[]): string {
   );
 }
 
-function scrolled(table: string): string {
+/** A table that may be wider than the page. */
+export function scrolled(table: string): string {
   return `<div class="scroll" tabindex="0">${table}</div>`;
 }
 
@@ -176,7 +180,7 @@ export function imageFacts(
         "Meta image",
         `${megabytes(build.bytes)}${share(build.bytes)}, built in ${
           seconds(build.seconds)
-        }${reused(build)}`,
+        }${reused(build)}${build.digest ? `, ${build.digest}` : ""}`,
       ],
     );
     if (native) {
@@ -232,6 +236,7 @@ export function machineFacts(machine: MachineFacts): string {
     ],
     ["Kernel", machine.kernel],
     ["Commit", machine.commit ?? "not known"],
+    ...(machine.program ? [["Program", machine.program] as const] : []),
     ...Object.entries(machine.versions),
   ]);
 }
