@@ -107,6 +107,12 @@ function placeless(
       text = text.replaceAll(`"./${old}"`, `"./${names.get(old)}"`);
     }
     for (const path of npmPaths) text = text.replaceAll(path, "npm:");
+    // The runtime loads what such an import names at every start, unless it has
+    // to run the program to know the name.
+    text = text.replaceAll(
+      /\bimport\(("\.\/[\w.-]+\.js")\)/g,
+      "import(new URL($1, import.meta.url).href)",
+    );
     result.set(newName, text);
   }
   return result;
