@@ -18,6 +18,7 @@ import {
   ownsDevice,
   releaseDevice,
   type SaveState,
+  warmUpDriver,
 } from "./mount_device.ts";
 import { findHolders, mountHolders } from "./mount_holders.ts";
 import { mustRun, runProgram, waitUntil } from "./mount_process.ts";
@@ -95,7 +96,10 @@ export async function makeMount(
     await directory.write(state);
   };
   try {
-    await openExport(context, directory, request, () => state, save);
+    // Whether it works will be seen when it is needed.
+    const warmed = warmUpDriver(request.driver).catch(() => {});
+    await openExport(context, directory, request, () => state, save)
+      .finally(() => warmed);
     signal.throwIfAborted();
     const device = await attachDevice({
       directory,
