@@ -25,16 +25,13 @@ import {
   MemoryCache,
   type MemoryEntry,
 } from "./cache/mod.ts";
-import { NeighbourPredictor } from "./neighbours.ts";
-import { READAHEAD_BYTES, type Stream, StreamTracker } from "./readahead.ts";
 import { type LoadTimer, ReadStats } from "./read_stats.ts";
+import { SpanReadahead } from "./span_readahead.ts";
 import type { SpanTable } from "./span_table.ts";
 
 const DEFAULT_MEMORY_BYTES = 32 * 1024 * 1024;
 const DEFAULT_IN_FLIGHT_BYTES = 64 * 1024 * 1024;
 const DEFAULT_DEADLINE_MS = 120_000;
-/** Spans of one layer that are read ahead at once. */
-const MAX_AHEAD = 16;
 /** A span that stays wrong is logged this often. */
 const LOG_INTERVAL_MS = 60_000;
 
@@ -69,7 +66,7 @@ export interface SpanSourceOptions {
   /**
    * Most bytes read ahead of a sequential reader; default 8 MiB, but a quarter
    * of the memory cache at most. 0 = nothing is read ahead, neither of them nor
-   * of readers that want neighbours (`neighbours.ts`).
+   * of readers that want neighbours (`neighbours.ts`) or all (`whole_layer.ts`).
    */
   readaheadBytes?: number;
   /** A span that takes longer fails its readers, in ms. */
@@ -143,11 +140,9 @@ export class SpanSource implements ByteSource {
   readonly #logger: Logger;
   readonly #deadlineMs: number;
   readonly #stats: ReadStats;
-  readonly #tracker: StreamTracker;
-  readonly #neighbours: NeighbourPredictor | undefined;
+  readonly #readahead: SpanReadahead;
   readonly #spans = new Map<number, Span>();
   readonly #flying = new Map<Promise<void>, AbortController>();
-  #ahead = 0;
   #recent: Span | undefined;
   #closed: Promise<void> | undefined;
 
@@ -159,15 +154,13 @@ export class SpanSource implements ByteSource {
     this.#logger = options.logger ?? silentLogger;
     this.#deadlineMs = options.deadlineMs ?? DEFAULT_DEADLINE_MS;
     this.#stats = options.stats ?? new ReadStats();
-    this.#tracker = new StreamTracker(
-      Math.min(
-        options.readaheadBytes ?? READAHEAD_BYTES,
-        options.cache.memory.limit / 4,
-      ),
-    );
-    if (options.readaheadBytes !== 0) {
-      this.#neighbours = new NeighbourPredictor(maker.spans.count);
-    }
+    const { store, memory } = options.cache;
+    this.#readahead = new SpanReadahead(maker.spans, {
+      readaheadBytes: options.readaheadBytes,
+      memoryBytes: memory.limit,
+      storeBytes: store?.sizeBytes,
+      fetch: (index) => this.#fetchAhead(index),
+    });
   }
 
   /**
@@ -198,7 +191,7 @@ export class SpanSource implements ByteSource {
       if (!span.wanted) this.#wanted(span);
       at += length;
     }
-    this.#note(offset, dst.length);
+    this.#readahead.note(offset, dst.length);
     return true;
   }
 
@@ -221,7 +214,9 @@ export class SpanSource implements ByteSource {
       parts.push(this.#readPart(span, part, inside, options));
       at += length;
     }
-    if (priorityOf(options) === "demand") this.#note(offset, dst.length);
+    if (priorityOf(options) === "demand") {
+      this.#readahead.note(offset, dst.length);
+    }
     // All of them, also after a failure: `dst` is ours until none writes to it.
     await allSettled(parts);
   }
@@ -443,35 +438,11 @@ export class SpanSource implements ByteSource {
     });
   }
 
-  #note(offset: number, length: number): void {
-    const stream = this.#tracker.note(offset, length);
-    if (stream && stream.ahead < stream.next + stream.window) {
-      this.#readAhead(stream);
-    }
-  }
-
-  /** Starts the spans that a stream comes to next. */
-  #readAhead(stream: Stream): void {
-    const limit = Math.min(this.size, stream.next + stream.window);
-    let at = Math.max(stream.ahead, stream.next);
-    while (at < limit && this.#ahead < MAX_AHEAD && !this.#closed) {
-      const index = this.#table.find(at);
-      const span = this.#span(index);
-      if (!this.#isNear(span)) this.#prefetch(span);
-      at = this.#table.offsetOf(index) + this.#table.sizeOf(index);
-    }
-    stream.ahead = at;
-  }
-
-  /** The first demand read of a span: perhaps its neighbour is wanted next. */
+  /** The first demand read of a span. */
   #wanted(span: Span): void {
     if (span.wanted) return;
     span.wanted = true;
-    const index = this.#neighbours?.wanted(span.index);
-    if (index === undefined || this.#ahead >= MAX_AHEAD || this.#closed) return;
-    const next = this.#span(index);
-    if (this.#isNear(next)) return;
-    this.#prefetch(next);
+    this.#readahead.wanted(span.index);
   }
 
   /** Whether reading the span now needs no network and no decoding, or it is on its way. */
@@ -481,10 +452,13 @@ export class SpanSource implements ByteSource {
     return state === "ready" || state === "writing";
   }
 
-  #prefetch(span: Span): void {
-    this.#ahead++;
+  /** Starts a span that nobody asked for, unless it is near; resolves when it came or failed. */
+  #fetchAhead(index: number): Promise<void> | undefined {
+    if (this.#closed) return undefined;
+    const span = this.#span(index);
+    if (this.#isNear(span)) return undefined;
     // Nobody is told of a failure: the read that needs the span tries again.
-    this.#flightOf(span).join().catch(() => {}).finally(() => this.#ahead--);
+    return this.#flightOf(span).join().then(() => {}, () => {});
   }
 }
 
