@@ -1,6 +1,5 @@
 /** What a result must say of where it was measured, and what must be installed for that. */
 
-import { createHash } from "node:crypto";
 import { fileURLToPath } from "node:url";
 import { ObdError } from "../../lib/io/mod.ts";
 import { hasProgram, runProgram } from "../mount_process.ts";
@@ -105,7 +104,7 @@ export async function describeMachine(): Promise<Machine> {
       umoci: await firstLine("umoci", "--version"),
     },
     commit: await commitOfTree(),
-    program: await describeProgram(),
+    program: describeProgram(),
   };
 }
 
@@ -125,13 +124,13 @@ async function commitOfTree(): Promise<string | null> {
   }
 }
 
-/** What runs: the source tree, or the program inside a released file. */
-async function describeProgram(): Promise<string> {
+/** What runs: the source tree, or what a released file has unpacked below a hash of it (packaging/header.sh). */
+function describeProgram(): string {
   if (Deno.build.standalone) return "compiled executable";
   const main = fileURLToPath(Deno.mainModule);
   if (!main.endsWith(".js")) return "source tree";
-  const hash = createHash("sha256").update(await Deno.readFile(main));
-  return `bundle sha256:${hash.digest("hex")}`;
+  const hash = /\/([0-9a-f]{64})\/program\/main\.js$/.exec(main)?.[1];
+  return hash ? `bundle ${hash}` : "bundle";
 }
 
 async function readText(path: string): Promise<string> {
