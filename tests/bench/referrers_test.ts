@@ -3,10 +3,12 @@
 import assert from "node:assert/strict";
 import { startUserRegistry } from "../../cmd/bench/link.ts";
 import { keepReferrers } from "../../cmd/bench/referrers.ts";
+import { requireBuilt } from "../../cmd/bench/serve_state.ts";
 import {
   openEnvironment,
   openImage,
   publishImage,
+  ReadStats,
 } from "../../lib/image/mod.ts";
 import { file, makeImage, writeLayout } from "../testutil/oci_image.ts";
 import { requires } from "../testutil/requires.ts";
@@ -33,17 +35,22 @@ Deno.test({
       const host = registry.direct;
       const subject = image.manifest.digest;
       const digestTag = `${subject.replace(":", "-")}-obd`;
-      const build = async (spanSize: number, tag: string) => {
+      const build = async (
+        spanSize: number,
+        tag: string,
+        referrer = true,
+      ) => {
         const { platforms } = await publishImage(environment, {
           source: `oci:${work}/layout:v1`,
           dest: `${host}/app:${tag}`,
           spanSize,
+          referrer,
         });
         return platforms[0]!.meta.digest;
       };
-      // The tag of the image's digest comes before all others.
+      // One that only the tag of the image's digest leads to, and one of the list.
       const old = [
-        await build(2 ** 20, digestTag),
+        await build(2 ** 20, digestTag, false),
         await build(2 ** 21, "old"),
       ];
       const built = await build(2 ** 18, "v1-obd");
@@ -83,5 +90,18 @@ Deno.test("keepReferrers() says what the registry does not do", async () => {
       AbortSignal.timeout(10_000),
     ),
     /Cannot tidy the bench's registry: GET manifests\/sha256-00: 405/,
+  );
+});
+
+Deno.test("requireBuilt() fails a run that opened something else", () => {
+  const state = {
+    edge: { reads: 0, bytes: 0 },
+    reading: new ReadStats().counters(),
+    metaDigest: "sha256:aa",
+  };
+  requireBuilt(state, "sha256:aa");
+  assert.throws(
+    () => requireBuilt(state, "sha256:bb"),
+    /than the one that was built: sha256:aa, not sha256:bb/,
   );
 });

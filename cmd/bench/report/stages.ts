@@ -143,9 +143,11 @@ export function stageTable(
   const head = summaries.map((s) =>
     `<th scope="col">${escapeHtml(s.contender)}</th>`
   ).join("");
-  return scrolled(
-    `<table data-table="stages"><thead><tr><th scope="col">Median<small>lowest – highest</small></th>${head}${
-      limit ? `<th scope="col">the limit</th>` : ""
-    }</tr></thead><tbody>${rows.join("")}</tbody></table>`,
-  );
+  return `<figure>${
+    scrolled(
+      `<table data-table="stages"><thead><tr><th scope="col">Median<small>lowest – highest</small></th>${head}${
+        limit ? `<th scope="col">the limit</th>` : ""
+      }</tr></thead><tbody>${rows.join("")}</tbody></table>`,
+    )
+  }</figure>`;
 }
