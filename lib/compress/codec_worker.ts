@@ -2,7 +2,13 @@
 
 import { createHash } from "node:crypto";
 import * as zlib from "node:zlib";
-import { FormatError, IntegrityError, toHex, workerRole } from "../io/mod.ts";
+import {
+  FormatError,
+  IntegrityError,
+  setThreadBackground,
+  toHex,
+  workerRole,
+} from "../io/mod.ts";
 import { inflateAt } from "./inflate_at.ts";
 import { WINDOW_SIZE } from "./raw_inflate.ts";
 import { type ErrorMessage, packError } from "./worker_errors.ts";
@@ -15,7 +21,11 @@ export const CODEC_WORKER_URL = import.meta.url;
 
 /** A job as it is posted. */
 export type CodecJob =
-  & { id: number }
+  & {
+    id: number;
+    /** Nobody waits for it: whatever else the machine has to do goes first. */
+    isAhead?: boolean;
+  }
   & (
     | {
       kind: "inflate";
@@ -90,6 +100,7 @@ function serve(): void {
     postMessage(reply: CodecReply, transfer: Transferable[]): void;
   };
   scope.onmessage = ({ data: job }) => {
+    setThreadBackground(job.isAhead ?? false);
     let reply: CodecReply;
     try {
       reply = { id: job.id, bytes: runCodecJob(job) };

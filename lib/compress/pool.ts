@@ -10,6 +10,7 @@ import {
   CancelledError,
   DeadlineError,
   ObdError,
+  priorityOf,
   startWorker,
   UrgencyQueue,
   type Urgent,
@@ -59,11 +60,12 @@ export interface CodecPoolOptions {
 }
 
 type JobBody = CodecJob extends infer J
-  ? J extends CodecJob ? Omit<J, "id"> : never
+  ? J extends CodecJob ? Omit<J, "id" | "isAhead"> : never
   : never;
 
 interface Job {
   body: JobBody;
+  options: JobOptions;
   resolve(bytes: Uint8Array): void;
   reject(error: unknown): void;
 }
@@ -168,6 +170,7 @@ export class CodecPool implements Disposable {
       const settle = () => signal?.removeEventListener("abort", onAbort);
       const job: Job = {
         body,
+        options,
         resolve: (bytes) => (settle(), resolve(bytes)),
         reject: (error) => (settle(), reject(error)),
       };
@@ -214,7 +217,11 @@ export class CodecPool implements Disposable {
       this.#end(member, new DeadlineError("Codec job", this.#jobTimeoutMs));
       this.#pump();
     }, this.#jobTimeoutMs);
-    member.worker.postMessage({ ...job.body, id: this.#nextId++ });
+    member.worker.postMessage({
+      ...job.body,
+      id: this.#nextId++,
+      isAhead: priorityOf(job.options) === "prefetch",
+    });
   }
 
   #finish(member: Member, reply: CodecReply): void {

@@ -22,6 +22,8 @@ const SYMBOLS = {
     nonblocking: true,
   },
   malloc_trim: { parameters: ["usize"], result: "i32" },
+  getpriority: { parameters: ["i32", "u32"], result: "i32" },
+  setpriority: { parameters: ["i32", "u32", "i32"], result: "i32" },
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
 } as const;
 
@@ -84,4 +86,30 @@ export function preadCached(
  */
 export function trimMemory(): void {
   loadLibc()?.malloc_trim(0n);
+}
+
+const PRIO_PROCESS = 0; // setpriority(2); on Linux 0 is the calling thread
+const NICE_STEP = 10;
+/** The thread's own nice value; false where it could not be taken back. */
+let ownNice: number | false | undefined;
+let isBackground = false;
+
+/**
+ * Lets other threads and processes go before the calling thread, or no longer.
+ * Does nothing for a user who may not take it back (capabilities(7):
+ * CAP_SYS_NICE).
+ */
+export function setThreadBackground(background: boolean): void {
+  const libc = loadLibc();
+  if (!libc || background === isBackground || ownNice === false) return;
+  const nice = ownNice ?? libc.getpriority(PRIO_PROCESS, 0);
+  ownNice = nice;
+  const change = (to: number) => libc.setpriority(PRIO_PROCESS, 0, to) === 0;
+  // Found out with one step, which is no harm.
+  if (background && !(change(nice + 1) && change(nice))) {
+    ownNice = false;
+    return;
+  }
+  change(background ? nice + NICE_STEP : nice);
+  isBackground = background;
 }

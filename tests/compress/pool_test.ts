@@ -154,3 +154,43 @@ Deno.test("CodecPool ends idle workers, hung jobs and everything on dispose", as
     DeadlineError,
   );
 });
+
+/** A process of its own: other tests have workers too. Prints the highest nice value of its threads after a job of each kind. */
+const NICE_SCRIPT = `
+import { CodecPool } from ${
+  JSON.stringify(new URL("../../lib/compress/mod.ts", import.meta.url).href)
+};
+const nice = () => Math.max(...[...Deno.readDirSync("/proc/self/task")].map(
+  ({ name }) => Number(Deno.readTextFileSync("/proc/self/task/" + name + "/stat")
+    .replace(/^.*\\) /, "").split(" ")[16])));
+using pool = new CodecPool({ threads: 1 });
+const seen = [nice()];
+for (const priority of ["demand", "prefetch", "prefetch", "demand"]) {
+  await pool.sha256(new Uint8Array(10), { priority });
+  seen.push(nice());
+}
+console.log(JSON.stringify(seen));
+`;
+
+const CAP_SYS_NICE = 23; // capabilities(7)
+
+Deno.test("CodecPool works ahead behind everything else on the machine", async () => {
+  const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["eval", NICE_SCRIPT],
+    cwd: new URL("../../", import.meta.url),
+  }).output();
+  const text = new TextDecoder();
+  assert.equal(text.decode(stderr).replaceAll(/^.*Check.*\n/gm, ""), "");
+  const seen: number[] = JSON.parse(text.decode(stdout));
+  const own = seen[0]!;
+  const status = await Deno.readTextFile("/proc/self/status");
+  const capabilities = BigInt(`0x${/^CapEff:\t(\w+)$/m.exec(status)![1]}`);
+  const mayRaise = (capabilities >> BigInt(CAP_SYS_NICE) & 1n) === 1n;
+  assert.deepEqual(
+    seen,
+    mayRaise
+      ? [own, own, own + 10, own + 10, own]
+      // Tried with one step, and left alone.
+      : [own, own, own + 1, own + 1, own + 1],
+  );
+});
