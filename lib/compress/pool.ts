@@ -113,10 +113,10 @@ export class CodecPool implements Disposable {
       kind: "inflate",
       input: job.input,
       bits: job.bits,
-      window: job.window,
+      window: alone(job.window),
       windowIsZlib: job.windowIsZlib ?? false,
       length: job.length,
-      sha256: job.sha256,
+      sha256: job.sha256 && alone(job.sha256),
       output: job.output,
     }, job);
   }
@@ -250,4 +250,12 @@ export class CodecPool implements Disposable {
     member.job?.reject(error);
     member.job = undefined;
   }
+}
+
+/**
+ * A part of a larger buffer as a buffer of its own: posting a view copies all
+ * of its buffer, and windows and digests lie in the tables of a whole layer.
+ */
+function alone(view: Uint8Array): Uint8Array {
+  return view.length < view.buffer.byteLength ? view.slice() : view;
 }

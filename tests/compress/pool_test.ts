@@ -63,6 +63,38 @@ Deno.test("CodecPool.inflateSpan() gives every span, raw and packed windows, own
   assert.equal(BLOB[0], 0x1f, "the caller keeps its input");
 });
 
+Deno.test("CodecPool posts a job's own bytes, not the tables that they lie in", async () => {
+  const { job } = spanJob(3);
+  const table = (bytes: Uint8Array) => {
+    const all = new Uint8Array(bytes.length + 1000);
+    all.set(bytes, 500);
+    return all.subarray(500, 500 + bytes.length);
+  };
+  const posted: { window: Uint8Array; sha256: Uint8Array }[] = [];
+  const { postMessage } = Worker.prototype;
+  Worker.prototype.postMessage = function (this: Worker, message: never) {
+    posted.push(message);
+    postMessage.call(this, message);
+  };
+  try {
+    using pool = new CodecPool({ threads: 1 });
+    const { window, sha256 } = job;
+    await pool.inflateSpan({
+      ...job,
+      window: table(window),
+      sha256: table(sha256),
+    });
+    await pool.inflateSpan(job);
+  } finally {
+    Worker.prototype.postMessage = postMessage;
+  }
+  assert.equal(posted.length, 2);
+  for (const { window, sha256 } of posted) {
+    assert.equal(window.buffer.byteLength, window.length);
+    assert.equal(sha256.buffer.byteLength, sha256.length);
+  }
+});
+
 Deno.test("CodecPool fails jobs with typed errors and goes on", async () => {
   using pool = new CodecPool({ threads: 1 });
   const { job, content } = spanJob(2);
