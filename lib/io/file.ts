@@ -1,7 +1,5 @@
 /** Files as sources, and files that appear whole or not at all. */
 
-import * as fs from "node:fs";
-import { promisify } from "node:util";
 import { FormatError, ObdError, UnsupportedError } from "./errors.ts";
 import { type Libc, loadLibc, preadCached } from "./libc.ts";
 import {
@@ -10,10 +8,24 @@ import {
   type SourceDescription,
 } from "./source.ts";
 
-const readAsync = promisify(fs.read);
-const openAsync = promisify(fs.open);
-const closeAsync = promisify(fs.close);
-const fstatAsync = promisify(fs.fstat);
+let calls: ReturnType<typeof loadCalls> | undefined;
+
+/** Loaded with the first use: node:fs is a third of the start of a worker, and most workers read no files. */
+function fileCalls(): ReturnType<typeof loadCalls> {
+  return calls ??= loadCalls();
+}
+
+async function loadCalls() {
+  const fs = await import("node:fs");
+  const { promisify } = await import("node:util");
+  return {
+    read: promisify(fs.read),
+    open: promisify(fs.open),
+    close: promisify(fs.close),
+    fstat: promisify(fs.fstat),
+    constants: fs.constants,
+  };
+}
 
 /** lseek(2) on Linux. */
 const SEEK_DATA = 3;
@@ -39,11 +51,12 @@ export class FileSource implements ByteSource {
    * @throws {ObdError} With code "state" if it is a directory or a pipe.
    */
   static async open(path: string): Promise<FileSource> {
-    const { O_RDONLY, O_NONBLOCK } = fs.constants;
+    const { open, fstat, close, constants } = await fileCalls();
+    const { O_RDONLY, O_NONBLOCK } = constants;
     // Of a pipe, open(2) would wait for a writer.
-    const fd = await openAsync(path, O_RDONLY | O_NONBLOCK);
+    const fd = await open(path, O_RDONLY | O_NONBLOCK);
     try {
-      const info = await fstatAsync(fd);
+      const info = await fstat(fd);
       // Both can be opened, and fail with the first read only.
       if (info.isDirectory() || info.isFIFO()) {
         const kind = info.isFIFO() ? "pipe" : "directory";
@@ -51,7 +64,7 @@ export class FileSource implements ByteSource {
       }
       return new FileSource(path, fd, info.size);
     } catch (error) {
-      await closeAsync(fd);
+      await close(fd);
       throw error;
     }
   }
@@ -109,7 +122,7 @@ export class FileSource implements ByteSource {
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#open) return;
     this.#open = false;
-    await closeAsync(this.#fd);
+    await (await fileCalls()).close(this.#fd);
   }
 }
 
@@ -124,9 +137,10 @@ export async function preadFully(
   offset: number,
   name: string,
 ): Promise<void> {
+  const { read } = await fileCalls();
   let done = 0;
   while (done < dst.length) {
-    const { bytesRead } = await readAsync(
+    const { bytesRead } = await read(
       fd,
       dst,
       done,
