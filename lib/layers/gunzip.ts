@@ -11,7 +11,8 @@ import {
   toHex,
   UnsupportedError,
 } from "../io/mod.ts";
-import { isCaching } from "./cache/mod.ts";
+import { type CacheStore, isCaching } from "./cache/mod.ts";
+import { SpareBuffers } from "./spare_buffers.ts";
 import {
   digestKey,
   type MakeOptions,
@@ -82,6 +83,7 @@ class GunzipMaker implements SpanMaker {
   readonly #checkpoints: CheckpointTable;
   readonly #cacheKey: string;
   readonly #inflater: SpanInflater;
+  readonly #store: CacheStore | undefined;
 
   constructor(compressed: ByteSource, options: GunzipOptions) {
     this.name = options.digest;
@@ -90,6 +92,7 @@ class GunzipMaker implements SpanMaker {
     this.#checkpoints = options.checkpoints;
     this.#cacheKey = options.cacheKey ?? options.digest;
     this.#inflater = options.inflater;
+    this.#store = options.cache.store;
     checkTables(compressed.size, options.spans, options.checkpoints);
   }
 
@@ -109,6 +112,9 @@ class GunzipMaker implements SpanMaker {
       start,
       length,
       shared: true,
+      // What the span cache has room for is not kept a second time, compressed.
+      // Once it evicts, the blob's cache keeps what it would fetch again.
+      once: this.#store?.hasRoomFor(this.spans.sizeOf(index)) ?? false,
       sha256: this.spans.digestOf(index),
       decode: (input) => this.#decode(index, input, options),
       options,
@@ -227,6 +233,9 @@ function checkTables(
   }
 }
 
+/** What spans are decoded from, of all layers. */
+const inputs = new SpareBuffers();
+
 /**
  * Reads, decodes and checks; once more when it was wrong and a cache below may
  * be to blame, its own or a neighbour's read. Bytes that stay wrong are not left in that cache either.
@@ -240,21 +249,30 @@ export async function makeChecked(job: {
   length: number;
   /** Read into shared memory, which goes to a worker without being copied. */
   shared: boolean;
+  /** The result is stored: the compressed bytes need not be. */
+  once?: boolean;
   sha256: Uint8Array | undefined;
+  /** Done with a shared `input` when it resolves. */
   decode: (input: Uint8Array) => Promise<Uint8Array>;
   options: MakeOptions;
 }): Promise<Uint8Array> {
   for (let attempt = 1;; attempt++) {
+    const shared = job.shared ? inputs.take(job.length) : undefined;
     const input = new Uint8Array(
-      job.shared
-        ? new SharedArrayBuffer(job.length)
-        : new ArrayBuffer(job.length),
+      shared ?? new ArrayBuffer(job.length),
+      0,
+      job.length,
     );
     job.options.timer.enter("fetch", job.length);
-    await job.source.pread(input, job.start, job.options);
+    if (job.once && isCaching(job.source)) {
+      await job.source.preadOnce(input, job.start, job.options);
+    } else await job.source.pread(input, job.start, job.options);
     job.options.timer.enter("decode");
     try {
-      return await job.decode(input);
+      const bytes = await job.decode(input);
+      // Not after a failure: a job that was called off may still read it.
+      if (shared) inputs.give(shared);
+      return bytes;
     } catch (error) {
       if (!isWrongData(error)) throw error;
       if (isCaching(job.source)) {

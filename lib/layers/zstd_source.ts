@@ -303,6 +303,7 @@ class ZstdMaker implements SpanMaker {
       start: compressedStart,
       length: compressedLength,
       shared: true,
+      once: this.#cache.store?.hasRoomFor(group.length) ?? false,
       sha256: this.spans.digestOf(firstSpan),
       decode: (input) => this.#decoder.decodeZstd({ ...job, input }),
       options,

@@ -215,6 +215,52 @@ Deno.test("GunzipSource: wrong bytes in the cache below are fetched again", asyn
   await reads(source, BIG.content, 2 * SPAN, SPAN);
 });
 
+Deno.test("GunzipSource: a blob's cache keeps what the span cache has no room for, and nothing else", async () => {
+  await using spanStore = await tempStore(2 ** 20);
+  await using blobStore = await tempStore();
+  const blob = new TestSource(BIG.blob);
+  const source = new GunzipSource(
+    new CachedSource(blob, {
+      key: BIG.digest,
+      store: blobStore,
+      blockSize: 4 * KIB,
+    }),
+    {
+      digest: BIG.digest,
+      spans: BIG.spans,
+      checkpoints: BIG.checkpoints,
+      inflater: new TestInflater(),
+      cache: new SpanCache({ store: spanStore, memoryBytes: 1 }),
+      readaheadBytes: 0,
+    },
+  );
+  await using _ = source;
+  await reads(source, BIG.content, 3 * SPAN, SPAN);
+  const start = BIG.checkpoints.compressedOffset(3);
+  const end = BIG.checkpoints.compressedOffset(4);
+  assert.deepEqual(blob.reads, [
+    { offset: start, length: end - start, priority: "demand" },
+  ]);
+  for (let span = 4; span < 19; span++) {
+    await reads(source, BIG.content, span * SPAN, 1);
+    await spanStore.settled();
+  }
+  assert.equal(blobStore.entryCount, 0);
+  assert.equal(spanStore.stats.evictions, 0);
+  // The sixteenth filled it: from now on spans are evicted.
+  await reads(source, BIG.content, 0, SPAN);
+  assert.ok(blobStore.entryCount > 0);
+  await spanStore.settled();
+  assert.equal(spanStore.stats.evictions, 1);
+  const fetched = blob.reads.length;
+  spanStore.drop(spanStore.get(digestKey(BIG.spans.digestOf(0)!))!);
+  await reads(source, BIG.content, SPAN, 1); // out of memory with it
+  const between = blob.reads.length;
+  assert.ok(between > fetched);
+  await reads(source, BIG.content, 0, SPAN);
+  assert.equal(blob.reads.length, between, "from the blob's cache");
+});
+
 Deno.test("GunzipSource: spans survive a restart, damaged ones are made anew", async () => {
   const directory = await Deno.makeTempDir({ prefix: "obd-gunzip-" });
   try {

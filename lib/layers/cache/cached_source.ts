@@ -14,6 +14,7 @@ import {
 import type { ReadStats } from "../read_stats.ts";
 import { type Stream, StreamTracker } from "../readahead.ts";
 import type { CacheEntry } from "./entry.ts";
+import { RangeReader } from "./range_reader.ts";
 import type { CacheStore } from "./store.ts";
 
 const DEFAULT_BLOCK_SIZE = 256 * 1024;
@@ -46,6 +47,15 @@ export interface CachedSourceOptions {
 
 /** What a reader can tell a cache below it. */
 export interface CachingSource extends ByteSource {
+  /**
+   * As `pread`, of a range that the caller keeps in another form: what the
+   * cache has of it is used, else it is fetched as it is and not stored.
+   */
+  preadOnce(
+    dst: Uint8Array,
+    offset: number,
+    options?: ReadOptions,
+  ): Promise<void>;
   /**
    * Forgets what is cached of a range.
    *
@@ -99,6 +109,7 @@ export class CachedSource implements CachingSource {
   };
   readonly #fetches = new Map<Promise<void>, Fetch>();
   readonly #tracker: StreamTracker;
+  readonly #ranges: RangeReader;
   /** Blocks that are being read ahead. */
   #ahead = 0;
   #dispatching = false;
@@ -116,12 +127,14 @@ export class CachedSource implements CachingSource {
     this.#key = `${options.key}/${blockSize}/`;
     this.#store = options.store;
     this.#blockSize = blockSize;
-    this.#maxBlocks = Math.max(
-      1,
-      Math.floor((options.maxFetchBytes ?? DEFAULT_FETCH_BYTES) / blockSize),
-    );
+    const maxFetchBytes = options.maxFetchBytes ?? DEFAULT_FETCH_BYTES;
+    this.#maxBlocks = Math.max(1, Math.floor(maxFetchBytes / blockSize));
     this.#budget = options.budget ?? new ByteBudget(DEFAULT_IN_FLIGHT_BYTES);
     this.#stats = options.stats;
+    this.#ranges = new RangeReader(inner, {
+      maxFetchBytes,
+      budget: this.#budget,
+    });
     this.#tracker = new StreamTracker(
       options.store ? options.readaheadBytes ?? 0 : 0,
     );
@@ -160,6 +173,22 @@ export class CachedSource implements CachingSource {
     if (priorityOf(options) === "demand") this.#note(offset, dst.length);
     // All of them, also after a failure: `dst` is ours until none writes to it.
     await allSettled(parts);
+  }
+
+  async preadOnce(
+    dst: Uint8Array,
+    offset: number,
+    options: ReadOptions = {},
+  ): Promise<void> {
+    checkRange(this.size, offset, dst.length);
+    if (this.#closed) throw closedError();
+    const end = Math.ceil((offset + dst.length) / this.#blockSize);
+    for (let b = Math.floor(offset / this.#blockSize); b < end; b++) {
+      if (this.#recent.has(b) || this.#flights.has(b) || this.#lookup(b)) {
+        return await this.pread(dst, offset, options);
+      }
+    }
+    await this.#ranges.pread(dst, offset, options);
   }
 
   #note(offset: number, length: number): void {
@@ -240,7 +269,10 @@ export class CachedSource implements CachingSource {
     }
     const running = [...this.#fetches];
     for (const [, fetch] of running) fetch.control.abort();
-    await Promise.allSettled(running.map(([done]) => done));
+    await Promise.allSettled([
+      ...running.map(([done]) => done),
+      this.#ranges.close(),
+    ]);
     await this.#inner[Symbol.asyncDispose]();
   }
 

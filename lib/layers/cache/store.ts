@@ -206,6 +206,11 @@ export class CacheStore implements AsyncDisposable {
     return entry;
   }
 
+  /** Whether {@linkcode put} would store `bytes` bytes now and evict nothing for them. */
+  hasRoomFor(bytes: number): boolean {
+    return !this.#closed && this.#writer.hasRoomFor(bytes);
+  }
+
   /**
    * Stores `bytes` in the background; they are readable at once.
    *

@@ -42,6 +42,8 @@ export class EntryWriter {
   #resetReason: string | undefined;
   #pausedUntil = 0;
   #unsynced = false;
+  /** The file system had too little space when it was last asked. */
+  #isTight = false;
   #shrinks = false;
 
   constructor(options: {
@@ -71,6 +73,12 @@ export class EntryWriter {
     return performance.now() >= this.#pausedUntil &&
       this.#queueBytes + bytes <= this.#queueLimit &&
       slotsOf(bytes) <= this.#slots.capacity / 4;
+  }
+
+  /** Whether an entry of `bytes` would be taken now, and nothing evicted for it. */
+  hasRoomFor(bytes: number): boolean {
+    return this.accepts(bytes) && !this.#isTight &&
+      this.#slots.available >= slotsOf(this.#queueBytes + bytes);
   }
 
   /** Queues an entry in state `writing`. */
@@ -195,6 +203,7 @@ export class EntryWriter {
     }
     const needBytes = need * SLOT_SIZE;
     let missing = await this.#space.missing(needBytes);
+    this.#isTight = missing > 0;
     while (missing > 0) {
       let given = 0;
       while (given < missing) {
