@@ -6,7 +6,6 @@ import {
   FormatError,
   IntegrityError,
   mapConcurrent,
-  NotFoundError,
   ObdError,
 } from "../io/mod.ts";
 import {
@@ -25,26 +24,16 @@ import {
 } from "../layers/mod.ts";
 import {
   type Descriptor,
-  type ImageManifest,
-  parsePlatform,
   parseReference,
   type Repository,
-  type ResolvedManifest,
 } from "../registry/mod.ts";
 import type { ImageEnvironment } from "./environment.ts";
-import {
-  buildLocally,
-  findMeta,
-  type FoundMeta,
-  META_WAYS,
-  type MetaWay,
-  tagToTry,
-} from "./find_meta.ts";
+import type { MetaWay } from "./find_meta.ts";
 import { MetaBlobs } from "./meta_blobs.ts";
-import { layerGroups, type LayerRole, layerRoles } from "./meta_image.ts";
+import { layerGroups, type LayerRole } from "./meta_image.ts";
 import { openConfigImage } from "./overlaybd_config.ts";
+import { type OpenPlan, planOpen } from "./open_plan.ts";
 import type { TargetRecord } from "./prefetch_plan.ts";
-import { loadSource, resolveManifest, type SourceImage } from "./source.ts";
 import { TraceFinder } from "./trace_finder.ts";
 
 /** Integrity levels, weakest first. */
@@ -177,138 +166,21 @@ async function openReference(
   text: string,
   options: OpenImageOptions,
 ): Promise<OpenedImage> {
-  const { signal } = environment;
   const reference = parseReference(text);
-  const ways = options.metaFrom ?? META_WAYS;
   await using stack = new AsyncDisposableStack();
   const repository = stack.use(await environment.openRepository(reference));
-  const platform = options.platform === undefined
-    ? undefined
-    : parsePlatform(options.platform);
-  using guesses = new ManifestGuess(repository, signal);
-  // Its name is known before the image's digest is.
-  const likelyTag = tagToTry(reference, ways);
-  if (likelyTag !== undefined) guesses.begin(likelyTag);
-  const plain = await resolveManifest(repository, reference, {
-    platform,
-    signal,
-  });
-  const loading = loadSource(repository, reference, plain, signal);
-  loading.catch(() => {}); // whoever waits for it is told
-  const roles = layerRoles(plain.manifest);
-  const { digest } = plain.resolved.descriptor;
-  const subject = roles ? plain.manifest.subject?.digest ?? digest : digest;
-  const finder = stack.use(
-    new TraceFinder(environment, repository, subject),
-  );
-  if (options.traces) finder.start();
   using blobs = new MetaBlobs(environment, repository);
-  let plan: OpenPlan;
-  let isGuessed = false;
-  if (roles) {
-    blobs.begin(turboBlobs(plain.manifest));
-    await loading;
-    plan = {
-      roles,
-      metaDigest: digest,
-      sourceDigest: plain.manifest.subject?.digest,
-    };
-  } else {
-    const found = await findMeta(
-      {
-        environment,
-        repository,
-        reference,
-        ways,
-        forms: options.requireSpans ? "spans" : "all",
-        resolve: (target) => guesses.resolve(target),
-        // Mostly the only one: what is fetched of it is there sooner.
-        onFit: ({ manifest }) => {
-          if (!isGuessed) blobs.begin(turboBlobs(manifest));
-          isGuessed = true;
-        },
-      },
-      plain,
-      () => loading,
-    );
-    blobs.keep(found ? turboBlobs(found.manifest) : []);
-    plan = await planPlain(environment, await loading, found, ways);
-  }
+  const place = { environment, repository, reference, blobs };
+  let finder: TraceFinder | undefined;
+  const plan = await planOpen(place, options, (subject) => {
+    finder = stack.use(new TraceFinder(environment, repository, subject));
+    if (options.traces) finder.start();
+  });
   const layers = await openLayers(environment, repository, plan, blobs);
   const owned = stack.move();
   const image = makeImage(text, layers, owned, plan);
-  image.traces = (signal) => finder.find(image, plan.roles, signal);
+  image.traces = (signal) => finder!.find(image, plan.roles, signal);
   return image;
-}
-
-/** Descriptors of an image's meta blobs. */
-function turboBlobs(manifest: ImageManifest): Descriptor[] {
-  return (layerRoles(manifest) ?? []).filter(({ kind }) => kind === "turbo")
-    .map(({ descriptor }) => descriptor);
-}
-
-/** Asks for a manifest before it is sure to be needed. Disposing of it ends what was asked in vain. */
-class ManifestGuess implements Disposable {
-  readonly #repository: Repository;
-  readonly #signal: AbortSignal | undefined;
-  readonly #control = new AbortController();
-  readonly #begun = new Map<string, Promise<ResolvedManifest>>();
-
-  constructor(repository: Repository, signal: AbortSignal | undefined) {
-    this.#repository = repository;
-    this.#signal = signal;
-  }
-
-  begin(target: string): void {
-    const own = this.#control.signal;
-    const signal = this.#signal ? AbortSignal.any([this.#signal, own]) : own;
-    const answer = this.#repository.resolve(target, { signal });
-    answer.catch(() => {}); // whoever waits for it is told
-    this.#begun.set(target, answer);
-  }
-
-  resolve(target: string): Promise<ResolvedManifest> {
-    return this.#begun.get(target) ??
-      this.#repository.resolve(target, { signal: this.#signal });
-  }
-
-  [Symbol.dispose](): void {
-    this.#control.abort();
-  }
-}
-
-/** What to open, and where meta blobs come from when not from the repository. */
-interface OpenPlan {
-  roles: readonly LayerRole[];
-  /** Members of each layer's meta blob, where they are at hand. */
-  members?: readonly ReadonlyMap<string, Uint8Array>[] | undefined;
-  metaDigest: string;
-  sourceDigest: string | undefined;
-}
-
-/** A plain image is opened with the meta image that was found, else with one that is built in memory. */
-async function planPlain(
-  environment: ImageEnvironment,
-  source: SourceImage,
-  found: FoundMeta | undefined,
-  ways: readonly MetaWay[],
-): Promise<OpenPlan> {
-  const sourceDigest = source.resolved.descriptor.digest;
-  if (found) {
-    return {
-      roles: layerRoles(found.manifest)!,
-      metaDigest: found.descriptor.digest,
-      sourceDigest,
-    };
-  }
-  if (!ways.includes("build")) {
-    throw new NotFoundError(
-      `No meta image for ${source.repository.name}@${sourceDigest} (looked by ${
-        ways.join(", ")
-      }): run obd build, or allow "build" in metaFrom`,
-    );
-  }
-  return { ...await buildLocally(environment, source), sourceDigest };
 }
 
 /** Opens all layers at once; a failure disposes of those that opened. */
