@@ -24,6 +24,9 @@ import {
 import { unpackError } from "./worker_errors.ts";
 import type { ZstdSpans } from "./zstd_spans.ts";
 
+/** From a job's announcement to the start of a thread for it. */
+const WARM_DELAY_MS = 2;
+
 /** Where a job may wait and who may call it off. */
 export interface JobOptions extends Urgent {
   /** Rejects with `CancelledError`; a job that already runs is left to end by itself. */
@@ -84,6 +87,7 @@ export class CodecPool implements Disposable {
   readonly #members = new Set<Member>();
   readonly #idle: Member[] = [];
   readonly #queue = new UrgencyQueue<Job>();
+  #warmTimer: ReturnType<typeof setTimeout> | undefined;
   #nextId = 0;
   #disposed = false;
 
@@ -99,6 +103,24 @@ export class CodecPool implements Disposable {
   /** Running threads. */
   get size(): number {
     return this.#members.size;
+  }
+
+  /**
+   * Says that a job will come as soon as its input has: a thread is started
+   * meanwhile if none is idle. Starting one holds the calling thread for some
+   * milliseconds, so it is done when what asks for the input is on its way.
+   */
+  expectJob(): void {
+    if (!this.#mayWarm || this.#warmTimer !== undefined) return;
+    this.#warmTimer = setTimeout(() => {
+      this.#warmTimer = undefined;
+      if (this.#mayWarm) this.#rest(this.#start());
+    }, WARM_DELAY_MS);
+  }
+
+  get #mayWarm(): boolean {
+    return !this.#disposed && this.#idle.length === 0 &&
+      this.#members.size < this.#threads;
   }
 
   /**
@@ -151,6 +173,7 @@ export class CodecPool implements Disposable {
   [Symbol.dispose](): void {
     if (this.#disposed) return;
     this.#disposed = true;
+    clearTimeout(this.#warmTimer);
     const gone = new CancelledError("Codec pool was closed");
     for (let job; (job = this.#queue.shift());) job.reject(gone);
     for (const member of [...this.#members]) this.#end(member, gone);
@@ -228,9 +251,7 @@ export class CodecPool implements Disposable {
     const job = member.job;
     clearTimeout(member.timer);
     member.job = undefined;
-    this.#idle.push(member);
-    member.timer = setTimeout(() => this.#end(member), this.#idleMs);
-    Deno.unrefTimer(member.timer as unknown as number);
+    this.#rest(member);
     if (job) {
       if ("error" in reply) job.reject(unpackError(reply.error));
       else if (job.body.kind === "inflate" && job.body.output !== undefined) {
@@ -239,6 +260,13 @@ export class CodecPool implements Disposable {
       } else job.resolve(reply.bytes);
     }
     this.#pump();
+  }
+
+  /** Has a thread without a job wait for the next one, for a while. */
+  #rest(member: Member): void {
+    this.#idle.push(member);
+    member.timer = setTimeout(() => this.#end(member), this.#idleMs);
+    Deno.unrefTimer(member.timer as unknown as number);
   }
 
   #end(member: Member, error?: ObdError): void {

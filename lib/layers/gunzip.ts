@@ -43,7 +43,9 @@ export interface CheckpointTable {
 }
 
 /** Decodes spans, off this thread: a {@linkcode CodecPool}, or a part of one. */
-export type SpanInflater = Pick<CodecPool, "inflateSpan">;
+export type SpanInflater =
+  & Pick<CodecPool, "inflateSpan">
+  & Partial<Pick<CodecPool, "expectJob">>;
 
 /** Settings of a {@linkcode GunzipSource}. */
 export interface GunzipOptions extends SpanSourceOptions {
@@ -106,6 +108,7 @@ class GunzipMaker implements SpanMaker {
 
   make(index: number, options: MakeOptions): Promise<Uint8Array> {
     const { start, length } = this.#range(index);
+    this.#inflater.expectJob?.();
     return makeChecked({
       what: `Span ${index} of layer "${this.name}"`,
       source: this.#compressed,

@@ -95,6 +95,37 @@ Deno.test("CodecPool posts a job's own bytes, not the tables that they lie in", 
   }
 });
 
+Deno.test("CodecPool.expectJob() starts a thread if none is idle, and only where there may be one", async () => {
+  const pool = new CodecPool({ threads: 2, idleMs: 100 });
+  const soon = () => new Promise((resolve) => setTimeout(resolve, 20));
+  pool.expectJob();
+  pool.expectJob();
+  assert.equal(pool.size, 0, "not at once: it holds the thread");
+  await soon();
+  assert.equal(pool.size, 1);
+  pool.expectJob();
+  await soon();
+  assert.equal(pool.size, 1, "one is idle");
+  // Given to a job before it has started up, it takes no other.
+  const jobs = [0, 1, 2].map((i) => pool.inflateSpan(spanJob(i).job));
+  assert.equal(pool.size, 2);
+  pool.expectJob();
+  for (const [i, bytes] of (await Promise.all(jobs)).entries()) {
+    assert.deepEqual(bytes, spanJob(i).content);
+  }
+  assert.equal(pool.size, 2, "as many as there may be");
+  while (pool.size > 0) await soon(); // idle ones end
+  pool.expectJob();
+  await soon();
+  assert.equal(pool.size, 1);
+  while (pool.size > 0) await soon(); // also one that got no job
+  pool.expectJob();
+  pool[Symbol.dispose]();
+  pool.expectJob();
+  await soon();
+  assert.equal(pool.size, 0);
+});
+
 Deno.test("CodecPool fails jobs with typed errors and goes on", async () => {
   using pool = new CodecPool({ threads: 1 });
   const { job, content } = spanJob(2);
