@@ -64,12 +64,29 @@ Deno.test("WholeLayerPredictor wants three quarters of the bytes read, in any pi
   assert.equal(repeated.next(), undefined);
 });
 
+Deno.test("WholeLayerPredictor ends with a reader that stops: 16 guesses after the last read", () => {
+  const whole = predictor(1000);
+  for (let i = 0; i < 200; i++) whole.read(i, SIZE, false);
+  assert.equal(guesses(whole).length, 16);
+  assert.equal(guesses(whole).length, 0);
+  whole.read(0, 1, false);
+  assert.equal(guesses(whole).length, 16);
+});
+
 Deno.test("WholeLayerPredictor: a stream is no evidence, nor what it came to first", () => {
   const whole = predictor(1000);
   for (let i = 0; i < 500; i++) {
     whole.read(i, SIZE, true);
     whole.read(i, SIZE, false);
     assert.equal(whole.next(), undefined);
+  }
+  // Nor does what is read again of it make up for what others leave.
+  const parts = predictor(1000);
+  for (let i = 0; i < 100; i++) {
+    parts.read(2 * i, 0.7 * SIZE, false);
+    parts.read(2 * i + 1, SIZE, true);
+    parts.read(2 * i + 1, SIZE, false);
+    assert.equal(parts.next(), undefined);
   }
 });
 
@@ -211,6 +228,16 @@ Deno.test("SpanSource does not, for readers of parts, without a store, and when 
       assert.equal(ahead(inflater), 0, JSON.stringify(options));
     }, options);
   }
+});
+
+Deno.test("SpanSource fetches a sequential reader's window ahead of it, not the layer", async () => {
+  await withLayer(async (source, inflater) => {
+    const indexes = Array.from({ length: 64 }, (_, i) => 100 + i);
+    await readSpans(source, inflater, indexes);
+    assert.ok(ahead(inflater) > 0);
+    const made = inflater.jobs.length;
+    assert.ok(made <= 64 + 5, `${made} were made for 64 and a window of four`);
+  }, { readaheadBytes: 4 * SPAN });
 });
 
 Deno.test("SpanSource: a read goes before what is fetched for a reader of everything", async () => {
