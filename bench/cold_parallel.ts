@@ -42,6 +42,8 @@ interface Measured {
   requests: number;
   fetchedBytes: number;
   cpuSeconds: number;
+  /** Of the registry and the link, which share the machine with what is measured. */
+  farCpuSeconds: number;
 }
 
 async function measure(
@@ -76,6 +78,7 @@ async function measure(
     requests: after.requests - before.requests,
     fetchedBytes: after.bytes - before.bytes,
     cpuSeconds: (used.user + used.system) / 1e6,
+    farCpuSeconds: after.cpuSeconds - before.cpuSeconds,
   };
 }
 
@@ -118,21 +121,23 @@ async function main(): Promise<void> {
   try {
     await using registry = await FarRegistry.start(`${dir}/registry`);
     await pushDebianImage(registry, dir);
-    const results = new Map<number, number[]>([[1, []], [READERS, []]]);
+    const results = new Map<number, Measured[]>([[1, []], [READERS, []]]);
     for (let round = 0; round < Number(values.rounds); round++) {
-      for (const [readers, rates] of results) {
+      for (const [readers, rows] of results) {
         const result = await measure(
           registry,
           dir,
           readers,
           Number(values.reads),
         );
-        rates.push(result.readsPerSecond);
+        rows.push(result);
         console.log(JSON.stringify({ round, ...result }));
       }
     }
-    const one = median(results.get(1)!);
-    const many = median(results.get(READERS)!);
+    const middle = (readers: number, of: (row: Measured) => number) =>
+      median(results.get(readers)!.map(of));
+    const one = middle(1, (row) => row.readsPerSecond);
+    const many = middle(READERS, (row) => row.readsPerSecond);
     console.log(JSON.stringify({
       bench: "cold_parallel",
       deno: Deno.version.deno,
@@ -144,6 +149,12 @@ async function main(): Promise<void> {
       many,
       ratio: many / one,
       budget: 8,
+      // Of many readers; wall time × cores bounds the sum.
+      cpuMsPerRead: middle(READERS, (row) => 1000 * row.cpuSeconds / row.reads),
+      farCpuMsPerRead: middle(
+        READERS,
+        (row) => 1000 * row.farCpuSeconds / row.reads,
+      ),
     }));
   } finally {
     await Deno.remove(dir, { recursive: true });

@@ -8,6 +8,7 @@
  * `{"host":…}`, `{"traffic":true}` prints what came over the last way.
  */
 
+import process from "node:process";
 import { createInterface } from "node:readline";
 import { Readable } from "node:stream";
 import { LatencyProxy } from "../cmd/bench/proxy.ts";
@@ -21,11 +22,13 @@ export interface FarLink {
   bytesPerSecond?: number | undefined;
 }
 
-/** What came over a way since it was opened. */
+/** What came over a way since it was opened, and what the far side took. */
 export interface FarTraffic {
   requests: number;
   connections: number;
   bytes: number;
+  /** CPU time of the far side since its start, in seconds: registry and link run on the same machine. */
+  cpuSeconds: number;
 }
 
 /** A running one. */
@@ -98,7 +101,11 @@ async function serve(directory: string): Promise<void> {
     const question = JSON.parse(line) as FarLink & { traffic?: boolean };
     if (question.traffic) {
       const { requests, connections, bytes } = last!.traffic;
-      console.log(JSON.stringify({ requests, connections, bytes }));
+      const { user, system } = process.cpuUsage();
+      const cpuSeconds = (user + system) / 1e6;
+      console.log(
+        JSON.stringify({ requests, connections, bytes, cpuSeconds }),
+      );
       continue;
     }
     last = proxies.use(
