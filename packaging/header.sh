@@ -3,6 +3,7 @@
 # The first start unpacks both below @HASH@ in OBD_RUNTIME_DIR, else
 # /var/lib/obd/runtime (root), else $XDG_CACHE_HOME/obd. Nothing is downloaded.
 set -eu
+mask=$(umask)
 umask 077
 fail() { echo "obd: $*" >&2; exit 1; }
 if [ -n "${OBD_RUNTIME_DIR:-}" ]; then base=$OBD_RUNTIME_DIR
@@ -36,6 +37,8 @@ if [ ! -f "$dir/complete" ]; then
   trap - EXIT HUP INT TERM
   rm -rf "$temp"
 fi
+# What the program makes, and what it starts, is for whom the user says.
+umask "$mask"
 # In a directory that others can write to, somebody else may have been first.
 [ -O "$dir" ] || fail "$dir belongs to somebody else: set OBD_RUNTIME_DIR to a directory of your own"
 # A small young generation: a build's peak is 20 MiB lower, and no slower.

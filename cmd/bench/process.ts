@@ -32,11 +32,12 @@ export class BenchProcess implements AsyncDisposable {
   constructor(command: string[], options: SpawnOptions = {}) {
     this.#name = command[0]!.replace(/^.*\//, "");
     if (options.onOutput) this.#listeners.add(options.onOutput);
-    // The shell is replaced by the program once it is in the group.
+    // The shell is replaced by the program once it is in the group. Containers
+    // inherit the umask: it must not depend on whose bench it is.
     this.#child = new Deno.Command("/bin/sh", {
       args: [
         "-c",
-        'for f in $1; do echo $$ >"$f" || exit 1; done; shift; exec "$@"',
+        'umask 022; for f in $1; do echo $$ >"$f" || exit 1; done; shift; exec "$@"',
         "sh",
         options.group?.procsFiles.join(" ") ?? "",
         programPath(command[0]!),

@@ -206,6 +206,17 @@ Deno.test({
         );
       });
 
+      await t.step("leaves the umask as it was", async () => {
+        const script = 'umask 027; exec "$@"';
+        const { code, stderr } = await run("sh", [
+          ...["-c", script, "sh", program, "dump", "--quiet"],
+          ...[`oci:${temp}/one:v1`, `${temp}/dumped`],
+        ], env);
+        assert.equal(code, 0, stderr);
+        const { mode } = await Deno.stat(`${temp}/dumped`);
+        assert.equal(mode! & 0o777, 0o640);
+      });
+
       await t.step("serves", async () => {
         await serveAndRead(program, env, temp);
       });
