@@ -4,8 +4,8 @@
 const MIN_SAMPLES = 32;
 /**
  * Part of these spans' bytes that must have been read. Programs that start read
- * a third to six tenths of the spans that they touch; an archiver comes from
- * two thirds, while it is in the middle of many, to all.
+ * three to seven tenths of the spans of a layer that they touch; an archiver
+ * comes from two thirds, while it is in the middle of many, to all.
  */
 const READ_SHARE = 0.75;
 /** Bytes guessed that nobody came to yet are no more than this part of what was wanted: nor is what is fetched in vain. */
