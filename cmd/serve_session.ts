@@ -34,6 +34,7 @@ import type {
 } from "./api.ts";
 import type { ImageConfig, ServeConfig } from "./config.ts";
 import type { RegistrySettings } from "./context.ts";
+import { firstRead } from "./first_read.ts";
 import { giveBackMemory } from "./give_back_memory.ts";
 import { readTraceFile, TraceRecordings } from "./trace_files.ts";
 import { VERSION } from "./version.ts";
@@ -246,6 +247,7 @@ export class ServeSession implements ServeControl {
         findTraces,
         concurrency: settings.prefetch.concurrency,
         bytesPerSecond: config.prefetchRate ?? settings.prefetch.bytesPerSecond,
+        ready: () => firstRead(nbd.stats, replay.signal),
         signal: replay.signal,
       });
       const served = { config, image, nbd, reads, replay, replaying };

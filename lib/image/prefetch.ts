@@ -19,6 +19,8 @@ export interface PrefetchOptions {
   /** As in `ReplayOptions` of `trace_replay.ts`. */
   concurrency?: number | undefined;
   bytesPerSecond?: number | undefined;
+  /** Called when it is known what to fetch, waited for before anything is. */
+  ready?: (() => Promise<void>) | undefined;
   signal: AbortSignal;
 }
 
@@ -39,6 +41,8 @@ export async function prefetchImage(
   try {
     const records = await collect(image, options, log);
     if (records.length === 0) return;
+    await options.ready?.();
+    if (signal.aborted) return;
     const { store, memory } = environment.spanCache;
     await replayTrace(image, records, {
       logger: log,
