@@ -211,6 +211,10 @@ export class ObdSandbox implements AsyncDisposable {
       if ((await this.#mountPoints()).length === 0) break;
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
+    // Held by something that does not end: it goes with its last user.
+    for (const point of await this.#mountPoints()) {
+      await quietly("umount", "--lazy", point);
+    }
     await quietly("rm", "-rf", "--one-file-system", this.dir);
   }
 }
