@@ -7,7 +7,7 @@ import { type Measurement, since } from "./measurement.ts";
 import { BenchProcess } from "./process.ts";
 import { askSteadily, waitForReady } from "./ready.ts";
 import { diskUse } from "./run_files.ts";
-import type { ServeState } from "./serve_state.ts";
+import type { ServeState, WatchedServe } from "./serve_state.ts";
 import type { RunSettings } from "./settings.ts";
 import { countedStages } from "./stages.ts";
 
@@ -136,7 +136,7 @@ export interface MeasuredContainer {
   /** Directories of what the contender keeps on disk. */
   keeps: string[];
   /** The serve of a lazy contender: as it was with the root file system, and how to ask it. */
-  serve?: { atRoot: Promise<ServeState>; state(): Promise<ServeState> };
+  serve?: WatchedServe;
 }
 
 /** Starts the service and measures until it is available, and how it does from then on. */

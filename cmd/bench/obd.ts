@@ -18,7 +18,7 @@ import type { CostGroup } from "./cost.ts";
 import { type Measurement, since } from "./measurement.ts";
 import { BenchProcess, runTool } from "./process.ts";
 import { requireFreePort, waitForReady } from "./ready.ts";
-import { requireBuilt, type ServeState, serveState } from "./serve_state.ts";
+import { builtState, watchServe } from "./serve_state.ts";
 import type { RunSettings } from "./settings.ts";
 
 const EXPORT_POLL_MS = 2;
@@ -49,10 +49,6 @@ export async function runObd(
   const root = await mountOverlay(stack, settings, lower, "root");
   const rootSeconds = since(started);
   const openedAt = serve.openedAt();
-  const state = () => builtState(serve.api, metaDigest, settings.signal);
-  // Not waited for: the container starts meanwhile.
-  const atRoot = state();
-  atRoot.catch(() => {});
   return await runContainer(stack, settings, {
     ctr,
     root: ["--rootfs", root],
@@ -63,7 +59,7 @@ export async function runObd(
       : Math.round(openedAt - started) / 1000,
     rootSeconds,
     keeps: [cache, `${root}.upper`],
-    serve: { atRoot, state },
+    serve: watchServe(serve.api, metaDigest, settings.signal),
   });
 }
 
@@ -155,17 +151,6 @@ async function recordFirstExport(
     }
     await delay(EXPORT_POLL_MS, signal);
   }
-}
-
-/** What the serve says, if it has opened what was built. */
-export async function builtState(
-  api: string,
-  metaDigest: string,
-  signal: AbortSignal,
-): Promise<ServeState> {
-  const state = await serveState(api, signal);
-  requireBuilt(state, metaDigest);
-  return state;
 }
 
 /** What a contender opens: the image, and what was built of it. */

@@ -18,7 +18,6 @@ import { type Measurement, since } from "./measurement.ts";
 import type { BenchMode } from "./mode.ts";
 import {
   type BenchServe,
-  builtState,
   lazyImage,
   type Recording,
   startServe,
@@ -26,6 +25,7 @@ import {
 import { fetchAndUnpack } from "./oci.ts";
 import { loadReads, type Reads, readUnpacked, replayReads } from "./reads.ts";
 import { diskUse } from "./run_files.ts";
+import { builtState, watchServe } from "./serve_state.ts";
 import type { RunSettings } from "./settings.ts";
 
 const EXPORT = "bench";
@@ -180,10 +180,7 @@ async function runLazy(
     name === "obd-trace" ? settings.traceFile : undefined,
   );
   const openedSeconds = since(started);
-  const state = () => builtState(serve.api, metaDigest, signal);
-  // Not waited for: reads begin meanwhile.
-  const atRoot = state();
-  atRoot.catch(() => {});
+  const watched = watchServe(serve.api, metaDigest, signal);
   let firstByteSeconds: number | undefined;
   await replayReads(
     device,
@@ -194,7 +191,7 @@ async function runLazy(
   const readySeconds = since(started);
   const { traffic } = registry.proxy;
   const cost = group.cost();
-  const atReady = await state();
+  const atReady = await watched.state();
   return withServe(
     {
       openedSeconds,
@@ -205,7 +202,7 @@ async function runLazy(
       cost,
       diskBytes: await diskUse([cache], signal),
     },
-    await atRoot,
+    await watched.atRoot,
     atReady,
   );
 }

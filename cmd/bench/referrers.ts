@@ -5,13 +5,10 @@
  * be measured.
  */
 
+import { fallbackTag, MediaType } from "../../lib/image/mod.ts";
 import { ObdError } from "../../lib/io/mod.ts";
 
-const INDEX_TYPE = "application/vnd.oci.image.index.v1+json";
-const MANIFEST_TYPES = [
-  INDEX_TYPE,
-  "application/vnd.oci.image.manifest.v1+json",
-];
+const MANIFEST_TYPES = [MediaType.ociIndex, MediaType.ociManifest];
 /** Of an image's digest: leads to a meta image, before all referrers. */
 const META_ENDING = "-obd";
 
@@ -49,7 +46,7 @@ export async function keepReferrers(
       signal,
       headers: {
         accept: MANIFEST_TYPES.join(", "),
-        ...(body === undefined ? {} : { "content-type": INDEX_TYPE }),
+        ...(body === undefined ? {} : { "content-type": MediaType.ociIndex }),
       },
       ...(body === undefined ? {} : { body }),
     });
@@ -60,7 +57,7 @@ export async function keepReferrers(
       `Cannot tidy the bench's registry: ${method} ${path}: ${answer.status}`,
     );
   };
-  const tag = subject.replace(":", "-");
+  const tag = fallbackTag(subject);
   const unwanted = new Set<string>();
   // docker-registry has no API for referrers: they are listed under a tag.
   const list = await call("GET", `manifests/${tag}`);

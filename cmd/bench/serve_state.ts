@@ -14,7 +14,7 @@ export interface ServeState {
 }
 
 /** @throws {ObdError} If nothing is served. */
-export async function serveState(
+async function serveState(
   api: string,
   signal: AbortSignal,
 ): Promise<ServeState> {
@@ -44,4 +44,33 @@ export function requireBuilt(
     "state",
     `Another meta image was opened than the one that was built: ${metaDigest}, not ${built}`,
   );
+}
+
+/** What the serve says, if it has opened what was built. */
+export async function builtState(
+  api: string,
+  metaDigest: string,
+  signal: AbortSignal,
+): Promise<ServeState> {
+  const state = await serveState(api, signal);
+  requireBuilt(state, metaDigest);
+  return state;
+}
+
+/** A serve as it was with the root file system, and how to ask it again. */
+export interface WatchedServe {
+  atRoot: Promise<ServeState>;
+  state(): Promise<ServeState>;
+}
+
+/** Asks a serve how it is now. Not waited for: the service starts meanwhile. */
+export function watchServe(
+  api: string,
+  metaDigest: string,
+  signal: AbortSignal,
+): WatchedServe {
+  const state = () => builtState(api, metaDigest, signal);
+  const atRoot = state();
+  atRoot.catch(() => {}); // whoever waits for it is told
+  return { atRoot, state };
 }

@@ -46,16 +46,15 @@ export class Gunzip implements Disposable {
       const rest = piece.subarray(at);
       switch (this.#phase) {
         case "header": {
-          const isWhole = this.#isFirst || rest.length >= 2;
-          if (isWhole && !this.#isFirst && !hasGzipMagic(rest)) {
-            this.#phase = "behind";
-            return;
+          if (!this.#isFirst) {
+            if (rest.length < 2) return this.#hold(rest);
+            if (!hasGzipMagic(rest)) {
+              this.#phase = "behind";
+              return;
+            }
           }
-          const size = isWhole ? gzipHeaderSize(rest) : undefined;
-          if (size === undefined) {
-            this.#held = rest.slice();
-            return;
-          }
+          const size = gzipHeaderSize(rest);
+          if (size === undefined) return this.#hold(rest);
           at += size;
           this.#inflate.reset();
           this.#crc = this.#size = 0;
@@ -68,10 +67,7 @@ export class Gunzip implements Disposable {
           if (this.#phase === "deflate") return;
           break;
         case "trailer":
-          if (rest.length < GZIP_TRAILER_SIZE) {
-            this.#held = rest.slice();
-            return;
-          }
+          if (rest.length < GZIP_TRAILER_SIZE) return this.#hold(rest);
           this.#checkTrailer(rest);
           at += GZIP_TRAILER_SIZE;
           this.#phase = "header";
@@ -80,6 +76,10 @@ export class Gunzip implements Disposable {
           return;
       }
     }
+  }
+
+  #hold(rest: Uint8Array): void {
+    this.#held = rest.slice();
   }
 
   /** @returns Bytes used up; all of them, or those up to the member's end. */

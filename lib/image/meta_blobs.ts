@@ -1,19 +1,15 @@
 /** Meta blobs of an image: fetched whole, checked, taken apart. */
 
-import {
-  type ByteSource,
-  FormatError,
-  IntegrityError,
-  mapConcurrent,
-} from "../io/mod.ts";
+import { type ByteSource, IntegrityError, mapConcurrent } from "../io/mod.ts";
 import {
   MAX_META_TAR,
   type MetaBlob,
   readMetaBlob,
   readMetaStream,
 } from "../layers/mod.ts";
-import { type Descriptor, isDigest, type Repository } from "../registry/mod.ts";
+import type { Descriptor, Repository } from "../registry/mod.ts";
 import type { ImageEnvironment } from "./environment.ts";
+import { checkBlobSize } from "./source.ts";
 
 /** Blobs that are fetched at once. */
 const FETCH_CONCURRENCY = 8;
@@ -30,7 +26,7 @@ export async function fetchMetaBlob(
   descriptor: Descriptor,
   signal: AbortSignal | undefined,
 ): Promise<MetaBlob> {
-  checkSize(descriptor);
+  checkBlobSize(descriptor, MAX_META_TAR, "meta blob");
   return await readFetched(repository.fetchBlob(descriptor, { signal }));
 }
 
@@ -75,16 +71,6 @@ async function checkDigest(
     throw new IntegrityError("Digest of a meta blob", digest, blob.digest);
   }
   return blob;
-}
-
-function checkSize({ size }: Descriptor): void {
-  if (size > MAX_META_TAR) {
-    throw new FormatError(
-      "meta blob",
-      "size",
-      `is ${size} bytes, at most ${MAX_META_TAR} are read`,
-    );
-  }
 }
 
 interface Fetch {
@@ -145,9 +131,7 @@ export class MetaBlobs implements Disposable {
   ): Promise<MetaBlob> {
     const { blobStore: store } = this.#environment;
     const { digest, size } = descriptor;
-    const isCached = store !== undefined && size <= CACHED_SIZE_MAX &&
-      isDigest(digest);
-    if (!isCached) {
+    if (store === undefined || size > CACHED_SIZE_MAX) {
       return await fetchMetaBlob(this.#repository, descriptor, signal);
     }
     const key = `meta/${digest}`;

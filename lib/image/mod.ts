@@ -69,6 +69,7 @@ export {
   TraceRecorder,
 } from "../layers/mod.ts";
 export { CountedSource, type ReadCounters, ReadStats } from "../layers/mod.ts";
+export { fallbackTag, MediaType } from "../registry/mod.ts";
 export { Ext4Reader, type InodeStat } from "../ext4/mod.ts";
 export type {
   CacheStats,

@@ -130,6 +130,20 @@ export async function loadSource(
   return { ...plain, repository, reference, config, configBytes };
 }
 
+/** @throws {FormatError} If a blob that is to be read whole is too large for that. */
+export function checkBlobSize(
+  { size }: Descriptor,
+  sizeMax: number,
+  what: string,
+): void {
+  if (size <= sizeMax) return;
+  throw new FormatError(
+    what,
+    "size",
+    `is ${size} bytes, at most ${sizeMax} are read`,
+  );
+}
+
 /** Reads a whole blob of bounded size; digest and size are checked on the way. */
 export async function readSmallBlob(
   repository: Repository,
@@ -138,13 +152,7 @@ export async function readSmallBlob(
   what: string,
   signal?: AbortSignal,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  if (descriptor.size > sizeMax) {
-    throw new FormatError(
-      what,
-      "size",
-      `is ${descriptor.size} bytes, at most ${sizeMax} are read`,
-    );
-  }
+  checkBlobSize(descriptor, sizeMax, what);
   const bytes = new Uint8Array(descriptor.size);
   let at = 0;
   for await (const piece of repository.fetchBlob(descriptor, { signal })) {

@@ -100,8 +100,10 @@ let isBackground = false;
  * CAP_SYS_NICE).
  */
 export function setThreadBackground(background: boolean): void {
+  // First: a thread that never works ahead need not open the library.
+  if (background === isBackground) return;
   const libc = loadLibc();
-  if (!libc || background === isBackground || ownNice === false) return;
+  if (!libc || ownNice === false) return;
   const nice = ownNice ?? libc.getpriority(PRIO_PROCESS, 0);
   ownNice = nice;
   const change = (to: number) => libc.setpriority(PRIO_PROCESS, 0, to) === 0;

@@ -1,6 +1,6 @@
 /** Shared memory that is used again: new memory costs page faults, and garbage of it a collection. */
 
-/** What one buffer is larger than asked for, at most; a multiple of pages. */
+/** New buffers have a multiple of it, so that they fit other needs too. */
 const GRAIN_BYTES = 256 * 1024;
 /** More than this is left to the collector at once. */
 const MAX_SPARE = 16;
