@@ -5,7 +5,8 @@
  * where nothing else shapes the link it can do that too.
  */
 
-import { delay } from "../../lib/io/mod.ts";
+import { BufferPool, DelayedBytes } from "./delayed_bytes.ts";
+import { DueClock } from "./due_clock.ts";
 import { type BlobTraffic, RequestHeads } from "./request_heads.ts";
 
 /** Bytes in flight on one connection and direction: 100 ms of 2.5 Gbit/s. */
@@ -49,6 +50,8 @@ export class LatencyProxy implements AsyncDisposable {
   /** When the line towards the clients has sent what waits for it, as `performance.now()`. */
   #lineFreeAt = 0;
   readonly #connections = new Set<Deno.TcpConn>();
+  readonly #clock = new DueClock();
+  readonly #buffers = new BufferPool();
   #traffic = emptyTraffic();
   #heads = new RequestHeads();
   #started = performance.now();
@@ -148,46 +151,36 @@ export class LatencyProxy implements AsyncDisposable {
       bytesPerSecond?: number | undefined;
     },
   ): Promise<void> {
-    let inFlight = 0;
     let extraMs = firstExtraMs;
     const inFlightMax = bytesPerSecond === undefined ? IN_FLIGHT_MAX : Math.max(
       2 * PACED_PIECE_SIZE,
       bytesPerSecond * (PACED_QUEUE_SECONDS + 2 * this.#oneWayMs / 1000),
     );
-    let wake = () => {};
-    let writing: Promise<void> = Promise.resolve();
-    let failed = false;
-    const buffer = new Uint8Array(
-      bytesPerSecond === undefined ? PIECE_SIZE : PACED_PIECE_SIZE,
-    );
-    for (;;) {
-      const length = await from.read(buffer);
-      if (length === null || failed) break;
-      const piece = buffer.slice(0, length);
-      note(piece);
-      const sent = bytesPerSecond === undefined
-        ? performance.now()
-        : this.#sentAt(length, bytesPerSecond);
-      const due = sent + this.#oneWayMs + extraMs;
-      extraMs = 0;
-      inFlight += length;
-      writing = writing.then(async () => {
-        const wait = due - performance.now();
-        if (wait > 0) await delay(wait);
-        await writeAll(to, piece);
-        inFlight -= length;
-        wake();
-      }).catch(() => {
-        failed = true;
-        closeQuietly(from);
-        wake();
-      });
-      while (inFlight > inFlightMax && !failed) {
-        await new Promise<void>((resolve) => wake = resolve);
+    const pieceSize = bytesPerSecond === undefined
+      ? PIECE_SIZE
+      : PACED_PIECE_SIZE;
+    const delayed = new DelayedBytes(to, this.#clock, this.#buffers);
+    // A client that is gone ends the reading too.
+    const writing = delayed.write().catch(() => closeQuietly(from));
+    try {
+      for (;;) {
+        const space = delayed.space(pieceSize);
+        const length = await from.read(space);
+        this.#clock.tick();
+        if (length === null || delayed.failed) break;
+        note(space.subarray(0, length));
+        const sent = bytesPerSecond === undefined
+          ? performance.now()
+          : this.#sentAt(length, bytesPerSecond);
+        delayed.add(length, sent + this.#oneWayMs + extraMs);
+        extraMs = 0;
+        await delayed.below(inFlightMax);
       }
+    } finally {
+      delayed.end();
     }
     await writing;
-    if (!failed) await to.closeWrite();
+    if (!delayed.failed) await to.closeWrite();
   }
 
   /** When the last byte of a piece has left a line that all connections share. */
@@ -197,21 +190,15 @@ export class LatencyProxy implements AsyncDisposable {
     return this.#lineFreeAt;
   }
 
-  // deno-lint-ignore require-await
   async [Symbol.asyncDispose](): Promise<void> {
     this.#listener.close();
     for (const connection of this.#connections) closeQuietly(connection);
+    await this.#clock.stop();
   }
 }
 
 function emptyTraffic(): Traffic {
   return { requests: 0, connections: 0, bytes: 0, curve: [[0, 0]], blobs: [] };
-}
-
-async function writeAll(to: Deno.TcpConn, bytes: Uint8Array): Promise<void> {
-  for (let at = 0; at < bytes.length;) {
-    at += await to.write(bytes.subarray(at));
-  }
 }
 
 function closeQuietly(connection: Deno.TcpConn): void {

@@ -24,6 +24,7 @@ const SYMBOLS = {
   malloc_trim: { parameters: ["usize"], result: "i32" },
   getpriority: { parameters: ["i32", "u32"], result: "i32" },
   setpriority: { parameters: ["i32", "u32", "i32"], result: "i32" },
+  usleep: { parameters: ["u32"], result: "i32", nonblocking: true },
   lseek: { parameters: ["i32", "i64", "i32"], result: "i64" },
 } as const;
 

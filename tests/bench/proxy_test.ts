@@ -1,5 +1,10 @@
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { LatencyProxy } from "../../cmd/bench/proxy.ts";
+import { loadLibc } from "../../lib/io/mod.ts";
+
+// Kept for the life of the process: not something that a test leaks.
+loadLibc();
 
 /** An HTTP server that answers with as many bytes as the path says. */
 function startServer() {
@@ -87,4 +92,83 @@ Deno.test("LatencyProxy keeps to a rate that all connections share", async () =>
     await proxy[Symbol.asyncDispose]();
     await server.shutdown();
   }
+});
+
+/** Bytes that differ wherever one looks. */
+function somePattern(length: number, seed: number): Uint8Array<ArrayBuffer> {
+  let state = seed;
+  return Uint8Array.from({ length }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return state >>> 24;
+  });
+}
+
+/** Sends everything back, and then the end. */
+async function echo(listener: Deno.TcpListener): Promise<void> {
+  for await (const connection of listener) {
+    connection.readable.pipeTo(connection.writable).catch(() => {});
+  }
+}
+
+for (const bytesPerSecond of [undefined, 20_000_000]) {
+  const link = bytesPerSecond ? "with a rate" : "without a rate";
+  Deno.test(`LatencyProxy, ${link}: bytes keep their order both ways, until the end`, async () => {
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const echoing = echo(listener);
+    {
+      await using proxy = new LatencyProxy({
+        hostname: "127.0.0.1",
+        port: listener.addr.port,
+      }, { rttMs: 4, bytesPerSecond });
+      const port = Number(proxy.address.split(":")[1]);
+      await Promise.all([1, 2, 3].map(async (seed) => {
+        using client = await Deno.connect({ hostname: "127.0.0.1", port });
+        const sent = somePattern(1_500_000, seed);
+        const send = async () => {
+          const sizes = somePattern(5000, seed + 10);
+          for (let at = 0, i = 0; at < sent.length; i++) {
+            // Some of one byte, some that fill several buffers.
+            const size = sizes[i]! < 200 ? 1 + sizes[i]! : 2000 * sizes[i]!;
+            at += await client.write(sent.subarray(at, at + size));
+          }
+          await client.closeWrite();
+        };
+        const got = new Uint8Array(sent.length + 1);
+        let length = 0;
+        const receive = async () => {
+          for (let n; (n = await client.read(got.subarray(length)));) {
+            length += n;
+          }
+        };
+        await Promise.all([send(), receive()]);
+        assert.equal(length, sent.length);
+        assert.ok(
+          Buffer.from(got.buffer, 0, length).equals(Buffer.from(sent.buffer)),
+        );
+      }));
+      assert.equal(proxy.traffic.bytes, 3 * 1_500_000);
+    }
+    listener.close();
+    await echoing;
+  });
+}
+
+Deno.test("LatencyProxy: a client that leaves ends the server's connection", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  await using proxy = new LatencyProxy({
+    hostname: "127.0.0.1",
+    port: listener.addr.port,
+  }, { rttMs: 2 });
+  const client = await Deno.connect({
+    hostname: "127.0.0.1",
+    port: Number(proxy.address.split(":")[1]),
+  });
+  using server = await listener.accept();
+  const endless = async () => {
+    for (const zeros = new Uint8Array(100_000);;) await server.write(zeros);
+  };
+  const sending = assert.rejects(endless());
+  await client.read(new Uint8Array(1));
+  client.close();
+  await sending;
 });
