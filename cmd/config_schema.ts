@@ -15,7 +15,7 @@ const gigabytes = v.pipe(
   v.maxValue(1_048_576),
 );
 
-/** Bytes fetched at once; overlaybd wants a multiple of 4096 too. */
+/** Bytes fetched around what is read while few wait; overlaybd wants a multiple of 4096 too. */
 const refillSize = v.pipe(
   v.number(),
   v.integer(),

@@ -4,28 +4,20 @@ import {
   ByteBudget,
   type ByteSource,
   checkRange,
-  ObdError,
   priorityOf,
   type ReadOptions,
-  SharedFlight,
   type SourceDescription,
-  Urgency,
 } from "../../io/mod.ts";
 import type { ReadStats } from "../read_stats.ts";
 import { type Stream, StreamTracker } from "../readahead.ts";
-import type { CacheEntry } from "./entry.ts";
+import { closedError, PieceFetcher } from "./piece_fetcher.ts";
 import { RangeReader } from "./range_reader.ts";
 import type { CacheStore } from "./store.ts";
+import { StoredBlocks } from "./stored_blocks.ts";
 
 const DEFAULT_BLOCK_SIZE = 256 * 1024;
 const DEFAULT_FETCH_BYTES = 1024 * 1024;
 const DEFAULT_IN_FLIGHT_BYTES = 32 * 1024 * 1024;
-/** As many as a registry is asked at once (lib/registry: Transport). */
-const MAX_FETCHES = 16;
-/** Prefetch starts nothing beyond this, so that demand finds room. */
-const MAX_PREFETCHES = 8;
-/** Blocks that the store did not take and that are kept in memory, per source. */
-const MAX_RECENT = 4;
 
 /** Settings of a {@linkcode CachedSource}. */
 export interface CachedSourceOptions {
@@ -33,7 +25,11 @@ export interface CachedSourceOptions {
   key: string;
   /** Without one, the source only joins and coalesces reads. Borrowed. */
   store?: CacheStore | undefined;
-  /** Bytes of a block, a multiple of 4096; default 256 KiB. */
+  /**
+   * Bytes of a block, what is fetched around a wanted byte while little else
+   * is under way; a multiple of 4096, default 256 KiB. While much is under way
+   * pieces of 64 KiB are fetched, of blocks that are a multiple of that.
+   */
   blockSize?: number;
   /** Most bytes of one read of the inner source; default 1 MiB, at least one block. */
   maxFetchBytes?: number;
@@ -50,6 +46,7 @@ export interface CachingSource extends ByteSource {
   /**
    * As `pread`, of a range that the caller keeps in another form: what the
    * cache has of it is used, else it is fetched as it is and not stored.
+   *
    */
   preadOnce(
     dst: Uint8Array,
@@ -69,50 +66,28 @@ export function isCaching(source: ByteSource): source is CachingSource {
   return "discard" in source && typeof source.discard === "function";
 }
 
-interface BlockFlight extends SharedFlight<Uint8Array> {
-  block: number;
-  urgency: Urgency;
-  fetch: Fetch | undefined;
-}
-
-interface Fetch {
-  control: AbortController;
-  /** Rises with any of its blocks'. */
-  urgency: Urgency;
-  /** Blocks that somebody still waits for. */
-  wanted: number;
-}
-
 /**
- * Reads whole blocks of the inner source once, keeps them in a
+ * Reads blocks of the inner source once, keeps them in a
  * {@linkcode CacheStore}, and joins what is wanted at the same time: the same
- * block is fetched once, adjacent blocks in one read, demand before prefetch.
+ * piece is fetched once, adjacent ones in one read, demand before prefetch.
  * A read is answered from the fetched buffer; storing happens behind it.
+ *
+ * {@linkcode PieceFetcher} decides how much is fetched with a wanted piece.
  *
  * Owns the inner source.
  */
 export class CachedSource implements CachingSource {
   readonly size: number;
   readonly #inner: ByteSource;
-  readonly #key: string;
   readonly #store: CacheStore | undefined;
   readonly #blockSize: number;
-  readonly #maxBlocks: number;
-  readonly #budget: ByteBudget;
-  readonly #stats: ReadStats | undefined;
-  readonly #entries = new Map<number, CacheEntry>();
-  readonly #recent = new Map<number, Uint8Array>();
-  readonly #flights = new Map<number, BlockFlight>();
-  readonly #queues = {
-    demand: new Map<number, BlockFlight>(),
-    prefetch: new Map<number, BlockFlight>(),
-  };
-  readonly #fetches = new Map<Promise<void>, Fetch>();
+  readonly #pieceSize: number;
+  readonly #held: StoredBlocks;
+  readonly #fetcher: PieceFetcher;
   readonly #tracker: StreamTracker;
   readonly #ranges: RangeReader;
-  /** Blocks that are being read ahead. */
+  /** Pieces that are being read ahead. */
   #ahead = 0;
-  #dispatching = false;
   #closed: Promise<void> | undefined;
 
   constructor(inner: ByteSource, options: CachedSourceOptions) {
@@ -124,17 +99,23 @@ export class CachedSource implements CachingSource {
     }
     this.#inner = inner;
     this.size = inner.size;
-    this.#key = `${options.key}/${blockSize}/`;
     this.#store = options.store;
     this.#blockSize = blockSize;
-    const maxFetchBytes = options.maxFetchBytes ?? DEFAULT_FETCH_BYTES;
-    this.#maxBlocks = Math.max(1, Math.floor(maxFetchBytes / blockSize));
-    this.#budget = options.budget ?? new ByteBudget(DEFAULT_IN_FLIGHT_BYTES);
-    this.#stats = options.stats;
-    this.#ranges = new RangeReader(inner, {
-      maxFetchBytes,
-      budget: this.#budget,
+    this.#held = new StoredBlocks({
+      store: options.store,
+      key: options.key,
+      size: inner.size,
+      blockSize,
     });
+    this.#pieceSize = this.#held.pieceSize;
+    const maxFetchBytes = options.maxFetchBytes ?? DEFAULT_FETCH_BYTES;
+    const budget = options.budget ?? new ByteBudget(DEFAULT_IN_FLIGHT_BYTES);
+    this.#fetcher = new PieceFetcher(inner, this.#held, {
+      maxBlocks: Math.max(1, Math.floor(maxFetchBytes / blockSize)),
+      budget,
+      stats: options.stats,
+    });
+    this.#ranges = new RangeReader(inner, { maxFetchBytes, budget });
     this.#tracker = new StreamTracker(
       options.store ? options.readaheadBytes ?? 0 : 0,
     );
@@ -142,14 +123,7 @@ export class CachedSource implements CachingSource {
 
   preadNow(dst: Uint8Array, offset: number): boolean {
     checkRange(this.size, offset, dst.length);
-    for (let at = 0; at < dst.length;) {
-      const block = Math.floor((offset + at) / this.#blockSize);
-      const inside = offset + at - block * this.#blockSize;
-      const length = Math.min(dst.length - at, this.#blockSize - inside);
-      const part = dst.subarray(at, at + length);
-      if (!this.#readNow(part, block, inside)) return false;
-      at += length;
-    }
+    if (!this.#held.readNow(dst, offset)) return false;
     this.#note(offset, dst.length);
     return true;
   }
@@ -163,11 +137,14 @@ export class CachedSource implements CachingSource {
     if (this.#closed) throw closedError();
     const parts: Promise<void>[] = [];
     for (let at = 0; at < dst.length;) {
-      const block = Math.floor((offset + at) / this.#blockSize);
-      const inside = offset + at - block * this.#blockSize;
-      const length = Math.min(dst.length - at, this.#blockSize - inside);
+      const held = this.#held.extent(offset + at, dst.length - at);
+      const length = held || this.#restOfPiece(offset + at, dst.length - at);
       const part = dst.subarray(at, at + length);
-      parts.push(this.#readPart(part, block, inside, options));
+      parts.push(
+        held
+          ? this.#readHeld(part, offset + at, options)
+          : this.#readPiece(part, offset + at, options),
+      );
       at += length;
     }
     if (priorityOf(options) === "demand") this.#note(offset, dst.length);
@@ -182,9 +159,9 @@ export class CachedSource implements CachingSource {
   ): Promise<void> {
     checkRange(this.size, offset, dst.length);
     if (this.#closed) throw closedError();
-    const end = Math.ceil((offset + dst.length) / this.#blockSize);
-    for (let b = Math.floor(offset / this.#blockSize); b < end; b++) {
-      if (this.#recent.has(b) || this.#flights.has(b) || this.#lookup(b)) {
+    const end = Math.ceil((offset + dst.length) / this.#pieceSize);
+    for (let p = Math.floor(offset / this.#pieceSize); p < end; p++) {
+      if (this.#held.has(p) || this.#fetcher.isComing(p)) {
         return await this.pread(dst, offset, options);
       }
     }
@@ -202,17 +179,17 @@ export class CachedSource implements CachingSource {
   #readAhead(stream: Stream): void {
     const limit = Math.min(this.size, stream.next + stream.window);
     let at = Math.max(stream.ahead, stream.next);
-    const most = MAX_PREFETCHES * this.#maxBlocks;
+    const most = this.#fetcher.maxPrefetchPieces;
     while (at < limit && this.#ahead < most && !this.#closed) {
-      const block = Math.floor(at / this.#blockSize);
-      if (!this.#recent.has(block) && !this.#lookup(block)) {
+      const piece = Math.floor(at / this.#pieceSize);
+      if (!this.#held.has(piece) && !this.#fetcher.isComing(piece)) {
         this.#ahead++;
-        // Nobody is told of a failure: the read that needs the block tries again.
-        this.#flightOf(block).join().catch(() => {}).finally(() =>
+        // Nobody is told of a failure: the read that needs the piece tries again.
+        this.#fetcher.flightOf(piece).join().catch(() => {}).finally(() =>
           this.#ahead--
         );
       }
-      at = (block + 1) * this.#blockSize;
+      at = (piece + 1) * this.#pieceSize;
     }
     stream.ahead = at;
   }
@@ -225,25 +202,17 @@ export class CachedSource implements CachingSource {
   ): Promise<void> {
     checkRange(this.size, offset, length);
     if (!this.#store) return;
-    const end = Math.ceil((offset + length) / this.#blockSize);
+    const end = Math.ceil((offset + length) / this.#pieceSize);
     const parts: Promise<unknown>[] = [];
-    for (let b = Math.floor(offset / this.#blockSize); b < end; b++) {
-      if (this.#recent.has(b) || this.#lookup(b)) continue;
-      parts.push(this.#flightOf(b).join(options.signal));
+    for (let p = Math.floor(offset / this.#pieceSize); p < end; p++) {
+      if (this.#held.has(p)) continue;
+      parts.push(this.#fetcher.flightOf(p).join(options.signal));
     }
     await allSettled(parts);
   }
 
   discard(offset: number, length: number): boolean {
-    const first = Math.floor(offset / this.#blockSize);
-    const end = Math.ceil((offset + length) / this.#blockSize);
-    let any = false;
-    for (let block = first; block < end; block++) {
-      const entry = this.#lookup(block);
-      if (entry) this.#store!.drop(entry);
-      any = this.#recent.delete(block) || entry !== undefined || any;
-    }
-    return any;
+    return this.#held.discard(offset, length);
   }
 
   describe(): SourceDescription {
@@ -263,59 +232,40 @@ export class CachedSource implements CachingSource {
   }
 
   async #close(): Promise<void> {
-    for (const queue of Object.values(this.#queues)) {
-      for (const flight of queue.values()) flight.reject(closedError());
-      queue.clear();
-    }
-    const running = [...this.#fetches];
-    for (const [, fetch] of running) fetch.control.abort();
-    await Promise.allSettled([
-      ...running.map(([done]) => done),
-      this.#ranges.close(),
-    ]);
+    await Promise.allSettled([this.#fetcher.close(), this.#ranges.close()]);
     await this.#inner[Symbol.asyncDispose]();
   }
 
-  #lookup(block: number): CacheEntry | undefined {
-    if (!this.#store) return undefined;
-    let entry = this.#entries.get(block);
-    if (entry && entry.state !== "dead") return entry;
-    entry = this.#store.get(this.#key + block);
-    // A name may be longer-lived than what it names: never trust its length.
-    if (entry && entry.size !== this.#sizeOf(block)) {
-      this.#store.drop(entry);
-      entry = undefined;
-    }
-    if (entry) this.#entries.set(block, entry);
-    else this.#entries.delete(block);
-    return entry;
+  /** Bytes from `offset` to the end of its piece, at most `length`. */
+  #restOfPiece(offset: number, length: number): number {
+    return Math.min(length, this.#pieceSize - offset % this.#pieceSize);
   }
 
-  #sizeOf(block: number): number {
-    const start = block * this.#blockSize;
-    return Math.min(this.#blockSize, this.size - start);
-  }
-
-  #readNow(dst: Uint8Array, block: number, inside: number): boolean {
-    const recent = this.#recent.get(block);
-    if (recent) {
-      dst.set(recent.subarray(inside, inside + dst.length));
-      return true;
-    }
-    const entry = this.#lookup(block);
-    return entry !== undefined && this.#store!.preadNow(entry, dst, inside);
-  }
-
-  async #readPart(
+  /** Fills `dst` from what was held a moment ago; what was lost is fetched. */
+  async #readHeld(
     dst: Uint8Array,
-    block: number,
-    inside: number,
+    offset: number,
     options: ReadOptions,
   ): Promise<void> {
-    if (this.#readNow(dst, block, inside)) return;
-    const entry = this.#lookup(block);
-    if (entry && await this.#store!.pread(entry, dst, inside)) return;
-    const flight = this.#flightOf(block);
+    if (await this.#held.read(dst, offset)) return;
+    const parts: Promise<void>[] = [];
+    for (let at = 0; at < dst.length;) {
+      const length = this.#restOfPiece(offset + at, dst.length - at);
+      const part = dst.subarray(at, at + length);
+      parts.push(this.#readPiece(part, offset + at, options));
+      at += length;
+    }
+    await allSettled(parts);
+  }
+
+  async #readPiece(
+    dst: Uint8Array,
+    offset: number,
+    options: ReadOptions,
+  ): Promise<void> {
+    const piece = Math.floor(offset / this.#pieceSize);
+    const inside = offset - piece * this.#pieceSize;
+    const flight = this.#fetcher.flightOf(piece);
     const leave = flight.urgency.follow(options);
     try {
       const bytes = await flight.join(options.signal);
@@ -324,145 +274,6 @@ export class CachedSource implements CachingSource {
       leave();
     }
   }
-
-  /** The flight of a block: the one under way, or a new one, which waits as prefetch. */
-  #flightOf(block: number): BlockFlight {
-    if (this.#closed) throw closedError();
-    const running = this.#flights.get(block);
-    if (running) return running;
-    const urgency = new Urgency("prefetch");
-    const flight: BlockFlight = Object.assign(
-      new SharedFlight<Uint8Array>(() => this.#abandon(flight)),
-      { block, urgency, fetch: undefined },
-    );
-    this.#flights.set(block, flight);
-    this.#queues.prefetch.set(block, flight);
-    urgency.onHurry(() => {
-      flight.fetch?.urgency.hurry();
-      if (!this.#queues.prefetch.delete(block)) return;
-      this.#queues.demand.set(block, flight);
-      this.#scheduleDispatch();
-    });
-    this.#scheduleDispatch();
-    return flight;
-  }
-
-  #abandon(flight: BlockFlight): void {
-    if (this.#flights.get(flight.block) === flight) {
-      this.#flights.delete(flight.block);
-    }
-    if (!flight.fetch) {
-      this.#queues[flight.urgency.priority].delete(flight.block);
-    } else if (--flight.fetch.wanted === 0) flight.fetch.control.abort();
-  }
-
-  /** After this turn, so that all blocks wanted in it are seen together. */
-  #scheduleDispatch(): void {
-    if (this.#dispatching) return;
-    this.#dispatching = true;
-    queueMicrotask(() => {
-      this.#dispatching = false;
-      this.#dispatch();
-    });
-  }
-
-  #dispatch(): void {
-    while (!this.#closed) {
-      const queue = this.#queues.demand.size > 0
-        ? this.#queues.demand
-        : this.#queues.prefetch;
-      const limit = queue === this.#queues.demand
-        ? MAX_FETCHES
-        : MAX_PREFETCHES;
-      const next = queue.keys().next();
-      if (next.done || this.#fetches.size >= limit) return;
-      // Only neighbours of the same urgency: prefetch must not delay demand.
-      let first = next.value;
-      let end = first + 1;
-      while (end - first < this.#maxBlocks && queue.has(end)) end++;
-      while (end - first < this.#maxBlocks && queue.has(first - 1)) first--;
-      const flights: BlockFlight[] = [];
-      for (let block = first; block < end; block++) {
-        flights.push(queue.get(block)!);
-        queue.delete(block);
-      }
-      this.#start(flights);
-    }
-  }
-
-  #start(flights: BlockFlight[]): void {
-    const fetch = {
-      control: new AbortController(),
-      urgency: new Urgency(flights[0]!.urgency.priority),
-      wanted: flights.length,
-    };
-    for (const flight of flights) flight.fetch = fetch;
-    const done = this.#fetch(flights, fetch).finally(() => {
-      this.#fetches.delete(done);
-      this.#dispatch();
-    });
-    this.#fetches.set(done, fetch);
-  }
-
-  /** Reads a run of adjacent blocks and settles their flights; never rejects. */
-  async #fetch(
-    flights: BlockFlight[],
-    { control: { signal }, urgency }: Fetch,
-  ): Promise<void> {
-    const start = flights[0]!.block * this.#blockSize;
-    const length = Math.min(
-      flights.length * this.#blockSize,
-      this.size - start,
-    );
-    const timer = this.#stats?.load(urgency);
-    let release: (() => void) | undefined;
-    try {
-      release = await this.#budget.acquire(length, { urgency, signal });
-      timer?.enter("fetch", length);
-      const bytes = new Uint8Array(length);
-      await this.#inner.pread(bytes, start, { urgency, signal });
-      timer?.end(length);
-      for (const flight of flights) this.#arrived(flight, bytes, start);
-    } catch (error) {
-      for (const flight of flights) {
-        this.#forget(flight);
-        flight.reject(error);
-      }
-    } finally {
-      timer?.end();
-      release?.();
-    }
-  }
-
-  #arrived(flight: BlockFlight, bytes: Uint8Array, start: number): void {
-    const { block } = flight;
-    const at = block * this.#blockSize - start;
-    const mine = bytes.subarray(at, at + this.#sizeOf(block));
-    const entry = this.#store?.put(this.#key + block, mine);
-    if (entry) this.#entries.set(block, entry);
-    else this.#remember(block, mine);
-    this.#forget(flight);
-    flight.resolve(mine);
-  }
-
-  #forget(flight: BlockFlight): void {
-    if (this.#flights.get(flight.block) === flight) {
-      this.#flights.delete(flight.block);
-    }
-  }
-
-  /** Neighbouring ranges share their border block: it must not cost two fetches when nothing is stored. */
-  #remember(block: number, bytes: Uint8Array): void {
-    this.#recent.delete(block);
-    this.#recent.set(block, bytes.slice());
-    if (this.#recent.size > MAX_RECENT) {
-      this.#recent.delete(this.#recent.keys().next().value!);
-    }
-  }
-}
-
-function closedError(): ObdError {
-  return new ObdError("state", "Cannot read: the source is closed");
 }
 
 /** Waits for all; then throws the first failure, if any. */

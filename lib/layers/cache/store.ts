@@ -206,6 +206,11 @@ export class CacheStore implements AsyncDisposable {
     return entry;
   }
 
+  /** Looks an entry up that may be of no use: nothing is counted or marked. */
+  peek(key: string): CacheEntry | undefined {
+    return this.#entries.get(key);
+  }
+
   /** Whether {@linkcode put} would store `bytes` bytes now and evict nothing for them. */
   hasRoomFor(bytes: number): boolean {
     return !this.#closed && this.#writer.hasRoomFor(bytes);
