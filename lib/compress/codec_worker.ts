@@ -1,6 +1,10 @@
-/** The thread behind {@linkcode CodecPool}: one job at a time, nothing kept between jobs. */
+/**
+ * The thread behind {@linkcode CodecPool}: one job at a time, and spans whose
+ * input is still arriving, each decoded a bit further with each message.
+ * Nothing else is kept between jobs.
+ */
 
-import { createHash } from "node:crypto";
+import { createHash, type Hash } from "node:crypto";
 import * as zlib from "node:zlib";
 import {
   FormatError,
@@ -9,7 +13,7 @@ import {
   toHex,
   workerRole,
 } from "../io/mod.ts";
-import { inflateAt } from "./inflate_at.ts";
+import { inflateAt, type InflateRequest, SpanDecoder } from "./inflate_at.ts";
 import { WINDOW_SIZE } from "./raw_inflate.ts";
 import { type ErrorMessage, packError } from "./worker_errors.ts";
 import { decodeZstdSpans, type ZstdSpans } from "./zstd_spans.ts";
@@ -19,6 +23,24 @@ export const CODEC_ROLE = "obd:codec";
 /** This module; in a one-file bundle, the bundle. */
 export const CODEC_WORKER_URL = import.meta.url;
 
+/** A span to inflate, as it is posted. */
+export interface PostedSpan {
+  input: Uint8Array;
+  bits: number;
+  window: Uint8Array;
+  windowIsZlib: boolean;
+  length: number;
+  sha256: Uint8Array | undefined;
+  output: Uint8Array | undefined;
+}
+
+/** What is posted for a span whose input is still arriving; `stream` says which. */
+export type StreamMessage =
+  | { kind: "begin"; stream: number; span: PostedSpan }
+  /** So much of the input is there. */
+  | { kind: "advance"; stream: number; available: number }
+  | { kind: "drop"; stream: number };
+
 /** A job as it is posted. */
 export type CodecJob =
   & {
@@ -27,25 +49,17 @@ export type CodecJob =
     isAhead?: boolean;
   }
   & (
-    | {
-      kind: "inflate";
-      input: Uint8Array;
-      bits: number;
-      window: Uint8Array;
-      windowIsZlib: boolean;
-      length: number;
-      sha256: Uint8Array | undefined;
-      output: Uint8Array | undefined;
-    }
+    | { kind: "inflate" } & PostedSpan
     | { kind: "zstd"; request: ZstdSpans; length: number }
     | { kind: "sha256"; input: Uint8Array }
     | { kind: "crash" }
   );
 
-/** The answer to a {@linkcode CodecJob}. */
-export type CodecReply =
-  | { id: number; bytes: Uint8Array }
-  | { id: number; error: ErrorMessage };
+/** How a job ended. */
+export type CodecResult = { bytes: Uint8Array } | { error: ErrorMessage };
+
+/** The answer to a {@linkcode CodecJob}, or to the last of a stream's messages. */
+export type CodecReply = ({ id: number } | { stream: number }) & CodecResult;
 
 /** Only tests ask for it: what a defect outside of a job's code would do. */
 class CrashRequest extends Error {}
@@ -65,16 +79,55 @@ export function runCodecJob(job: CodecJob): Uint8Array {
     decodeZstdSpans(job.request, output);
     return output;
   }
-  const { input, bits, length } = job;
-  const window = job.windowIsZlib ? inflateWindow(job.window) : job.window;
-  const output = job.output ?? new Uint8Array(length);
-  inflateAt({ input, bits, window }, output);
+  const output = job.output ?? new Uint8Array(job.length);
+  inflateAt(requestOf(job), output);
   if (job.sha256 !== undefined) {
-    const got = toHex(sha256(output));
-    const want = toHex(job.sha256);
-    if (got !== want) throw new IntegrityError("Span SHA-256", want, got);
+    checkDigest(createHash("sha256").update(output), job.sha256);
   }
   return output;
+}
+
+function requestOf(span: PostedSpan): InflateRequest {
+  const { input, bits, window } = span;
+  return {
+    input,
+    bits,
+    window: span.windowIsZlib ? inflateWindow(window) : window,
+  };
+}
+
+function checkDigest(hash: Hash, wanted: Uint8Array): void {
+  const got = hash.digest("hex");
+  const want = toHex(wanted);
+  if (got !== want) throw new IntegrityError("Span SHA-256", want, got);
+}
+
+/** A span on its way: decoded and hashed as far as its input is there. */
+class SpanStream {
+  readonly #decoder: SpanDecoder;
+  readonly #output: Uint8Array;
+  readonly #sha256: Uint8Array | undefined;
+  readonly #hash: Hash | undefined;
+  #done = 0;
+
+  /** @param decoder Borrowed until the stream ends. */
+  constructor(span: PostedSpan, decoder: SpanDecoder) {
+    this.#decoder = decoder;
+    this.#output = span.output ?? new Uint8Array(span.length);
+    this.#sha256 = span.sha256;
+    this.#hash = span.sha256 && createHash("sha256");
+    decoder.start(requestOf(span), this.#output);
+  }
+
+  /** @returns The span's bytes once all of them are decoded and checked. */
+  advance(available: number): Uint8Array | undefined {
+    const done = this.#decoder.advance(available);
+    this.#hash?.update(this.#output.subarray(this.#done, done));
+    this.#done = done;
+    if (done < this.#output.length) return undefined;
+    if (this.#hash) checkDigest(this.#hash, this.#sha256!);
+    return this.#output;
+  }
 }
 
 function sha256(bytes: Uint8Array): Uint8Array {
@@ -94,25 +147,84 @@ function inflateWindow(packed: Uint8Array): Uint8Array {
   throw new FormatError("gzip span", "window", "is too short");
 }
 
+/** The streams of a thread. Their decoders are used again. */
+class SpanStreams {
+  readonly #streams = new Map<
+    number,
+    { stream: SpanStream; decoder: SpanDecoder }
+  >();
+  readonly #spare: SpanDecoder[] = [];
+
+  /** @returns The stream's result, when this message decided it. */
+  handle(message: StreamMessage): CodecResult | undefined {
+    const { stream: id } = message;
+    try {
+      if (message.kind === "begin") {
+        const decoder = this.#spare.pop() ?? new SpanDecoder();
+        try {
+          const stream = new SpanStream(message.span, decoder);
+          this.#streams.set(id, { stream, decoder });
+        } catch (error) {
+          this.#spare.push(decoder);
+          throw error;
+        }
+        return undefined;
+      }
+      // What comes behind a failure is for nobody.
+      const known = this.#streams.get(id);
+      if (message.kind === "drop" || !known) {
+        this.#end(id);
+        return undefined;
+      }
+      const bytes = known.stream.advance(message.available);
+      if (!bytes) return undefined;
+      this.#end(id);
+      return { bytes };
+    } catch (error) {
+      this.#end(id);
+      return { error: packError(error) };
+    }
+  }
+
+  #end(id: number): void {
+    const known = this.#streams.get(id);
+    if (!known) return;
+    this.#streams.delete(id);
+    this.#spare.push(known.decoder);
+  }
+}
+
+function resultOf(job: CodecJob): CodecResult {
+  try {
+    return { bytes: runCodecJob(job) };
+  } catch (error) {
+    if (error instanceof CrashRequest) throw error;
+    return { error: packError(error) };
+  }
+}
+
 function serve(): void {
   const scope = globalThis as unknown as {
-    onmessage: (event: MessageEvent<CodecJob>) => void;
+    onmessage: (event: MessageEvent<CodecJob | StreamMessage>) => void;
     postMessage(reply: CodecReply, transfer: Transferable[]): void;
   };
-  scope.onmessage = ({ data: job }) => {
-    setThreadBackground(job.isAhead ?? false);
-    let reply: CodecReply;
-    try {
-      reply = { id: job.id, bytes: runCodecJob(job) };
-    } catch (error) {
-      if (error instanceof CrashRequest) throw error;
-      reply = { id: job.id, error: packError(error) };
-    }
+  const streams = new SpanStreams();
+  const reply = (answer: CodecReply) => {
     const transfer: Transferable[] = [];
-    if ("bytes" in reply && reply.bytes.buffer instanceof ArrayBuffer) {
-      transfer.push(reply.bytes.buffer);
+    if ("bytes" in answer && answer.bytes.buffer instanceof ArrayBuffer) {
+      transfer.push(answer.bytes.buffer);
     }
-    scope.postMessage(reply, transfer);
+    scope.postMessage(answer, transfer);
+  };
+  scope.onmessage = ({ data }) => {
+    if ("stream" in data) {
+      setThreadBackground(false);
+      const result = streams.handle(data);
+      if (result) reply({ stream: data.stream, ...result });
+      return;
+    }
+    setThreadBackground(data.isAhead ?? false);
+    reply({ id: data.id, ...resultOf(data) });
   };
 }
 

@@ -71,63 +71,139 @@ function makePrelude(_: unknown, offset: number): Uint8Array {
 /** A stored block of a whole window: header, then the bytes. */
 const STORED_HEADER = Uint8Array.of(0, 0x00, 0x80, 0xff, 0x7f);
 
-let decoder: RawInflate | undefined;
 const discarded = new Uint8Array(WINDOW_SIZE);
 
 /**
- * Fills all of `output` with the bytes behind a checkpoint.
+ * Decodes spans, one after the other, each as its input comes.
  *
  * Goes on into later members of the blob where the span does; their CRCs are
  * not checked, since a span may start in the middle of a member.
+ */
+export class SpanDecoder {
+  readonly #inflate: RawInflate = openRawInflate();
+  #request: InflateRequest | undefined;
+  #output: Uint8Array = new Uint8Array(0);
+  /** Bytes used of the input, and made of the output. */
+  #at = 0;
+  #done = 0;
+  #isStarted = false;
+  #isBetweenMembers = false;
+
+  /**
+   * Starts a span; the one before may have been left where it was.
+   *
+   * @param request Its input is borrowed until the span is done; what is not
+   * there yet may still change.
+   * @param output Of the span's length, at most {@linkcode SPAN_SIZE_MAX} bytes; borrowed as the input is.
+   * @throws {FormatError} If the checkpoint cannot be one.
+   * @throws {LimitError} If `output` is too long.
+   */
+  start(request: InflateRequest, output: Uint8Array): void {
+    const { bits, window } = request;
+    if (output.length > SPAN_SIZE_MAX) {
+      throw new LimitError(
+        `Span of ${output.length} bytes is over the limit of ${SPAN_SIZE_MAX}`,
+      );
+    }
+    if (window.length !== 0 && window.length !== WINDOW_SIZE) {
+      throw bad(
+        "window",
+        `has ${window.length} bytes, expected ${WINDOW_SIZE}`,
+      );
+    }
+    if (!(bits >= 0 && bits <= 7)) throw bad("bits", `are ${bits}`);
+    this.#request = request;
+    this.#output = output;
+    this.#at = this.#done = 0;
+    this.#isStarted = this.#isBetweenMembers = false;
+  }
+
+  /**
+   * Decodes as far as the input goes.
+   *
+   * @param available Bytes of the input that are there; all of them: no more will come.
+   * @returns Bytes of the output that are made; all of them: the span is done.
+   * @throws {FormatError} If the input is malformed or ends first; only `start` may follow.
+   */
+  advance(available: number): number {
+    const { input } = this.#request!;
+    const output = this.#output;
+    const inflate = this.#inflate;
+    while (this.#done < output.length) {
+      if (this.#at >= available) {
+        if (available === input.length) throw ended();
+        return this.#done;
+      }
+      if (!this.#isStarted) this.#begin();
+      if (this.#isBetweenMembers && !this.#enterMember(available)) {
+        return this.#done;
+      }
+      const left = available - this.#at;
+      const room = output.length - this.#done;
+      if (left === 0) continue;
+      inflate.write(input, this.#at, left, output, this.#done, room, false);
+      this.#at = available - inflate.availableIn;
+      this.#done = output.length - inflate.availableOut;
+      // Input is left and there is room: the member ended.
+      this.#isBetweenMembers = this.#at < available &&
+        this.#done < output.length;
+    }
+    return this.#done;
+  }
+
+  /** Brings the decoder to the checkpoint; the input's first byte is there. */
+  #begin(): void {
+    const { input, bits, window } = this.#request!;
+    const inflate = this.#inflate;
+    inflate.reset();
+    if (window.length > 0) {
+      feed(inflate, STORED_HEADER);
+      feed(inflate, window);
+    }
+    if (bits > 0) {
+      const prelude = PRELUDES[8 - bits]!.slice();
+      const used = 8 - bits;
+      prelude[prelude.length - 1]! |= (input[this.#at++]! >>> used) << used;
+      feed(inflate, prelude);
+    }
+    this.#isStarted = true;
+  }
+
+  /** Steps over a trailer and the header behind it. @returns False when they are not there as a whole yet. */
+  #enterMember(available: number): boolean {
+    const { input } = this.#request!;
+    const at = this.#at + GZIP_TRAILER_SIZE;
+    const header = at < available
+      ? gzipHeaderSize(input.subarray(at, available))
+      : undefined;
+    if (header === undefined) {
+      if (available === input.length) throw ended();
+      return false;
+    }
+    this.#at = at + header;
+    this.#isBetweenMembers = false;
+    this.#inflate.reset();
+    return true;
+  }
+
+  /** Frees native memory; nothing may follow. */
+  close(): void {
+    this.#inflate.close();
+  }
+}
+
+let decoder: SpanDecoder | undefined;
+
+/**
+ * Fills all of `output` with the bytes behind a checkpoint; see
+ * {@linkcode SpanDecoder}, whose errors it throws.
  *
- * @param output Owned by the caller; at most {@linkcode SPAN_SIZE_MAX} bytes.
- * @throws {FormatError} If the input is malformed or ends first; `output` is undefined then.
- * @throws {LimitError} If `output` is too long.
+ * @param output Owned by the caller; undefined after an error.
  */
 export function inflateAt(request: InflateRequest, output: Uint8Array): void {
-  const { input, bits, window } = request;
-  if (output.length > SPAN_SIZE_MAX) {
-    throw new LimitError(
-      `Span of ${output.length} bytes is over the limit of ${SPAN_SIZE_MAX}`,
-    );
-  }
-  if (window.length !== 0 && window.length !== WINDOW_SIZE) {
-    throw bad("window", `has ${window.length} bytes, expected ${WINDOW_SIZE}`);
-  }
-  if (!(bits >= 0 && bits <= 7)) throw bad("bits", `are ${bits}`);
-  const inflate = decoder ??= openRawInflate();
-  inflate.reset();
-  if (window.length > 0) {
-    feed(inflate, STORED_HEADER);
-    feed(inflate, window);
-  }
-  let at = 0;
-  if (bits > 0) {
-    if (input.length === 0) throw ended();
-    const prelude = PRELUDES[8 - bits]!.slice();
-    const used = 8 - bits;
-    prelude[prelude.length - 1]! |= (input[at++]! >>> used) << used;
-    feed(inflate, prelude);
-  }
-  let done = 0;
-  while (done < output.length) {
-    const left = input.length - at;
-    const room = output.length - done;
-    if (left > 0) {
-      inflate.write(input, at, left, output, done, room, false);
-      at = input.length - inflate.availableIn;
-      done = output.length - inflate.availableOut;
-      if (done === output.length) return;
-    }
-    if (at === input.length) throw ended();
-    // Input is left and there is room: the member ended.
-    at += GZIP_TRAILER_SIZE;
-    if (at >= input.length) throw ended();
-    const header = gzipHeaderSize(input.subarray(at));
-    if (header === undefined) throw ended();
-    at += header;
-    inflate.reset();
-  }
+  decoder ??= new SpanDecoder();
+  decoder.start(request, output);
+  decoder.advance(request.input.length);
 }
 
 /** Decodes bytes that give no output of interest. */

@@ -57,6 +57,7 @@ export { GzipStream } from "./gzip_stream.ts";
 export { inflateAt, type InflateRequest, inputStart } from "./inflate_at.ts";
 export { hasNativeInflate, WINDOW_SIZE } from "./raw_inflate.ts";
 export {
+  type ArrivingSpan,
   CodecPool,
   type CodecPoolOptions,
   type JobOptions,

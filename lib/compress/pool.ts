@@ -20,6 +20,9 @@ import {
   CODEC_WORKER_URL,
   type CodecJob,
   type CodecReply,
+  type CodecResult,
+  type PostedSpan,
+  type StreamMessage,
 } from "./codec_worker.ts";
 import { unpackError } from "./worker_errors.ts";
 import type { ZstdSpans } from "./zstd_spans.ts";
@@ -49,6 +52,16 @@ export interface SpanJob extends JobOptions {
   output?: Uint8Array<SharedArrayBuffer> | undefined;
 }
 
+/** A span that is decoded while its input arrives; see {@linkcode CodecPool.streamSpan}. */
+export interface ArrivingSpan {
+  /** What {@linkcode CodecPool.inflateSpan} gives; settles once all input is there, or fails before. */
+  readonly bytes: Promise<Uint8Array>;
+  /** Says how many bytes of the input are there; they must not change any more. */
+  advance(available: number): void;
+  /** Lets go of it, if it has not ended; `bytes` rejects with `CancelledError`. The thread may still look at the input. */
+  drop(): void;
+}
+
 /** Spans that start with a zstd frame; the input is copied, unless it is shared memory. */
 export interface ZstdJob extends JobOptions, ZstdSpans {}
 
@@ -73,9 +86,18 @@ interface Job {
   reject(error: unknown): void;
 }
 
+interface Stream {
+  output: Uint8Array | undefined;
+  resolve(bytes: Uint8Array): void;
+  reject(error: unknown): void;
+  /** Runs once all input is there. */
+  timer: ReturnType<typeof setTimeout> | undefined;
+}
+
 interface Member {
   worker: Worker;
   job: Job | undefined;
+  streams: Map<number, Stream>;
   timer: ReturnType<typeof setTimeout> | undefined;
 }
 
@@ -131,16 +153,79 @@ export class CodecPool implements Disposable {
    * @throws {IntegrityError} If the bytes have another SHA-256.
    */
   inflateSpan(job: SpanJob): Promise<Uint8Array> {
-    return this.#run({
-      kind: "inflate",
-      input: job.input,
-      bits: job.bits,
-      window: alone(job.window),
-      windowIsZlib: job.windowIsZlib ?? false,
-      length: job.length,
-      sha256: job.sha256 && alone(job.sha256),
+    return this.#run({ kind: "inflate", ...postedSpan(job) }, job);
+  }
+
+  /**
+   * Decodes a span while its input arrives, so that little is left to do when
+   * all of it is there. For spans that somebody waits for: the thread also does
+   * other jobs meanwhile.
+   *
+   * @param job Its input in shared memory, which stays the thread's until
+   * `bytes` is settled.
+   * @returns Undefined when no thread is free for it: to be decoded by
+   * {@linkcode inflateSpan} later.
+   */
+  streamSpan(job: SpanJob): ArrivingSpan | undefined {
+    const { signal } = job;
+    const member = signal?.aborted ? undefined : this.#freeForStream();
+    if (!member) return undefined;
+    const id = this.#nextId++;
+    const post = (message: StreamMessage) => member.worker.postMessage(message);
+    const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
+    const drop = () => {
+      if (!this.#leave(member, id)) return;
+      post({ kind: "drop", stream: id });
+      reject(new CancelledError());
+    };
+    signal?.addEventListener("abort", drop, { once: true });
+    // Whoever lets go of it need not look at how it ended.
+    promise.catch(() => {}).finally(() =>
+      signal?.removeEventListener("abort", drop)
+    );
+    const stream: Stream = {
       output: job.output,
-    }, job);
+      resolve,
+      reject,
+      timer: undefined,
+    };
+    member.streams.set(id, stream);
+    post({ kind: "begin", stream: id, span: postedSpan(job) });
+    return {
+      bytes: promise,
+      drop,
+      advance: (available) => {
+        if (!member.streams.has(id)) return;
+        post({ kind: "advance", stream: id, available });
+        if (available < job.input.length || stream.timer !== undefined) return;
+        stream.timer = this.#endLater(member);
+      },
+    };
+  }
+
+  #freeForStream(): Member | undefined {
+    if (this.#disposed) return undefined;
+    const idle = this.#idle.findLast((member) => member.streams.size === 0);
+    if (idle || this.#members.size >= this.#threads) return idle;
+    const member = this.#start();
+    this.#rest(member);
+    return member;
+  }
+
+  /** Takes a stream off its thread's list. @returns Undefined when it had ended. */
+  #leave(member: Member, id: number): Stream | undefined {
+    const stream = member.streams.get(id);
+    if (!stream) return undefined;
+    clearTimeout(stream.timer);
+    member.streams.delete(id);
+    return stream;
+  }
+
+  #endLater(member: Member): ReturnType<typeof setTimeout> {
+    return setTimeout(() => {
+      this.#end(member, new DeadlineError("Codec job", this.#jobTimeoutMs));
+      this.#pump();
+    }, this.#jobTimeoutMs);
   }
 
   /**
@@ -206,7 +291,7 @@ export class CodecPool implements Disposable {
   /** Gives waiting jobs to idle workers, starting more up to the bound. */
   #pump(): void {
     while (this.#queue.length > 0) {
-      let member = this.#idle.pop();
+      let member = this.#takeIdle();
       if (member === undefined) {
         if (this.#members.size >= this.#threads) return;
         member = this.#start();
@@ -215,9 +300,20 @@ export class CodecPool implements Disposable {
     }
   }
 
+  /** An idle thread; rather one without a span that arrives. */
+  #takeIdle(): Member | undefined {
+    const at = this.#idle.findLastIndex((member) => member.streams.size === 0);
+    return at < 0 ? this.#idle.pop() : this.#idle.splice(at, 1)[0];
+  }
+
   #start(): Member {
     const worker = startWorker(CODEC_WORKER_URL, CODEC_ROLE);
-    const member: Member = { worker, job: undefined, timer: undefined };
+    const member: Member = {
+      worker,
+      job: undefined,
+      streams: new Map(),
+      timer: undefined,
+    };
     worker.onmessage = (event: MessageEvent<CodecReply>) => {
       this.#finish(member, event.data);
     };
@@ -236,10 +332,7 @@ export class CodecPool implements Disposable {
   #give(member: Member, job: Job): void {
     clearTimeout(member.timer);
     member.job = job;
-    member.timer = setTimeout(() => {
-      this.#end(member, new DeadlineError("Codec job", this.#jobTimeoutMs));
-      this.#pump();
-    }, this.#jobTimeoutMs);
+    member.timer = this.#endLater(member);
     member.worker.postMessage({
       ...job.body,
       id: this.#nextId++,
@@ -248,16 +341,17 @@ export class CodecPool implements Disposable {
   }
 
   #finish(member: Member, reply: CodecReply): void {
+    if ("stream" in reply) {
+      settle(this.#leave(member, reply.stream), reply);
+      return;
+    }
     const job = member.job;
     clearTimeout(member.timer);
     member.job = undefined;
     this.#rest(member);
     if (job) {
-      if ("error" in reply) job.reject(unpackError(reply.error));
-      else if (job.body.kind === "inflate" && job.body.output !== undefined) {
-        // The same memory came back behind another object.
-        job.resolve(job.body.output);
-      } else job.resolve(reply.bytes);
+      const output = job.body.kind === "inflate" ? job.body.output : undefined;
+      settle({ ...job, output }, reply);
     }
     this.#pump();
   }
@@ -265,7 +359,14 @@ export class CodecPool implements Disposable {
   /** Has a thread without a job wait for the next one, for a while. */
   #rest(member: Member): void {
     this.#idle.push(member);
-    member.timer = setTimeout(() => this.#end(member), this.#idleMs);
+    this.#armIdleTimer(member);
+  }
+
+  #armIdleTimer(member: Member): void {
+    member.timer = setTimeout(() => {
+      if (member.streams.size > 0) this.#armIdleTimer(member);
+      else this.#end(member);
+    }, this.#idleMs);
     Deno.unrefTimer(member.timer as unknown as number);
   }
 
@@ -277,7 +378,32 @@ export class CodecPool implements Disposable {
     if (at >= 0) this.#idle.splice(at, 1);
     member.job?.reject(error);
     member.job = undefined;
+    for (const id of [...member.streams.keys()]) {
+      this.#leave(member, id)?.reject(error);
+    }
   }
+}
+
+function postedSpan(job: SpanJob): PostedSpan {
+  return {
+    input: job.input,
+    bits: job.bits,
+    window: alone(job.window),
+    windowIsZlib: job.windowIsZlib ?? false,
+    length: job.length,
+    sha256: job.sha256 && alone(job.sha256),
+    output: job.output,
+  };
+}
+
+/** Passes a result on to whoever waits, if anybody still does. */
+function settle(
+  waiting: Pick<Stream, "output" | "resolve" | "reject"> | undefined,
+  result: CodecResult,
+): void {
+  if ("error" in result) waiting?.reject(unpackError(result.error));
+  // With an output, the same memory came back behind another object.
+  else waiting?.resolve(waiting.output ?? result.bytes);
 }
 
 /**

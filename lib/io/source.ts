@@ -56,6 +56,18 @@ export interface ByteSource extends AsyncDisposable {
   preadNow?(dst: Uint8Array, offset: number): boolean;
 
   /**
+   * As {@linkcode pread}, for what comes bit by bit: says of each bit how many
+   * bytes from the start of `dst` are there and will not change any more. The
+   * last one it may leave out. Absent: all of it comes at once.
+   */
+  preadProgressive?(
+    dst: Uint8Array,
+    offset: number,
+    onProgress: (available: number) => void,
+    options?: ReadOptions,
+  ): Promise<void>;
+
+  /**
    * Brings a range near, so that reading it soon after waits for no network:
    * everything that must be fetched and decoded to have it, as prefetch, with
    * nothing copied. Absent: what is read ahead would not be kept.

@@ -1,6 +1,11 @@
 /** The uncompressed tar of a gzip layer, read at random. */
 
-import { type CodecPool, inputStart } from "../compress/mod.ts";
+import {
+  type ArrivingSpan,
+  type CodecPool,
+  inputStart,
+  type SpanJob,
+} from "../compress/mod.ts";
 import {
   type ByteSource,
   FormatError,
@@ -10,6 +15,7 @@ import {
   type SourceDescription,
   toHex,
   UnsupportedError,
+  type Urgency,
 } from "../io/mod.ts";
 import { type CacheStore, isCaching } from "./cache/mod.ts";
 import { SpareBuffers } from "./spare_buffers.ts";
@@ -45,7 +51,7 @@ export interface CheckpointTable {
 /** Decodes spans, off this thread: a {@linkcode CodecPool}, or a part of one. */
 export type SpanInflater =
   & Pick<CodecPool, "inflateSpan">
-  & Partial<Pick<CodecPool, "expectJob">>;
+  & Partial<Pick<CodecPool, "expectJob" | "streamSpan">>;
 
 /** Settings of a {@linkcode GunzipSource}. */
 export interface GunzipOptions extends SpanSourceOptions {
@@ -119,7 +125,10 @@ class GunzipMaker implements SpanMaker {
       // Once it evicts, the blob's cache keeps what it would fetch again.
       once: this.#store?.hasRoomFor(this.spans.sizeOf(index)) ?? false,
       sha256: this.spans.digestOf(index),
-      decode: (input) => this.#decode(index, input, options),
+      decode: (input) =>
+        this.#inflater.inflateSpan(this.#spanJob(index, input, options)),
+      stream: (input) =>
+        this.#inflater.streamSpan?.(this.#spanJob(index, input, options)),
       options,
     });
   }
@@ -134,30 +143,17 @@ class GunzipMaker implements SpanMaker {
     };
   }
 
-  async #decode(
-    index: number,
-    input: Uint8Array,
-    options: ReadOptions,
-  ): Promise<Uint8Array> {
-    const length = this.spans.sizeOf(index);
+  #spanJob(index: number, input: Uint8Array, options: ReadOptions): SpanJob {
     const window = this.#checkpoints.window(index);
-    const bytes = await this.#inflater.inflateSpan({
+    return {
       ...options,
       input,
       bits: this.#checkpoints.bits(index),
       window,
       windowIsZlib: window.length > 0,
-      length,
+      length: this.spans.sizeOf(index),
       sha256: this.spans.digestOf(index),
-    });
-    if (bytes.length !== length) {
-      throw new FormatError(
-        "gzip span",
-        "length",
-        `is ${bytes.length}, expected ${length}`,
-      );
-    }
-    return bytes;
+    };
   }
 
   /** The compressed bytes of a span, with the partial bytes at both ends. */
@@ -239,6 +235,51 @@ function checkTables(
 /** What spans are decoded from, of all layers. */
 const inputs = new SpareBuffers();
 
+/** Compressed bytes that are worth a message to the thread that decodes them. */
+const ARRIVAL_STEP = 64 * 1024;
+
+/** Has a span decoded while it comes, if somebody waits for it and there is more to come than a step. */
+class Arrival {
+  readonly #input: Uint8Array;
+  readonly #urgency: Urgency;
+  readonly #begin: (input: Uint8Array) => ArrivingSpan | undefined;
+  #span: ArrivingSpan | undefined;
+  #next = ARRIVAL_STEP;
+
+  constructor(
+    input: Uint8Array,
+    urgency: Urgency,
+    begin: (input: Uint8Array) => ArrivingSpan | undefined,
+  ) {
+    this.#input = input;
+    this.#urgency = urgency;
+    this.#begin = begin;
+  }
+
+  /** So many bytes are there. */
+  progress(available: number): void {
+    if (available < this.#next || available >= this.#input.length) return;
+    this.#next = available + ARRIVAL_STEP;
+    if (!this.#span) {
+      const isSoon = this.#next >= this.#input.length;
+      if (isSoon || this.#urgency.priority !== "demand") return;
+      this.#span = this.#begin(this.#input);
+    }
+    this.#span?.advance(available);
+  }
+
+  /** All of it is there. @returns The span, if it was begun. */
+  finish(): Promise<Uint8Array> | undefined {
+    this.#span?.advance(this.#input.length);
+    return this.#span?.bytes;
+  }
+
+  /** The rest will not come. */
+  drop(): void {
+    this.#span?.drop();
+  }
+}
+
 /**
  * Reads, decodes and checks; once more when it was wrong and a cache below may
  * be to blame, its own or a neighbour's read. Bytes that stay wrong are not left in that cache either.
@@ -257,6 +298,8 @@ export async function makeChecked(job: {
   sha256: Uint8Array | undefined;
   /** Done with a shared `input` when it resolves. */
   decode: (input: Uint8Array) => Promise<Uint8Array>;
+  /** Does the same with a shared `input` that is still arriving, if it can. */
+  stream?: (input: Uint8Array) => ArrivingSpan | undefined;
   options: MakeOptions;
 }): Promise<Uint8Array> {
   for (let attempt = 1;; attempt++) {
@@ -267,12 +310,26 @@ export async function makeChecked(job: {
       job.length,
     );
     job.options.timer.enter("fetch", job.length);
-    if (job.once && isCaching(job.source)) {
-      await job.source.preadOnce(input, job.start, job.options);
-    } else await job.source.pread(input, job.start, job.options);
+    // What was wrong once is looked at as a whole.
+    const arrival = shared && job.stream && attempt === 1
+      ? new Arrival(input, job.options.urgency, job.stream)
+      : undefined;
+    try {
+      if (job.once && isCaching(job.source)) {
+        await job.source.preadOnce(
+          input,
+          job.start,
+          job.options,
+          (available) => arrival?.progress(available),
+        );
+      } else await job.source.pread(input, job.start, job.options);
+    } catch (error) {
+      arrival?.drop();
+      throw error;
+    }
     job.options.timer.enter("decode");
     try {
-      const bytes = await job.decode(input);
+      const bytes = await (arrival?.finish() ?? job.decode(input));
       // Not after a failure: a job that was called off may still read it.
       if (shared) inputs.give(shared);
       return bytes;

@@ -58,9 +58,19 @@ export class RegistryBlobSource implements ByteSource {
    * @throws {RegistryError} If it does not give this range.
    * @throws {IntegrityError} If the blob has another size than its descriptor.
    */
-  async pread(
+  pread(
     dst: Uint8Array,
     offset: number,
+    options: ReadOptions = {},
+  ): Promise<void> {
+    return this.preadProgressive(dst, offset, undefined, options);
+  }
+
+  /** @throws As {@linkcode pread}. */
+  async preadProgressive(
+    dst: Uint8Array,
+    offset: number,
+    onProgress: ((available: number) => void) | undefined,
     options: ReadOptions = {},
   ): Promise<void> {
     checkRange(this.size, offset, dst.length);
@@ -75,6 +85,8 @@ export class RegistryBlobSource implements ByteSource {
           (length) => {
             done += length;
             retrier.progressed(length);
+            // What has come stays: a further attempt goes on behind it.
+            onProgress?.(done);
           },
         );
       } catch (error) {

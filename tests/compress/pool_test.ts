@@ -96,7 +96,7 @@ Deno.test("CodecPool posts a job's own bytes, not the tables that they lie in", 
 });
 
 Deno.test("CodecPool.expectJob() starts a thread if none is idle, and only where there may be one", async () => {
-  const pool = new CodecPool({ threads: 2, idleMs: 100 });
+  const pool = new CodecPool({ threads: 2, idleMs: 500 });
   const soon = () => new Promise((resolve) => setTimeout(resolve, 20));
   pool.expectJob();
   pool.expectJob();

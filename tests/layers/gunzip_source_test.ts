@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
+import { CodecPool } from "../../lib/compress/mod.ts";
 import {
+  type ByteSource,
   CancelledError,
   DeadlineError,
   FormatError,
@@ -7,7 +9,11 @@ import {
   UnsupportedError,
 } from "../../lib/io/mod.ts";
 import { CachedSource, CacheStore } from "../../lib/layers/cache/mod.ts";
-import { type GunzipOptions, GunzipSource } from "../../lib/layers/gunzip.ts";
+import {
+  type GunzipOptions,
+  GunzipSource,
+  type SpanInflater,
+} from "../../lib/layers/gunzip.ts";
 import { VerifiedSource } from "../../lib/layers/plain_target.ts";
 import { NeighbourPredictor } from "../../lib/layers/neighbours.ts";
 import { StreamTracker } from "../../lib/layers/readahead.ts";
@@ -621,4 +627,127 @@ Deno.test("span tables and checkpoints from outside are checked", () => {
       [[10, 20.5], [0, 0]],
     ] as [number[], number[]][]
   ) assert.throws(() => open(offsets, bits), FormatError);
+});
+
+/** A cached blob that comes in pieces of 32 KiB, and what was streamed of it. */
+function openArriving(damage?: { at: number; reads: number }) {
+  const layer = makeGzipLayer(seededBytes(1_000_000, 8), 400 * KIB);
+  const blob = new TestSource(layer.blob.slice());
+  const gates: (() => void)[] = [];
+  let reads = 0;
+  const progressive: ByteSource = blob;
+  progressive.preadProgressive = async (dst, offset, onProgress, options) => {
+    await blob.pread(new Uint8Array(1), offset, options);
+    reads++;
+    for (let at = 0; at < dst.length;) {
+      const next = Math.min(dst.length, at + 32 * KIB);
+      dst.set(layer.blob.subarray(offset + at, offset + next), at);
+      if (damage && at === 0 && reads <= damage.reads) dst[damage.at]! ^= 0xff;
+      at = next;
+      onProgress(at);
+      await new Promise<void>((resolve, reject) => {
+        gates.push(resolve);
+        options?.signal?.addEventListener(
+          "abort",
+          () => reject(new CancelledError()),
+        );
+      });
+    }
+  };
+  return { layer, blob, gates };
+}
+
+Deno.test("GunzipSource decodes a span that is waited for while it arrives", async () => {
+  await using store = await tempStore();
+  using pool = new CodecPool({ threads: 2 });
+  const begun: string[] = [];
+  const inflater: SpanInflater = {
+    inflateSpan: (job) => (begun.push("whole"), pool.inflateSpan(job)),
+    streamSpan: (job) => (begun.push("stream"), pool.streamSpan(job)),
+  };
+  const { layer, blob, gates } = openArriving();
+  const source = new GunzipSource(new CachedSource(blob, { key: "x" }), {
+    digest: layer.digest,
+    spans: layer.spans,
+    checkpoints: layer.checkpoints,
+    inflater,
+    cache: new SpanCache({ store }),
+    readaheadBytes: 0,
+  });
+  await using _ = source;
+  const step = async () => {
+    await until(() => gates.length > 0);
+    gates.shift()!();
+  };
+  const pieces = Math.ceil(
+    (layer.checkpoints.compressedOffset(1) -
+      layer.checkpoints.compressedOffset(0)) / (32 * KIB),
+  );
+  const reading = reads(source, layer.content, 100, 1000);
+  for (let piece = 0; piece < pieces; piece++) {
+    // From the second piece on: 64 KiB are there, and more to come.
+    await until(() => gates.length > 0);
+    assert.deepEqual(begun, piece < 1 ? [] : ["stream"]);
+    await step();
+  }
+  await reading;
+  assert.deepEqual(begun, ["stream"]);
+  await reads(source, layer.content, 0, 400 * KIB);
+
+  // Nobody waits for what is read ahead.
+  const ahead = source.prefetch(400 * KIB, 1);
+  for (let piece = 0; piece < pieces; piece++) await step();
+  await ahead;
+  assert.deepEqual(begun, ["stream", "whole"]);
+  await reads(source, layer.content, 400 * KIB, 400 * KIB);
+
+  // What breaks off leaves the thread free.
+  const control = new AbortController();
+  const broken = source.pread(new Uint8Array(10), 900 * KIB, {
+    signal: control.signal,
+  });
+  await step();
+  await until(() => begun.length === 3);
+  control.abort();
+  await assert.rejects(broken, CancelledError);
+  const free = [0, 1].map(() =>
+    pool.streamSpan({
+      input: layer.blob.subarray(10),
+      bits: 0,
+      window: new Uint8Array(0),
+      length: 10,
+    })
+  );
+  assert.ok(free.every((span) => span !== undefined));
+});
+
+Deno.test("GunzipSource: wrong bytes that were decoded while they came are fetched again, and never served", async () => {
+  for (const wrongReads of [1, 2]) {
+    await using store = await tempStore();
+    using pool = new CodecPool({ threads: 2 });
+    const { layer, blob, gates } = openArriving({ at: 9, reads: wrongReads });
+    const source = new GunzipSource(new CachedSource(blob, { key: "x" }), {
+      digest: layer.digest,
+      spans: layer.spans,
+      checkpoints: layer.checkpoints,
+      inflater: pool,
+      cache: new SpanCache({ store }),
+      readaheadBytes: 0,
+    });
+    await using _ = source;
+    const opening = setInterval(() => gates.shift()?.(), 1);
+    try {
+      const dst = new Uint8Array(100).fill(0xee);
+      const reading = source.pread(dst, 0);
+      if (wrongReads === 1) {
+        await reading;
+        assert.deepEqual(dst, layer.content.subarray(0, 100));
+      } else {
+        await assert.rejects(reading, IntegrityError);
+        assert.ok(dst.every((byte) => byte === 0xee));
+      }
+    } finally {
+      clearInterval(opening);
+    }
+  }
 });

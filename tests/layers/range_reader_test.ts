@@ -251,3 +251,34 @@ Deno.test("SpareBuffers gives a buffer to one user at a time, and only where it 
   assert.equal(buffers.take(1), small);
   assert.ok(buffers.take(1) !== small);
 });
+
+Deno.test("CachedSource.preadOnce() tells what has come of a range that is read alone", async () => {
+  const { source, inner } = open();
+  await using _ = source;
+  const progressive: ByteSource = inner;
+  const asked: number[] = [];
+  progressive.preadProgressive = async (dst, offset, onProgress, options) => {
+    asked.push(offset);
+    onProgress(10);
+    await inner.pread(dst, offset, options);
+    onProgress(dst.length);
+  };
+  const told: [string, number][] = [];
+  const read = (name: string, offset: number) =>
+    source.preadOnce(
+      new Uint8Array(BLOCK),
+      offset,
+      {},
+      (available) => told.push([name, available]),
+    );
+  await read("alone", 3 * BLOCK + 5);
+  assert.deepEqual(told, [["alone", 10], ["alone", BLOCK]]);
+  assert.deepEqual(asked, [3 * BLOCK + 5]);
+  // What others need too comes at once.
+  await Promise.all([read("one", 0), read("two", BLOCK)]);
+  assert.equal(told.length, 2);
+  // And from a source that does not say.
+  delete progressive.preadProgressive;
+  await read("plain", 7 * BLOCK);
+  assert.equal(told.length, 2);
+});

@@ -135,6 +135,34 @@ Deno.test("reads survive connections that are cut anywhere", async () => {
   }
 });
 
+Deno.test("a read that tells its progress tells of bytes that stay, also where connections are cut", async () => {
+  await using s = await start();
+  const blob = await s.server.putBlob("app", CONTENT);
+  s.relay.plan.push({ toClient: 300_000 }, { toClient: 0 }, {
+    toClient: 200_000,
+  });
+  const repository = s.client.open(s.relay.host, "app");
+  const source = await repository.openBlob(blob);
+  const dst = new Uint8Array(900_000);
+  let told = 0;
+  let times = 0;
+  await source.preadProgressive!(dst, 50_000, (available) => {
+    ok(available > told);
+    deepEqual(
+      dst.subarray(told, available),
+      CONTENT.subarray(50_000 + told, 50_000 + available),
+    );
+    // Whoever writes there again would be seen at the end.
+    dst.fill(0xee, told, available);
+    told = available;
+    times++;
+  });
+  equal(told, dst.length);
+  ok(times > 3);
+  ok(dst.every((byte) => byte === 0xee));
+  equal(s.relay.connections, 4);
+});
+
 for (const [seed, size] of [[20, 100_000], [21, 20_000_000]] as const) {
   Deno.test(`uploads survive connections that are cut anywhere: ${size} bytes`, async () => {
     await using s = await start();

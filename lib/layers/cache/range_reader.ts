@@ -19,8 +19,12 @@ interface Wanted {
   end: number;
   dst: Uint8Array;
   options: ReadOptions;
+  onProgress: OnProgress | undefined;
   resolve(done: Promise<void>): void;
 }
+
+/** Is told how many bytes from a range's start are there for good. */
+export type OnProgress = (available: number) => void;
 
 /** Settings of a {@linkcode RangeReader}. */
 export interface RangeReaderOptions {
@@ -55,14 +59,28 @@ export class RangeReader {
   /**
    * Fills `dst` from byte `offset`; a range inside the source.
    *
+   * @param onProgress May be told of the bytes that have come, of a range that
+   * is read alone from a source that says so.
    * @throws {CancelledError} When the signal is aborted first.
    */
-  pread(dst: Uint8Array, offset: number, options: ReadOptions): Promise<void> {
+  pread(
+    dst: Uint8Array,
+    offset: number,
+    options: ReadOptions,
+    onProgress?: OnProgress,
+  ): Promise<void> {
     return new Promise((resolve) => {
       // After this turn, so that all that is wanted in it is seen together.
       if (this.#wanted.length === 0) queueMicrotask(() => this.#start());
       const end = offset + dst.length;
-      this.#wanted.push({ start: offset, end, dst, options, resolve });
+      this.#wanted.push({
+        start: offset,
+        end,
+        dst,
+        options,
+        onProgress,
+        resolve,
+      });
     });
   }
 
@@ -105,14 +123,14 @@ export class RangeReader {
   }
 
   #readOne(
-    { start, dst, options, resolve }: Wanted,
+    { start, dst, options, onProgress, resolve }: Wanted,
     control: AbortController,
   ): Promise<void> {
     const { signal: outer } = options;
     const cancel = () => control.abort(new CancelledError());
     outer?.addEventListener("abort", cancel, { once: true });
     const { signal } = control;
-    const done = this.#read(dst, start, { ...options, signal })
+    const done = this.#read(dst, start, { ...options, signal }, onProgress)
       .finally(() => outer?.removeEventListener("abort", cancel));
     resolve(done);
     return done;
@@ -141,10 +159,13 @@ export class RangeReader {
     dst: Uint8Array,
     offset: number,
     options: ReadOptions,
+    onProgress?: OnProgress,
   ): Promise<void> {
     const release = await this.#budget.acquire(dst.length, options);
     try {
-      await this.#source.pread(dst, offset, options);
+      if (onProgress && this.#source.preadProgressive) {
+        await this.#source.preadProgressive(dst, offset, onProgress, options);
+      } else await this.#source.pread(dst, offset, options);
     } finally {
       release();
     }
