@@ -11,7 +11,7 @@ import {
 import type { ReadStats } from "../read_stats.ts";
 import { type Stream, StreamTracker } from "../readahead.ts";
 import { closedError, PieceFetcher } from "./piece_fetcher.ts";
-import { RangeReader } from "./range_reader.ts";
+import { type OnProgress, RangeReader } from "./range_reader.ts";
 import type { CacheStore } from "./store.ts";
 import { StoredBlocks } from "./stored_blocks.ts";
 
@@ -156,6 +156,7 @@ export class CachedSource implements CachingSource {
     dst: Uint8Array,
     offset: number,
     options: ReadOptions = {},
+    onProgress?: OnProgress,
   ): Promise<void> {
     checkRange(this.size, offset, dst.length);
     if (this.#closed) throw closedError();
@@ -165,7 +166,7 @@ export class CachedSource implements CachingSource {
         return await this.pread(dst, offset, options);
       }
     }
-    await this.#ranges.pread(dst, offset, options);
+    await this.#ranges.pread(dst, offset, options, onProgress);
   }
 
   #note(offset: number, length: number): void {
