@@ -47,11 +47,13 @@ export interface CachingSource extends ByteSource {
    * As `pread`, of a range that the caller keeps in another form: what the
    * cache has of it is used, else it is fetched as it is and not stored.
    *
+   * @param onProgress May be told of what has come; see {@linkcode OnProgress}.
    */
   preadOnce(
     dst: Uint8Array,
     offset: number,
     options?: ReadOptions,
+    onProgress?: OnProgress,
   ): Promise<void>;
   /**
    * Forgets what is cached of a range.
