@@ -119,7 +119,7 @@ function somePlaces(
 async function main(): Promise<void> {
   const dir = await Deno.makeTempDir({ prefix: "obd-cold-parallel-" });
   try {
-    await using registry = await FarRegistry.start(`${dir}/registry`);
+    await using registry = await FarRegistry.start();
     await pushDebianImage(registry, dir);
     const results = new Map<number, Measured[]>([[1, []], [READERS, []]]);
     for (let round = 0; round < Number(values.rounds); round++) {

@@ -29,7 +29,7 @@ async function main(): Promise<void> {
   const dir = await Deno.makeTempDir({ prefix: "obd-far-sequential-" });
   const bytesPerSecond = Number(values.mbit) * 1e6 / 8;
   try {
-    await using registry = await FarRegistry.start(`${dir}/registry`);
+    await using registry = await FarRegistry.start();
     await pushDebianImage(registry, dir);
     for (const tag of ["v1-obd", "v1-overlaybd"]) {
       const host = await registry.link({

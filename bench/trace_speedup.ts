@@ -133,7 +133,7 @@ async function record(
 async function main(): Promise<void> {
   const dir = await Deno.makeTempDir({ prefix: "obd-trace-speedup-" });
   try {
-    await using registry = await FarRegistry.start(`${dir}/registry`);
+    await using registry = await FarRegistry.start();
     await pushDebianImage(registry, dir);
     const { pattern, trace } = await record(registry, dir);
     console.log(JSON.stringify({

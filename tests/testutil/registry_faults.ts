@@ -91,10 +91,11 @@ export async function* spoilBody(
     : Infinity;
   let at = 0;
   for await (const piece of body) {
-    const part = piece.subarray(0, Math.max(0, limit - at));
-    if (fault?.kind === "corrupt" && fault.at >= at) {
-      const index = fault.at - at;
-      if (index < part.length) part[index]! ^= 0x01;
+    let part = piece.subarray(0, Math.max(0, limit - at));
+    const index = fault?.kind === "corrupt" ? fault.at - at : -1;
+    if (index >= 0 && index < part.length) {
+      part = part.slice();
+      part[index]! ^= 0x01;
     }
     at += part.length;
     if (part.length > 0) yield part;
