@@ -8,8 +8,6 @@
 
 import { loadLibc } from "../../lib/io/mod.ts";
 
-/** Who is due within this of an awakening waits for the next, this much later. */
-const SLEEP_MIN_MS = 0.25;
 /** A sleep cannot be cut short: this is what {@linkcode DueClock.stop} takes at most. */
 const SLEEP_MAX_MS = 50;
 
@@ -24,7 +22,13 @@ export class DueClock {
   readonly #sleepers: Sleeper[] = [];
   /** Sleeps that are under way, by when they end. */
   readonly #sleeps = new Map<number, Promise<void>>();
+  readonly #sleepMinMs: number;
   #stopped = false;
+
+  /** @param sleepMinMs Who is due within this of an awakening waits for the next, this much later. */
+  constructor(sleepMinMs: number) {
+    this.#sleepMinMs = sleepMinMs;
+  }
 
   /** Resolves at a point in time, never before it; or when the clock is stopped. */
   until(due: number): Promise<void> {
@@ -58,7 +62,7 @@ export class DueClock {
     const next = this.#sleepers.at(-1);
     if (!next) return;
     const end = Math.min(
-      Math.max(next.due, now + SLEEP_MIN_MS),
+      Math.max(next.due, now + this.#sleepMinMs),
       now + SLEEP_MAX_MS,
     );
     for (const other of this.#sleeps.keys()) if (other <= end) return;

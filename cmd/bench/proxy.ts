@@ -15,6 +15,10 @@ const PIECE_SIZE = 256 * 1024;
 /** With a rate: pieces are small against a round trip, and what waits for the line is bounded. */
 const PACED_PIECE_SIZE = 64 * 1024;
 const PACED_QUEUE_SECONDS = 0.05;
+/** How late a piece may leave, to leave with others: an awakening takes CPU time of what is measured. */
+const LATE_MAX_MS = 0.25;
+/** The time that a piece takes on a line of 500 Mbit/s: else each would need an awakening. */
+const PACED_LATE_MAX_MS = 1;
 /** Distance of the points of the curve of bytes over time. */
 const CURVE_INTERVAL_MS = 50;
 
@@ -50,7 +54,7 @@ export class LatencyProxy implements AsyncDisposable {
   /** When the line towards the clients has sent what waits for it, as `performance.now()`. */
   #lineFreeAt = 0;
   readonly #connections = new Set<Deno.TcpConn>();
-  readonly #clock = new DueClock();
+  readonly #clock: DueClock;
   readonly #buffers = new BufferPool();
   #traffic = emptyTraffic();
   #heads = new RequestHeads();
@@ -60,6 +64,9 @@ export class LatencyProxy implements AsyncDisposable {
     this.#target = target;
     this.#oneWayMs = link.rttMs / 2;
     this.#bytesPerSecond = link.bytesPerSecond;
+    this.#clock = new DueClock(
+      link.bytesPerSecond === undefined ? LATE_MAX_MS : PACED_LATE_MAX_MS,
+    );
     this.#listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     this.#accept();
   }

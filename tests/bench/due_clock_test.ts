@@ -6,7 +6,7 @@ import { loadLibc } from "../../lib/io/mod.ts";
 loadLibc();
 
 Deno.test("DueClock: nobody is woken early, and each as if alone", async () => {
-  const clock = new DueClock();
+  const clock = new DueClock(0.25);
   const started = performance.now();
   const woken: number[] = [];
   // Longer than one sleep, twice the same, close to each other, and not in order.
@@ -22,7 +22,7 @@ Deno.test("DueClock: nobody is woken early, and each as if alone", async () => {
 });
 
 Deno.test("DueClock.tick wakes those that are due", async () => {
-  const clock = new DueClock();
+  const clock = new DueClock(0.25);
   const due = performance.now() + 5;
   let isAwake = false;
   clock.until(due).then(() => isAwake = true);
@@ -37,7 +37,7 @@ Deno.test("DueClock.tick wakes those that are due", async () => {
 });
 
 Deno.test("DueClock.stop wakes all, and nobody waits afterwards", async () => {
-  const clock = new DueClock();
+  const clock = new DueClock(0.25);
   const started = performance.now();
   const waiting = [1000, 100_000].map((ms) => clock.until(started + ms));
   await clock.stop();
