@@ -617,8 +617,9 @@ Deno.test("CacheStore: opens fast with 20,000 entries, and smaller when made sma
       assert.ok(took < 3_000, `${took} ms`); // about 80 ms alone on the machine
       assert.equal(store.entryCount, count);
       await mustRead(store, key(5), bytes);
-      assert.equal(await store.readAll(store.get(key(6))!), undefined);
-      assert.equal(store.entryCount, count - 1);
+      assert.equal(await store.readAll(store.get(key(4))!), undefined);
+      // And the few behind these two that were looked at ahead.
+      assert.ok(store.entryCount < count && store.entryCount >= count - 20);
     }
     await using store = await openStore(dir, { sizeBytes: 64 * MIB });
     assert.ok(store.entryCount > 1000 && store.entryCount <= 1024);

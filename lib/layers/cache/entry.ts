@@ -26,6 +26,8 @@ export interface CacheEntry extends LruNode<CacheEntry> {
   bytes: Uint8Array | undefined;
   /** The running check of an unchecked entry. */
   check: Promise<Uint8Array | undefined> | undefined;
+  /** Of those that an earlier run left: the one used next after it. */
+  following: CacheEntry | undefined;
 }
 
 /** Counters of a cache, since it was opened. */

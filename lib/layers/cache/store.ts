@@ -11,6 +11,7 @@ import {
   type Logger,
   silentLogger,
 } from "../../io/mod.ts";
+import { CheckAhead } from "./check_ahead.ts";
 import { type DataFile, openDataFile } from "./data_file.ts";
 import type { CacheEntry, CacheStats } from "./entry.ts";
 import { JournalFile } from "./journal_file.ts";
@@ -82,6 +83,7 @@ export class CacheStore implements AsyncDisposable {
   readonly #flushIntervalMs: number;
   readonly #entries = new Map<string, CacheEntry>();
   readonly #lru = new LruList<CacheEntry>();
+  readonly #ahead = new CheckAhead((entry) => this.#check(entry));
   readonly #slots: SlotAllocator;
   #storedBytes = 0;
   #flushTimer: ReturnType<typeof setTimeout> | undefined;
@@ -156,7 +158,7 @@ export class CacheStore implements AsyncDisposable {
       );
       const slots = new SlotAllocator(capacity, used);
       const store = new CacheStore(options, slots, file, journal, lock);
-      for (const entry of known) store.#adopt(entry);
+      store.#adopt(known);
       return store;
     } catch (error) {
       await file?.close();
@@ -245,6 +247,7 @@ export class CacheStore implements AsyncDisposable {
       runs: [],
       bytes,
       check: undefined,
+      following: undefined,
       older: undefined,
       newer: undefined,
     };
@@ -297,10 +300,9 @@ export class CacheStore implements AsyncDisposable {
   async readAll(entry: CacheEntry): Promise<Uint8Array | undefined> {
     if (entry.state === "writing") return entry.bytes;
     if (entry.state === "unchecked") {
-      entry.check ??= this.#reader.check(entry).finally(() =>
-        entry.check = undefined
-      );
-      const bytes = await entry.check;
+      const checking = this.#check(entry);
+      this.#ahead.reached(entry);
+      const bytes = await checking;
       if (bytes) this.#hit(entry, bytes.length);
       return bytes;
     }
@@ -359,24 +361,38 @@ export class CacheStore implements AsyncDisposable {
     this.#lock?.close();
   }
 
-  #adopt(known: JournalEntry): void {
-    const entry: CacheEntry = {
-      ...known,
-      state: "unchecked",
-      bytes: undefined,
-      check: undefined,
-      older: undefined,
-      newer: undefined,
-    };
-    this.#entries.set(entry.key, entry);
-    this.#lru.add(entry);
-    this.#storedBytes += entry.size;
+  /** @param known Least recently used first. */
+  #adopt(known: readonly JournalEntry[]): void {
+    let last: CacheEntry | undefined;
+    for (const one of known) {
+      const entry: CacheEntry = {
+        ...one,
+        state: "unchecked",
+        bytes: undefined,
+        check: undefined,
+        following: undefined,
+        older: undefined,
+        newer: undefined,
+      };
+      if (last) last.following = entry;
+      last = entry;
+      this.#entries.set(entry.key, entry);
+      this.#lru.add(entry);
+      this.#storedBytes += entry.size;
+    }
+  }
+
+  #check(entry: CacheEntry): Promise<Uint8Array | undefined> {
+    return entry.check ??= this.#reader.check(entry).finally(() =>
+      entry.check = undefined
+    );
   }
 
   #hit(entry: CacheEntry, bytes: number): void {
     this.stats.hits++;
     this.stats.hitBytes += bytes;
     if (entry.state !== "dead") this.#lru.touch(entry);
+    this.#ahead.read(entry);
   }
 
   /** Evicts the least recently used entry that is in the file; returns its bytes, 0 if there is none. */
