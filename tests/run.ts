@@ -44,6 +44,8 @@ async function runTests(
       NO_COLOR: "1",
       // Builds leave nothing behind that the next run would find.
       OBD_DEDUP_DB: "none",
+      // Who reads memory that went back to be used again gets wrong bytes.
+      OBD_POISON_BUFFERS: "1",
       // Where Debian keeps e2fsprogs and friends, also for users whose PATH leaves it out.
       PATH: `${Deno.env.get("PATH") ?? ""}:/usr/sbin:/sbin`,
       OBD_SKIP_FILE: skipPath,

@@ -17,10 +17,11 @@ import {
   UnsupportedError,
   type Urgency,
 } from "../io/mod.ts";
-import { type CacheStore, isCaching } from "./cache/mod.ts";
+import { type CacheStore, isCaching, Lease } from "./cache/mod.ts";
 import { SpareBuffers } from "./spare_buffers.ts";
 import {
   digestKey,
+  type MadeSpan,
   type MakeOptions,
   type SpanMaker,
   SpanSource,
@@ -112,10 +113,19 @@ class GunzipMaker implements SpanMaker {
     return `${this.#cacheKey}/gunzip/${offset}+${this.spans.sizeOf(index)}`;
   }
 
-  make(index: number, options: MakeOptions): Promise<Uint8Array> {
+  async make(index: number, options: MakeOptions): Promise<MadeSpan> {
     const { start, length } = this.#range(index);
+    const sha256 = this.spans.digestOf(index);
+    let output: Uint8Array<SharedArrayBuffer> | undefined;
+    const jobOf = (input: Uint8Array) => {
+      // Without a digest the store computes one, off this thread, which it
+      // cannot do with shared memory. A second attempt has the memory of the
+      // first, which the decoder is done with when its bytes were wrong.
+      if (sha256) output ??= takeOutput(this.spans.sizeOf(index));
+      return { ...this.#spanJob(index, input, options), output };
+    };
     this.#inflater.expectJob?.();
-    return makeChecked({
+    const bytes = await makeChecked({
       what: `Span ${index} of layer "${this.name}"`,
       source: this.#compressed,
       start,
@@ -124,13 +134,12 @@ class GunzipMaker implements SpanMaker {
       // What the span cache has room for is not kept a second time, compressed.
       // Once it evicts, the blob's cache keeps what it would fetch again.
       once: this.#store?.hasRoomFor(this.spans.sizeOf(index)) ?? false,
-      sha256: this.spans.digestOf(index),
-      decode: (input) =>
-        this.#inflater.inflateSpan(this.#spanJob(index, input, options)),
-      stream: (input) =>
-        this.#inflater.streamSpan?.(this.#spanJob(index, input, options)),
+      sha256,
+      decode: (input) => this.#inflater.inflateSpan(jobOf(input)),
+      stream: (input) => this.#inflater.streamSpan?.(jobOf(input)),
       options,
     });
+    return leased(bytes, output);
   }
 
   unitOf(index: number): StoredUnit {
@@ -233,7 +242,32 @@ function checkTables(
 }
 
 /** What spans are decoded from, of all layers. */
-const inputs = new SpareBuffers();
+const inputs = new SpareBuffers(64 * 1024 * 1024);
+/**
+ * What spans are decoded into, of all layers: those in the memory cache as it is
+ * by default, and half as much again being made and written. (More of it stays
+ * with an idle process: 64 MiB were 10 MB.)
+ */
+const outputs = new SpareBuffers(48 * 1024 * 1024);
+
+/** Memory to decode a span of `length` bytes into; undefined: the decoder takes its own. */
+function takeOutput(length: number): Uint8Array<SharedArrayBuffer> | undefined {
+  const buffer = outputs.take(length);
+  return buffer && new Uint8Array(buffer, 0, length);
+}
+
+/**
+ * A span as its decoder gave it. Not called after a failure: a job that was
+ * called off may still write, so its memory is left to the collector.
+ */
+function leased(
+  bytes: Uint8Array,
+  output: Uint8Array<SharedArrayBuffer> | undefined,
+): MadeSpan {
+  const buffer = output?.buffer;
+  if (!buffer || bytes.buffer !== buffer) return { bytes };
+  return { bytes, lease: new Lease(() => outputs.give(buffer)) };
+}
 
 /** Compressed bytes that are worth a message to the thread that decodes them. */
 const ARRIVAL_STEP = 64 * 1024;

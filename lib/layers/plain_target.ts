@@ -12,6 +12,7 @@ import {
 import { makeChecked } from "./gunzip.ts";
 import {
   digestKey,
+  type MadeSpan,
   type MakeOptions,
   type SpanMaker,
   SpanSource,
@@ -64,10 +65,10 @@ class PlainMaker implements SpanMaker {
     return digestKey(this.spans.digestOf(index)!);
   }
 
-  make(index: number, options: MakeOptions): Promise<Uint8Array> {
+  async make(index: number, options: MakeOptions): Promise<MadeSpan> {
     const what = `Span ${index} of layer "${this.name}"`;
     const want = this.spans.digestOf(index)!;
-    return makeChecked({
+    const bytes = await makeChecked({
       what,
       source: this.#inner,
       start: this.spans.offsetOf(index),
@@ -82,6 +83,7 @@ class PlainMaker implements SpanMaker {
       },
       options,
     });
+    return { bytes };
   }
 
   unitOf(index: number): StoredUnit {

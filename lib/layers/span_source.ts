@@ -7,6 +7,7 @@ import {
   ByteBudget,
   type ByteSource,
   checkRange,
+  invariant,
   type Logger,
   ObdError,
   priorityOf,
@@ -22,6 +23,7 @@ import {
   allSettled,
   type CacheEntry,
   type CacheStore,
+  type Lease,
   MemoryCache,
   type MemoryEntry,
 } from "./cache/mod.ts";
@@ -85,6 +87,13 @@ export interface MakeOptions {
 
 type LoadOptions = Omit<MakeOptions, "timer">;
 
+/** The bytes of a span, never to be changed. */
+export interface MadeSpan {
+  bytes: Uint8Array;
+  /** Where their memory is used again: the taker's, to be released. */
+  lease?: Lease | undefined;
+}
+
 /** Makes the bytes of a span. */
 export interface SpanMaker {
   /** For people: the layer's digest. */
@@ -96,7 +105,7 @@ export interface SpanMaker {
    * The span's bytes: as long as the table says and checked, where there is
    * something to check them against.
    */
-  make(index: number, options: MakeOptions): Promise<Uint8Array>;
+  make(index: number, options: MakeOptions): Promise<MadeSpan>;
   /** What must be fetched and decoded to have a span. */
   unitOf(index: number): StoredUnit;
   describe(): SourceDescription;
@@ -118,12 +127,52 @@ interface Span {
   readonly key: string;
   memory: MemoryEntry | undefined;
   entry: CacheEntry | undefined;
-  flight: SharedFlight<Uint8Array> | undefined;
-  /** Of the flight. */
-  urgency: Urgency | undefined;
+  flight: SpanFlight | undefined;
   loggedAt: number;
   /** A demand read has come to it. */
   wanted: boolean;
+}
+
+/** A reader's piece of a span. */
+interface Piece {
+  dst: Uint8Array;
+  /** Byte of the span with which it begins. */
+  inside: number;
+}
+
+/**
+ * A span under way. Its readers do not get its bytes, which may be others a turn
+ * later: their pieces are filled when it lands.
+ */
+class SpanFlight extends SharedFlight<void> {
+  readonly urgency = new Urgency("prefetch");
+  readonly #pieces = new Set<Piece>();
+
+  /**
+   * Waits until the piece is filled.
+   *
+   * @throws {CancelledError} When the reader's signal is aborted first.
+   */
+  async fill(piece: Piece, options: ReadOptions): Promise<void> {
+    const leave = this.urgency.follow(options);
+    this.#pieces.add(piece);
+    try {
+      await this.join(options.signal);
+      invariant(!this.#pieces.has(piece), "a span landed without its reader");
+    } finally {
+      this.#pieces.delete(piece);
+      leave();
+    }
+  }
+
+  /** Fills what was asked for until now. */
+  land(bytes: Uint8Array): void {
+    for (const { dst, inside } of this.#pieces) {
+      dst.set(bytes.subarray(inside, inside + dst.length));
+    }
+    this.#pieces.clear();
+    this.resolve();
+  }
 }
 
 /** The key of a span in the caches when its digest is known: equal spans of different layers meet. */
@@ -280,7 +329,6 @@ export class SpanSource implements ByteSource {
         memory: undefined,
         entry: undefined,
         flight: undefined,
-        urgency: undefined,
         loggedAt: -Infinity,
         wanted: false,
       };
@@ -339,37 +387,25 @@ export class SpanSource implements ByteSource {
     if (entry?.state === "ready") {
       if (await this.#cache.store!.pread(entry, dst, inside)) return;
     }
-    const reading = this.#join(span, options);
+    const reading = this.#flightOf(span).fill({ dst, inside }, options);
     // Behind the span itself.
     if (isFirst) this.#wanted(span);
-    const bytes = await reading;
-    dst.set(bytes.subarray(inside, inside + dst.length));
+    await reading;
   }
 
-  /** Waits for a span that is under way, or starts it. */
-  async #join(span: Span, options: ReadOptions): Promise<Uint8Array> {
-    const flight = this.#flightOf(span);
-    const leave = span.urgency!.follow(options);
-    try {
-      return await flight.join(options.signal);
-    } finally {
-      leave();
-    }
-  }
-
-  #flightOf(span: Span): SharedFlight<Uint8Array> {
+  /** The flight of a span that is under way, or a new one. */
+  #flightOf(span: Span): SpanFlight {
     if (this.#closed) throw closedError();
     if (span.flight) return span.flight;
     const control = new AbortController();
-    const flight = new SharedFlight<Uint8Array>(() => {
+    const flight = new SpanFlight(() => {
       if (span.flight === flight) span.flight = undefined;
       control.abort();
     });
     span.flight = flight;
-    const urgency = span.urgency = new Urgency("prefetch");
-    const done = this.#load(span, { signal: control.signal, urgency }).then(
-      (bytes) => flight.resolve(bytes),
-      (error) => flight.reject(error),
+    const { signal } = control;
+    const done = this.#load(span, flight, signal).catch((error) =>
+      flight.reject(error)
     ).finally(() => {
       if (span.flight === flight) span.flight = undefined;
       this.#flying.delete(done);
@@ -379,35 +415,40 @@ export class SpanSource implements ByteSource {
   }
 
   /** Brings a span to memory: from the store if it is there, else made anew and stored. */
-  async #load(span: Span, options: LoadOptions): Promise<Uint8Array> {
+  async #load(
+    span: Span,
+    flight: SpanFlight,
+    signal: AbortSignal,
+  ): Promise<void> {
     const { memory, store } = this.#cache;
     const entry = this.#entryOf(span);
     const stored = entry && await store!.readAll(entry);
-    if (stored) {
-      span.memory = memory.set(span.key, stored);
-      return stored;
+    const { bytes, lease } = stored
+      ? { bytes: stored, lease: undefined }
+      : await this.#make(span, { signal, urgency: flight.urgency });
+    // No turn of others from here to the release: everybody who looks at the
+    // bytes later holds the lease, and who comes now finds no flight any more.
+    span.memory = memory.set(span.key, bytes, lease);
+    if (!stored) {
+      const digest = this.#table.digestOf(span.index);
+      span.entry = store?.put(span.key, bytes, digest, lease);
     }
-    const bytes = await this.#make(span, options);
-    span.memory = memory.set(span.key, bytes);
-    span.entry = store?.put(
-      span.key,
-      bytes,
-      this.#table.digestOf(span.index),
-    );
-    return bytes;
+    if (span.flight === flight) span.flight = undefined;
+    flight.land(bytes);
+    lease?.release();
   }
 
   async #make(
     span: Span,
     { signal, urgency }: LoadOptions,
-  ): Promise<Uint8Array> {
+  ): Promise<MadeSpan> {
     const what = `Span ${span.index} of layer "${this.#maker.name}"`;
     const size = this.#table.sizeOf(span.index);
     const timer = this.#stats.load(urgency);
     let release: (() => void) | undefined;
     try {
       release = await this.#cache.budget.acquire(size, { signal, urgency });
-      const bytes = await withDeadline(
+      const made = await withDeadline(
         what,
         this.#deadlineMs,
         (inner) =>
@@ -415,7 +456,7 @@ export class SpanSource implements ByteSource {
         signal,
       );
       timer.end(size);
-      return bytes;
+      return made;
     } catch (error) {
       this.#logFailure(span, error);
       throw error;

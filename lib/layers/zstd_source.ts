@@ -13,6 +13,7 @@ import {
 import { makeChecked } from "./gunzip.ts";
 import {
   digestKey,
+  type MadeSpan,
   type MakeOptions,
   type SpanCache,
   type SpanMaker,
@@ -169,18 +170,18 @@ class ZstdMaker implements SpanMaker {
     return digestKey(this.spans.digestOf(index)!);
   }
 
-  async make(index: number, options: MakeOptions): Promise<Uint8Array> {
+  async make(index: number, options: MakeOptions): Promise<MadeSpan> {
     const number = this.#find(index);
     const group = this.#group(number);
     if (group.endSpan - group.firstSpan === 1) {
-      return await this.#decode(group, options);
+      return { bytes: await this.#decode(group, options) };
     }
     // The group counts as one load, whoever waits for it.
     options.timer.end();
     const bytes = await this.#join(number, group, options);
     const at = this.spans.offsetOf(index) -
       this.spans.offsetOf(group.firstSpan);
-    return bytes.slice(at, at + this.spans.sizeOf(index));
+    return { bytes: bytes.slice(at, at + this.spans.sizeOf(index)) };
   }
 
   unitOf(index: number): StoredUnit {

@@ -21,6 +21,7 @@ class Run {
       digest: "",
       runs: [],
       bytes: undefined,
+      lease: undefined,
       check: undefined,
       following: undefined,
       older: undefined,

@@ -6,7 +6,6 @@ import {
   Urgency,
 } from "../../lib/io/mod.ts";
 import { CachedSource, CacheStore } from "../../lib/layers/cache/mod.ts";
-import { SpareBuffers } from "../../lib/layers/spare_buffers.ts";
 import {
   seededBytes,
   testSourceContract,
@@ -236,20 +235,6 @@ Deno.test("CacheStore.hasRoomFor() is true while nothing need be evicted", async
   assert.ok(!store.hasRoomFor(2 ** 19), "larger than is stored at all");
   store.drop(store.get("entry 0")!);
   assert.ok(store.hasRoomFor(bytes.length));
-});
-
-Deno.test("SpareBuffers gives a buffer to one user at a time, and only where it is large enough", () => {
-  const buffers = new SpareBuffers();
-  const small = buffers.take(1);
-  const large = buffers.take(300_000);
-  assert.ok(small.byteLength >= 1 && large.byteLength >= 300_000);
-  assert.ok(buffers.take(1) !== small, "still in use");
-  buffers.give(small);
-  buffers.give(large);
-  assert.equal(buffers.take(300_000), large);
-  assert.ok(buffers.take(300_000) !== large);
-  assert.equal(buffers.take(1), small);
-  assert.ok(buffers.take(1) !== small);
 });
 
 Deno.test("CachedSource.preadOnce() tells what has come of a range that is read alone", async () => {

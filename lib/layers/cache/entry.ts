@@ -1,6 +1,7 @@
 /** One entry of a {@linkcode CacheStore}. */
 
 import type { ByteString } from "../../io/mod.ts";
+import type { Lease } from "./lease.ts";
 import type { LruNode } from "./lru.ts";
 import type { SlotRun } from "./slots.ts";
 
@@ -22,8 +23,10 @@ export interface CacheEntry extends LruNode<CacheEntry> {
   digest: ByteString | undefined;
   /** Where it lies in the data file; empty until written. */
   runs: readonly SlotRun[];
-  /** The content while writing. */
+  /** The content while writing. Not to be kept beyond a turn, except by the writer. */
   bytes: Uint8Array | undefined;
+  /** Of the content, held until the writer is done with it. */
+  lease: Lease | undefined;
   /** The running check of an unchecked entry. */
   check: Promise<Uint8Array | undefined> | undefined;
   /** Of those that an earlier run left: the one used next after it. */

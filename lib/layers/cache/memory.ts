@@ -1,12 +1,18 @@
 /** Recently used byte arrays, bounded in bytes, shared by all layers of a process. */
 
+import type { Lease } from "./lease.ts";
 import { LruList, type LruNode } from "./lru.ts";
 
 /** A place in a {@linkcode MemoryCache}; sources keep it to skip the lookup. */
 export interface MemoryEntry extends LruNode<MemoryEntry> {
   readonly key: string;
-  /** The content, or undefined once evicted. Shared: never to be changed. */
+  /**
+   * The content, or undefined once evicted. Shared: never to be changed, and
+   * not to be kept beyond the turn in which it was looked up.
+   */
   bytes: Uint8Array | undefined;
+  /** Held while there is content. */
+  readonly lease: Lease | undefined;
 }
 
 /** Byte arrays by key, least recently used evicted first. */
@@ -37,19 +43,26 @@ export class MemoryCache {
     this.#lru.touch(entry);
   }
 
-  /** Keeps `bytes` (borrowed for good) and evicts the oldest others. */
-  set(key: string, bytes: Uint8Array): MemoryEntry {
+  /**
+   * Keeps `bytes` (borrowed until evicted) and evicts the oldest others. All of
+   * the memory that they lie in counts.
+   *
+   * @param lease Of the bytes, where their memory is used again.
+   */
+  set(key: string, bytes: Uint8Array, lease?: Lease): MemoryEntry {
     const known = this.get(key);
     if (known) return known;
     const entry: MemoryEntry = {
       key,
       bytes,
+      lease,
       older: undefined,
       newer: undefined,
     };
+    lease?.retain();
     this.#entries.set(key, entry);
     this.#lru.add(entry);
-    this.#bytes += bytes.length;
+    this.#bytes += bytes.buffer.byteLength;
     while (this.#bytes > this.limit && this.#lru.oldest !== entry) {
       this.drop(this.#lru.oldest!);
     }
@@ -59,10 +72,11 @@ export class MemoryCache {
   /** Lets go of an entry; dropping it again does nothing. */
   drop(entry: MemoryEntry): void {
     if (!entry.bytes) return;
-    this.#bytes -= entry.bytes.length;
+    this.#bytes -= entry.bytes.buffer.byteLength;
     entry.bytes = undefined;
     this.#entries.delete(entry.key);
     this.#lru.remove(entry);
+    entry.lease?.release();
   }
 
   clear(): void {

@@ -17,6 +17,7 @@ import type { CacheEntry, CacheStats } from "./entry.ts";
 import { JournalFile } from "./journal_file.ts";
 import { type JournalEntry, MAX_KEY } from "./journal.ts";
 import { MAX_ENTRY_BYTES, SLOT_SIZE, slotsOf } from "./layout.ts";
+import type { Lease } from "./lease.ts";
 import { lockDirectory } from "./lock.ts";
 import { LruList } from "./lru.ts";
 import { EntryReader } from "./reader.ts";
@@ -223,6 +224,7 @@ export class CacheStore implements AsyncDisposable {
    *
    * @param bytes 1 byte … 128 MiB; borrowed until written, not to be changed.
    * @param digest Their SHA-256 where the caller has checked it already.
+   * @param lease Of the bytes, where their memory is used again.
    * @returns The entry, or undefined when it is not stored: full queue, full
    * or failing disk.
    */
@@ -230,6 +232,7 @@ export class CacheStore implements AsyncDisposable {
     key: string,
     bytes: Uint8Array,
     digest?: Uint8Array,
+    lease?: Lease,
   ): CacheEntry | undefined {
     invariant(key.length > 0 && key.length <= MAX_KEY, "cache key length");
     const known = this.#entries.get(key);
@@ -246,11 +249,13 @@ export class CacheStore implements AsyncDisposable {
       digest: digest && latin1FromBytes(digest),
       runs: [],
       bytes,
+      lease,
       check: undefined,
       following: undefined,
       older: undefined,
       newer: undefined,
     };
+    lease?.retain();
     this.#entries.set(key, entry);
     this.#lru.add(entry);
     this.#storedBytes += entry.size;
@@ -296,9 +301,15 @@ export class CacheStore implements AsyncDisposable {
     return true;
   }
 
-  /** The whole entry, checked against its digest if that was not done yet; undefined when lost. */
+  /**
+   * The whole entry, checked against its digest if that was not done yet;
+   * undefined when lost. Not to be changed: others may read the same.
+   */
   async readAll(entry: CacheEntry): Promise<Uint8Array | undefined> {
-    if (entry.state === "writing") return entry.bytes;
+    if (entry.state === "writing") {
+      // What is leased may be used again as soon as it is written.
+      return entry.lease ? entry.bytes!.slice() : entry.bytes;
+    }
     if (entry.state === "unchecked") {
       const checking = this.#check(entry);
       this.#ahead.reached(entry);
@@ -369,6 +380,7 @@ export class CacheStore implements AsyncDisposable {
         ...one,
         state: "unchecked",
         bytes: undefined,
+        lease: undefined,
         check: undefined,
         following: undefined,
         older: undefined,

@@ -81,7 +81,7 @@ export class EntryWriter {
       this.#slots.available >= slotsOf(this.#queueBytes + bytes);
   }
 
-  /** Queues an entry in state `writing`. */
+  /** Queues an entry in state `writing`. What it leases is released when it was written or given up. */
   enqueue(entry: CacheEntry): void {
     this.#queue.push(entry);
     this.#queueBytes += entry.size;
@@ -150,6 +150,11 @@ export class EntryWriter {
         this.#giveUp(entry, "cache.write-failed", errorText(error));
       } finally {
         this.#queueBytes -= entry.size;
+        // Only here, where no write of it runs: an entry that was dropped
+        // meanwhile is in the queue, or being written, all the same.
+        const { lease } = entry;
+        entry.lease = undefined;
+        lease?.release();
       }
     }
   }

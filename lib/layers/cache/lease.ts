@@ -1,0 +1,34 @@
+/** Who still looks at bytes whose memory is used again. */
+
+import { invariant } from "../../io/mod.ts";
+
+/**
+ * A count of holders. Who makes a lease is the first; whoever keeps the bytes
+ * beyond the turn in which it was given them retains, and releases once when it
+ * has let go of every reference to them. With the last release the memory goes
+ * back and is overwritten.
+ *
+ * Releasing is a promise, so what ends in an error does not release: a lease
+ * that is dropped leaves its memory to the collector, which is always safe.
+ */
+export class Lease {
+  #holders = 1;
+  readonly #giveBack: () => void;
+
+  /** @param giveBack Called once, by the last release. */
+  constructor(giveBack: () => void) {
+    this.#giveBack = giveBack;
+  }
+
+  /** @throws {TypeError} When nobody holds it any more: the bytes may be others by now. */
+  retain(): void {
+    invariant(this.#holders > 0, "a lease is retained after its end");
+    this.#holders++;
+  }
+
+  /** @throws {TypeError} When it is released more often than it was retained. */
+  release(): void {
+    invariant(this.#holders > 0, "a lease is released twice");
+    if (--this.#holders === 0) this.#giveBack();
+  }
+}
