@@ -52,6 +52,33 @@ export function concatBytes(
   return out;
 }
 
+/** Through which {@linkcode copyBytes} copies what does not lie alike. */
+const step = new Uint8Array(64 * 1024 + 8);
+const STEP_SIZE = step.length - 8;
+
+/**
+ * Copies `src` to the front of `dst`, as `dst.set(src)` does: but with shared
+ * memory on one side that goes byte by byte (4 GB/s instead of 30, measured) as
+ * soon as the two do not begin at the same byte of a word.
+ */
+export function copyBytes(dst: Uint8Array, src: Uint8Array): void {
+  const shared = isShared(src) ? src : isShared(dst) ? dst : undefined;
+  if (!shared || (src.byteOffset - dst.byteOffset) % 8 === 0) {
+    return dst.set(src);
+  }
+  // Copied twice, but never across both differences at once.
+  const start = shared.byteOffset % 8;
+  for (let at = 0; at < src.length; at += STEP_SIZE) {
+    const piece = src.subarray(at, at + STEP_SIZE);
+    step.set(piece, start);
+    dst.set(step.subarray(start, start + piece.length), at);
+  }
+}
+
+function isShared(bytes: Uint8Array): boolean {
+  return bytes.buffer instanceof SharedArrayBuffer;
+}
+
 /** Whether two arrays hold the same bytes. */
 export function equalBytes(a: Uint8Array, b: Uint8Array): boolean {
   if (a.length !== b.length) return false;

@@ -7,6 +7,7 @@ import {
   ByteBudget,
   type ByteSource,
   checkRange,
+  copyBytes,
   invariant,
   type Logger,
   ObdError,
@@ -168,7 +169,7 @@ class SpanFlight extends SharedFlight<void> {
   /** Fills what was asked for until now. */
   land(bytes: Uint8Array): void {
     for (const { dst, inside } of this.#pieces) {
-      dst.set(bytes.subarray(inside, inside + dst.length));
+      copyBytes(dst, bytes.subarray(inside, inside + dst.length));
     }
     this.#pieces.clear();
     this.resolve();
@@ -359,7 +360,8 @@ export class SpanSource implements ByteSource {
     const memory = this.#memoryOf(span);
     if (memory) {
       const bytes = memory.bytes!;
-      dst.set(
+      copyBytes(
+        dst,
         dst.length === bytes.length
           ? bytes
           : bytes.subarray(inside, inside + dst.length),

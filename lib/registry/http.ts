@@ -9,7 +9,7 @@
 
 import http from "node:http";
 import https from "node:https";
-import { errorText, UsageError } from "../io/mod.ts";
+import { copyBytes, errorText, UsageError } from "../io/mod.ts";
 import { type HostTls, readSystemBundle } from "./tls.ts";
 
 /** A request body; a stream is opened anew for each attempt. */
@@ -117,7 +117,7 @@ class Scratches {
   readonly #spare: WeakRef<ArrayBuffer>[] = [];
 
   take(): ArrayBuffer {
-    return this.#spare.pop()?.deref() ?? new ArrayBuffer(READ_SIZE);
+    return this.#spare.pop()?.deref() ?? new ArrayBuffer(READ_SIZE + 8);
   }
 
   give(scratch: ArrayBuffer): void {
@@ -145,8 +145,14 @@ class FetchResponse implements WireResponse {
     // The stream takes the buffer that it fills away, so it never gets `dst`.
     const scratch = this.#scratch ?? this.#scratches.take();
     this.#scratch = undefined;
+    // It begins at the same byte of a word, since `dst` may be shared memory,
+    // into which the runtime copies words or else single bytes.
     const { value, done } = await this.#reader.read(
-      new Uint8Array(scratch, 0, Math.min(READ_SIZE, dst.length)),
+      new Uint8Array(
+        scratch,
+        dst.byteOffset % 8,
+        Math.min(READ_SIZE, dst.length),
+      ),
     );
     // Undefined when the stream was cancelled meanwhile: the buffer is lost.
     if (!value) return 0;
@@ -259,7 +265,7 @@ class NodeResponse implements WireResponse {
       this.#rest = value;
     }
     const length = Math.min(dst.length, this.#rest.length);
-    dst.set(this.#rest.subarray(0, length));
+    copyBytes(dst, this.#rest.subarray(0, length));
     this.#rest = this.#rest.subarray(length);
     return length;
   }

@@ -126,6 +126,8 @@ export interface HostStatistics {
 /** Part of a host's permits that prefetch may hold: demand finds the others free. */
 const PREFETCH_SHARE = 0.5;
 const DRAIN_SIZE_MAX = 64 * 1024;
+/** What is read to be thrown away, of all exchanges. */
+const drain = new Uint8Array(16 * 1024);
 const USER_AGENT = "obd/0.1";
 
 /** Connections to registries and to what they redirect to. Shared by many repositories. */
@@ -463,9 +465,8 @@ class Guard {
   async #discard(): Promise<void> {
     if (!this.#release) return;
     try {
-      const scratch = new Uint8Array(16 * 1024);
       for (let rest = DRAIN_SIZE_MAX; rest > 0;) {
-        const length = await this.#read(scratch);
+        const length = await this.#read(drain);
         if (length === 0) return;
         rest -= length;
       }

@@ -1,5 +1,5 @@
 import { deepEqual, equal, ok, rejects } from "node:assert/strict";
-import { readBytes } from "../../lib/io/mod.ts";
+import { equalBytes, readBytes } from "../../lib/io/mod.ts";
 import { RegistryBlobSource, RegistryError } from "../../lib/registry/mod.ts";
 import type { Fault } from "../testutil/registry_server.ts";
 import { collect, manifestOf, patternBytes, setup } from "./helpers.ts";
@@ -116,6 +116,17 @@ for (const redirect of [false, true]) {
     });
   }
 }
+
+Deno.test("blob source: reads into the middle of shared memory", async () => {
+  await using s = await setup();
+  const blob = await s.server.putBlob("app", CONTENT);
+  await using source = await s.repository.openBlob(blob);
+  const shared = new Uint8Array(new SharedArrayBuffer(600_000));
+  await source.pread(shared.subarray(5, 500_010), 77);
+  const want = new Uint8Array(600_000);
+  want.set(CONTENT.subarray(77, 500_082), 5);
+  ok(equalBytes(shared, want));
+});
 
 Deno.test("blob source: an expired URL is asked for again, once for all readers", async () => {
   await using s = await setup(PUBLIC);

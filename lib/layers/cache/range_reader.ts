@@ -7,6 +7,7 @@ import {
   type ByteBudget,
   type ByteSource,
   CancelledError,
+  copyBytes,
   ObdError,
   priorityOf,
   type ReadOptions,
@@ -146,7 +147,7 @@ export class RangeReader {
     for (const { start: from, end, dst, options, resolve } of run) {
       const leave = urgency.follow(options);
       const arrived = flight.join(options.signal).then(() =>
-        dst.set(bytes.subarray(from - start, end - start))
+        copyBytes(dst, bytes.subarray(from - start, end - start))
       );
       resolve(arrived.finally(leave));
     }

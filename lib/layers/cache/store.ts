@@ -5,6 +5,7 @@
  */
 
 import {
+  copyBytes,
   errorText,
   invariant,
   latin1FromBytes,
@@ -270,7 +271,7 @@ export class CacheStore implements AsyncDisposable {
    */
   preadNow(entry: CacheEntry, dst: Uint8Array, offset: number): boolean {
     if (entry.state === "writing") {
-      dst.set(entry.bytes!.subarray(offset, offset + dst.length));
+      copyBytes(dst, entry.bytes!.subarray(offset, offset + dst.length));
     } else if (
       entry.state !== "ready" || !this.#reader.preadNow(entry, dst, offset)
     ) return false;
