@@ -14,10 +14,10 @@ const BLOCK = 4 * PIECE;
 /** The last block has two pieces, the last piece 5 bytes. */
 const CONTENT = seededBytes(20 * BLOCK + PIECE + 5, 11);
 
-function tempStore(): Promise<CacheStore> {
+function tempStore(sizeBytes = 64 * 2 ** 20): Promise<CacheStore> {
   return CacheStore.temporary({
     directory: Deno.env.get("TMPDIR") ?? "/tmp",
-    sizeBytes: 64 * 2 ** 20,
+    sizeBytes,
     keepFreeBytes: 0,
   });
 }
@@ -371,6 +371,32 @@ Deno.test("CachedSource: random readers that come and go get right bytes, each p
   await Promise.all(Array.from({ length: 12 }, (_, i) => lane(2 + i, 25)));
   assert.ok([...times.values()].every((n) => n === 1), "fetched twice");
   assert.ok(most > 4, `${most} fetches at once`);
+  const sizes = new Set(inner.reads.map(({ length }) => length));
+  assert.ok(sizes.has(PIECE) && sizes.has(BLOCK), `${[...sizes]}`);
+});
+
+Deno.test("CachedSource: blocks and pieces that are evicted under load never give wrong bytes", async () => {
+  await using store = await tempStore(2 ** 20);
+  const { source, inner } = open(store);
+  await using _ = source;
+  const { pread } = inner;
+  inner.pread = async (...args) => {
+    await turn();
+    await pread.apply(inner, args);
+  };
+  const lane = async (seed: number) => {
+    for (let i = 0; i < 40; i++) {
+      const offset = (i * 611_953 + seed * 777_777) % 5_100_000;
+      const dst = new Uint8Array(1 + (i * 40_009 + seed * 13) % 200_000);
+      if (!source.preadNow(dst, offset)) await source.pread(dst, offset);
+      const want = CONTENT.subarray(offset, offset + dst.length);
+      assert.deepEqual(dst, want);
+    }
+  };
+  await lane(0);
+  await Promise.all(Array.from({ length: 8 }, (_, i) => lane(1 + i)));
+  await store.settled();
+  assert.ok(store.stats.evictions > 10, `${store.stats.evictions} evictions`);
   const sizes = new Set(inner.reads.map(({ length }) => length));
   assert.ok(sizes.has(PIECE) && sizes.has(BLOCK), `${[...sizes]}`);
 });
