@@ -274,7 +274,7 @@ async function complete(
     nbd: {
       listen: raw.nbd?.listen ?? DEFAULT_NBD_LISTEN,
       requestTimeoutMs: (raw.nbd?.requestTimeout ?? 60) * 1000,
-      maxConnections: raw.nbd?.maxConnections ?? 128,
+      maxConnections: raw.nbd?.maxConnections ?? 256,
     },
     api: {
       listen: raw.api?.listen ?? DEFAULT_API_LISTEN,

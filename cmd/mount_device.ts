@@ -28,8 +28,15 @@ import {
   readSys,
 } from "./mount_table.ts";
 
-/** Connections to the server; reads in flight at once are what lazy loading lives on. */
-const CONNECTIONS = 4;
+/** Connections of the kernel's driver, which has many requests under way on each. */
+const NBD_CONNECTIONS = 4;
+/**
+ * Connections of nbdfuse. While one waits for an answer its thread holds it, and
+ * a read that is dealt out to it meanwhile waits too, even if the server has it
+ * at hand: reads in flight at once are what lazy loading lives on
+ * (lib/nbd/README.md has the figures).
+ */
+const FUSE_CONNECTIONS = 8;
 /**
  * 512-byte sectors, 1 MiB: about one span. obd itself reads ahead of sequential
  * readers; the kernel would also do so around every page fault, where more than
@@ -140,7 +147,7 @@ async function attachFuse(request: AttachRequest): Promise<string> {
   const log = `${directory.path}/nbdfuse.log`;
   await Deno.mkdir(dir, { recursive: true, mode: 0o700 });
   const fuse = await startDetached(
-    [findProgram("nbdfuse"), "-r", "-C", String(CONNECTIONS), file, uri],
+    [findProgram("nbdfuse"), "-r", "-C", String(FUSE_CONNECTIONS), file, uri],
     log,
     log,
   );
@@ -234,7 +241,7 @@ export function nbdClientArgs(uri: string, device: string): string[] {
     "-block-size",
     "4096",
     "-connections",
-    String(CONNECTIONS),
+    String(NBD_CONNECTIONS),
     "-timeout",
     String(NBD_TIMEOUT_SECONDS),
   ];

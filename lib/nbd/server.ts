@@ -28,7 +28,7 @@ export interface NbdServerOptions {
   handshakeDeadlineMs?: number | undefined;
   /** For a client to take a reply; then its connection ends. Default 120,000. */
   writeStallMs?: number | undefined;
-  /** Further connections are closed at once. Default 128. */
+  /** Further connections are closed at once. Default 256. */
   maxConnections?: number | undefined;
   /** Requests of one connection that may wait for their source. Default 64. */
   maxInFlight?: number | undefined;
@@ -58,7 +58,7 @@ export class NbdServer implements AsyncDisposable {
 
   constructor(options: NbdServerOptions = {}) {
     const MiB = 1024 * 1024;
-    this.#maxConnections = options.maxConnections ?? 128;
+    this.#maxConnections = options.maxConnections ?? 256;
     this.#shared = {
       exports: this.#exports,
       logger: options.logger ?? silentLogger,

@@ -41,7 +41,7 @@ Deno.test("defaults of an empty configuration", () =>
       nbd: {
         listen: "unix:/run/obd/nbd.sock",
         requestTimeoutMs: 60_000,
-        maxConnections: 128,
+        maxConnections: 256,
       },
       api: { listen: "unix:/run/obd/api.sock" },
       images: [],
