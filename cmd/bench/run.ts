@@ -24,6 +24,7 @@ import {
   summarize,
   type Touched,
 } from "./result.ts";
+import { planRounds } from "./rounds.ts";
 import type { RunSettings } from "./settings.ts";
 
 /** Parts of a blob that a read map shows. */
@@ -78,9 +79,7 @@ export async function runBench(run: BenchRun): Promise<Session> {
   await line({ event: "machine", ...session.machine });
   const prepared = await prepareAll(run, registry, sources, session);
   await registry.shape();
-  for (const one of prepared) {
-    await runWorkload(run, registry, one, session);
-  }
+  await runWorkloads(run, registry, prepared, session);
   for (const summary of summarize(session.runs, session.touched)) {
     await line({ event: "summary", ...summary });
   }
@@ -175,57 +174,76 @@ async function addRun(
   await line({ event: "run", ...result });
 }
 
-async function runWorkload(
+/** All rounds of all workloads. */
+async function runWorkloads(
   run: BenchRun,
   registry: BenchRegistry,
-  prepared: Prepared,
+  prepared: readonly Prepared[],
   session: Session,
 ): Promise<void> {
   const { context, options, mode } = run;
-  const { workload } = prepared;
-  const { cache, contenders } = options;
-  const settings: RunSettings = {
-    workload,
+  const runDir = await runDirectory(options.cache);
+  const settings = prepared.map((one, index) =>
+    settingsOf(run, registry, runDir, one, index)
+  );
+  const forget = async () => {
+    for (const { warmCache, traceFile } of settings) {
+      for (const path of [warmCache, traceFile]) {
+        await Deno.remove(path, { recursive: true }).catch(() => {});
+      }
+    }
+  };
+  await forget();
+  try {
+    for (const one of settings) {
+      note(context, `${one.workload.name}: recording what it reads`);
+      const touched = await record(run, one);
+      session.touched.push(touched);
+      await run.line({ event: "touched", ...touched });
+    }
+    const rounds = planRounds(
+      [...settings.entries()],
+      options.contenders,
+      options.runs,
+    );
+    for (const { round, workload: [index, one], contender } of rounds) {
+      const { nativeFailure } = prepared[index]!;
+      const result = await measure(context, contender, round, () => {
+        if (contender === "obd-native" && nativeFailure) {
+          throw new ObdError("state", nativeFailure);
+        }
+        return mode.run(contender, one);
+      }, { workload: one.workload.name, of: options.runs });
+      await addRun(run, session, result);
+    }
+  } finally {
+    await forget();
+  }
+}
+
+function settingsOf(
+  { context, options }: BenchRun,
+  registry: BenchRegistry,
+  runDir: string,
+  prepared: Prepared,
+  index: number,
+): RunSettings {
+  const work = `${options.cache}/work`;
+  return {
+    workload: prepared.workload,
     registry,
     image: prepared.image,
     metaDigest: prepared.metaDigest,
     native: prepared.native,
-    work: `${cache}/work/run`,
-    runDir: await runDirectory(cache),
-    warmCache: `${cache}/work/warm`,
-    traceFile: `${cache}/work/trace`,
+    work: `${work}/run`,
+    runDir,
+    warmCache: `${work}/warm-${index}`,
+    traceFile: `${work}/trace-${index}`,
     readsFile: options.readsFile,
     deadlineMs: options.timeoutMs,
     steadySeconds: options.steadySeconds,
     signal: context.signal,
   };
-  const forget = async () => {
-    for (const path of [settings.warmCache, settings.traceFile]) {
-      await Deno.remove(path, { recursive: true }).catch(() => {});
-    }
-  };
-  await forget();
-  try {
-    note(context, `${workload.name}: recording what it reads`);
-    const touched = await record(run, settings);
-    session.touched.push(touched);
-    await run.line({ event: "touched", ...touched });
-    for (let round = 1; round <= options.runs; round++) {
-      // Back and forth, so that what drifts meets all alike.
-      const order = round % 2 === 1 ? contenders : contenders.toReversed();
-      for (const contender of order) {
-        const result = await measure(context, contender, round, () => {
-          if (contender === "obd-native" && prepared.nativeFailure) {
-            throw new ObdError("state", prepared.nativeFailure);
-          }
-          return mode.run(contender, settings);
-        }, { workload: workload.name, of: options.runs });
-        await addRun(run, session, result);
-      }
-    }
-  } finally {
-    await forget();
-  }
 }
 
 async function measure(
