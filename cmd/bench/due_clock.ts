@@ -6,7 +6,7 @@
  * who is close to another.
  */
 
-import { loadLibc } from "../../lib/io/mod.ts";
+import { delay, loadLibc } from "../../lib/io/mod.ts";
 
 /** A sleep cannot be cut short: this is what {@linkcode DueClock.stop} takes at most. */
 const SLEEP_MAX_MS = 50;
@@ -81,5 +81,5 @@ export class DueClock {
 async function sleep(ms: number): Promise<void> {
   const libc = loadLibc();
   if (libc) await libc.usleep(Math.ceil(ms * 1000));
-  else await new Promise((resolve) => setTimeout(resolve, Math.ceil(ms)));
+  else await delay(Math.ceil(ms));
 }

@@ -102,21 +102,21 @@ function checkDigest(hash: Hash, wanted: Uint8Array): void {
   if (got !== want) throw new IntegrityError("Span SHA-256", want, got);
 }
 
-/** A span on its way: decoded and hashed as far as its input is there. */
+/** Spans on their way, one after the other: decoded and hashed as far as the input is there. */
 class SpanStream {
-  readonly #decoder: SpanDecoder;
-  readonly #output: Uint8Array;
-  readonly #sha256: Uint8Array | undefined;
-  readonly #hash: Hash | undefined;
+  readonly #decoder = new SpanDecoder();
+  #output: Uint8Array = new Uint8Array(0);
+  #sha256: Uint8Array | undefined;
+  #hash: Hash | undefined;
   #done = 0;
 
-  /** @param decoder Borrowed until the stream ends. */
-  constructor(span: PostedSpan, decoder: SpanDecoder) {
-    this.#decoder = decoder;
+  /** Starts a span; the one before may have been left where it was. */
+  start(span: PostedSpan): void {
     this.#output = span.output ?? new Uint8Array(span.length);
     this.#sha256 = span.sha256;
     this.#hash = span.sha256 && createHash("sha256");
-    decoder.start(requestOf(span), this.#output);
+    this.#done = 0;
+    this.#decoder.start(requestOf(span), this.#output);
   }
 
   /** @returns The span's bytes once all of them are decoded and checked. */
@@ -147,39 +147,27 @@ function inflateWindow(packed: Uint8Array): Uint8Array {
   throw new FormatError("gzip span", "window", "is too short");
 }
 
-/** The streams of a thread. Their decoders are used again. */
+/** The streams of a thread, which are used again: each has a decoder. */
 class SpanStreams {
-  readonly #streams = new Map<
-    number,
-    { stream: SpanStream; decoder: SpanDecoder }
-  >();
-  readonly #spare: SpanDecoder[] = [];
+  readonly #streams = new Map<number, SpanStream>();
+  readonly #spare: SpanStream[] = [];
 
   /** @returns The stream's result, when this message decided it. */
   handle(message: StreamMessage): CodecResult | undefined {
     const { stream: id } = message;
     try {
       if (message.kind === "begin") {
-        const decoder = this.#spare.pop() ?? new SpanDecoder();
-        try {
-          const stream = new SpanStream(message.span, decoder);
-          this.#streams.set(id, { stream, decoder });
-        } catch (error) {
-          this.#spare.push(decoder);
-          throw error;
-        }
+        const stream = this.#spare.pop() ?? new SpanStream();
+        this.#streams.set(id, stream);
+        stream.start(message.span);
         return undefined;
       }
       // What comes behind a failure is for nobody.
-      const known = this.#streams.get(id);
-      if (message.kind === "drop" || !known) {
-        this.#end(id);
-        return undefined;
-      }
-      const bytes = known.stream.advance(message.available);
-      if (!bytes) return undefined;
-      this.#end(id);
-      return { bytes };
+      const bytes = message.kind === "advance"
+        ? this.#streams.get(id)?.advance(message.available)
+        : undefined;
+      if (message.kind === "drop" || bytes) this.#end(id);
+      return bytes && { bytes };
     } catch (error) {
       this.#end(id);
       return { error: packError(error) };
@@ -187,10 +175,10 @@ class SpanStreams {
   }
 
   #end(id: number): void {
-    const known = this.#streams.get(id);
-    if (!known) return;
+    const stream = this.#streams.get(id);
+    if (!stream) return;
     this.#streams.delete(id);
-    this.#spare.push(known.decoder);
+    this.#spare.push(stream);
   }
 }
 

@@ -9,7 +9,7 @@ import {
   type SourceDescription,
   toHex,
 } from "../io/mod.ts";
-import { makeChecked } from "./gunzip.ts";
+import { makeChecked } from "./make_checked.ts";
 import {
   digestKey,
   type MadeSpan,

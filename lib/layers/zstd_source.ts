@@ -10,7 +10,7 @@ import {
   type SourceDescription,
   Urgency,
 } from "../io/mod.ts";
-import { makeChecked } from "./gunzip.ts";
+import { makeChecked } from "./make_checked.ts";
 import {
   digestKey,
   type MadeSpan,

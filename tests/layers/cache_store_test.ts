@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { CacheStore, type DataFile } from "../../lib/layers/cache/mod.ts";
+import { CacheStore } from "../../lib/layers/cache/mod.ts";
 import { concatBytes, latin1FromBytes } from "../../lib/io/mod.ts";
 import {
   readJournal,
@@ -9,6 +9,7 @@ import {
   writeRemoveRecord,
 } from "../../lib/layers/cache/journal.ts";
 import { SlotAllocator, type SlotRun } from "../../lib/layers/cache/slots.ts";
+import { fileWith } from "../testutil/cache_store.ts";
 import { seededBytes, seededRandom } from "../testutil/source_contract.ts";
 import { requiresMount } from "../testutil/requires.ts";
 import { RecordingLogger } from "../testutil/test_source.ts";
@@ -38,22 +39,6 @@ function openStore(
 
 function sha256(bytes: Uint8Array): Uint8Array {
   return createHash("sha256").update(bytes).digest();
-}
-
-/** Passes everything on; tests replace single methods. */
-function forward(file: DataFile, changes: Partial<DataFile>): DataFile {
-  return {
-    preadNow: (dst, offset) => file.preadNow(dst, offset),
-    pread: (dst, offset) => file.pread(dst, offset),
-    pwrite: (src, offset) => file.pwrite(src, offset),
-    punch: (offset, length) => file.punch(offset, length),
-    sync: () => file.sync(),
-    size: () => file.size(),
-    truncate: (length) => file.truncate(length),
-    space: () => file.space(),
-    close: () => file.close(),
-    ...changes,
-  };
 }
 
 async function mustRead(
@@ -170,7 +155,7 @@ Deno.test("CacheStore: reads are right while entries are evicted under them", ()
     await using store = await openStore(dir, {
       sizeBytes: 2 * MIB,
       // Without the page cache path every read may lose a race.
-      wrapFile: (file) => forward(file, { preadNow: () => false }),
+      wrapFile: (file) => fileWith(file, { preadNow: () => false }),
     });
     const random = seededRandom(5);
     const contents = Array.from(
@@ -203,7 +188,7 @@ Deno.test("CacheStore: a read that is overtaken by an eviction is a miss, not an
     const gate = new Promise<void>((resolve) => open = resolve);
     await using store = await openStore(dir, {
       wrapFile: (file) =>
-        forward(file, {
+        fileWith(file, {
           preadNow: () => false,
           pread: async (dst, offset) => {
             await gate;
@@ -377,7 +362,7 @@ Deno.test("CacheStore: a full disk stops storing once, reads go on, and it resum
       logger,
       retryMs: 20,
       wrapFile: (file) =>
-        forward(file, {
+        fileWith(file, {
           pwrite: (src, offset) =>
             full
               ? Promise.reject(new Error("ENOSPC: no space left on device"))
@@ -468,7 +453,7 @@ Deno.test("CacheStore: gives space back when the file system runs low", () =>
       retryMs: 1,
       sizeBytes: 64 * MIB,
       wrapFile: (file) =>
-        forward(file, {
+        fileWith(file, {
           space: () => Promise.resolve({ free, total: 1000 * MIB }),
           punch: (_, length) => {
             punched += length;
@@ -498,7 +483,7 @@ Deno.test("CacheStore: without hole punching a low disk empties the file", () =>
       logger,
       keepFreeBytes: 100 * MIB,
       wrapFile: (file) =>
-        forward(file, {
+        fileWith(file, {
           space: () => Promise.resolve({ free, total: 1000 * MIB }),
           punch: () => Promise.resolve(false),
           truncate: (length) => {
@@ -526,7 +511,7 @@ Deno.test("CacheStore: a lost write-back empties the cache", () =>
       logger,
       flushIntervalMs: 5,
       wrapFile: (file) =>
-        forward(file, {
+        fileWith(file, {
           sync: () =>
             broken ? Promise.reject(new Error("EIO: i/o error")) : file.sync(),
         }),
@@ -553,7 +538,7 @@ Deno.test("CacheStore: a slow disk delays no read and bounds what waits", () =>
     await using store = await openStore(dir, {
       queueBytes: 3 * MIB,
       wrapFile: (file) =>
-        forward(file, {
+        fileWith(file, {
           pwrite: async (src, offset) => {
             await stuck;
             await file.pwrite(src, offset);
@@ -580,7 +565,7 @@ Deno.test("CacheStore: an unreadable entry is a miss, and is dropped", () =>
     await using store = await openStore(dir, {
       logger,
       wrapFile: (file) =>
-        forward(file, {
+        fileWith(file, {
           preadNow: () => false,
           pread: () => Promise.reject(new Error("EIO: i/o error")),
         }),

@@ -9,6 +9,7 @@ import {
   SliceSource,
 } from "../../lib/io/mod.ts";
 import { CachedSource, CacheStore } from "../../lib/layers/cache/mod.ts";
+import { tempStore } from "../testutil/cache_store.ts";
 import {
   seededBytes,
   type SourceCase,
@@ -18,14 +19,6 @@ import { TestSource } from "../testutil/test_source.ts";
 
 const KIB = 1024;
 const BLOCK = 4 * KIB;
-
-async function tempStore(sizeBytes = 64 * 2 ** 20): Promise<CacheStore> {
-  return await CacheStore.temporary({
-    directory: Deno.env.get("TMPDIR") ?? "/tmp",
-    sizeBytes,
-    keepFreeBytes: 0,
-  });
-}
 
 /** A store whose directory goes away with it. */
 async function withStore(
@@ -352,7 +345,7 @@ Deno.test("CachedSource: blocks of another size or blob are not mixed up", () =>
   }));
 
 Deno.test("CachedSource: eviction under load never gives wrong bytes", async () => {
-  await using store = await tempStore(2 ** 20);
+  await using store = await tempStore({ sizeBytes: 2 ** 20 });
   const inner = new TestSource(seededBytes(4_000_000, 1));
   await using source = new CachedSource(inner, {
     key: "a",

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { CheckAhead } from "../../lib/layers/cache/check_ahead.ts";
 import type { CacheEntry } from "../../lib/layers/cache/entry.ts";
 import { CacheStore } from "../../lib/layers/cache/mod.ts";
+import { fileWith } from "../testutil/cache_store.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
 
 const SIZE = 100_000;
@@ -135,18 +136,11 @@ Deno.test("CacheStore: what the last run used next is ready before it is read", 
     let reads = 0;
     await using store = await CacheStore.open({
       ...options,
-      wrapFile: (file) => ({
-        ...file,
-        preadNow: () => false,
-        pread: (dst, offset) => (reads++, file.pread(dst, offset)),
-        pwrite: (src, offset) => file.pwrite(src, offset),
-        punch: (offset, length) => file.punch(offset, length),
-        sync: () => file.sync(),
-        size: () => file.size(),
-        truncate: (length) => file.truncate(length),
-        space: () => file.space(),
-        close: () => file.close(),
-      }),
+      wrapFile: (file) =>
+        fileWith(file, {
+          preadNow: () => false,
+          pread: (dst, offset) => (reads++, file.pread(dst, offset)),
+        }),
     });
     const entries = Array.from({ length: 12 }, (_, i) => store.get(`k${i}`)!);
     assert.deepEqual(

@@ -4,10 +4,11 @@ import assert from "node:assert/strict";
 import { gunzipSync, inflateSync } from "node:zlib";
 import { CodecPool } from "../../lib/compress/mod.ts";
 import { concatBytes, getU64, viewOf } from "../../lib/io/mod.ts";
-import { CachedSource, CacheStore } from "../../lib/layers/cache/mod.ts";
+import { CachedSource } from "../../lib/layers/cache/mod.ts";
 import { type CheckpointTable, GunzipSource } from "../../lib/layers/gunzip.ts";
 import { SpanCache } from "../../lib/layers/span_source.ts";
 import { SpanTable } from "../../lib/layers/span_table.ts";
+import { tempStore } from "../testutil/cache_store.ts";
 import { sha256 } from "../testutil/gzip_layer.ts";
 import { golden } from "../testutil/requires.ts";
 import {
@@ -68,11 +69,7 @@ if (BLOB && META) {
       async () => {
         const { blob, content, spans, checkpoints } = loadLayer(withDigests);
         const pool = new CodecPool();
-        const store = await CacheStore.temporary({
-          directory: Deno.env.get("TMPDIR") ?? "/tmp",
-          sizeBytes: 64 * 2 ** 20,
-          keepFreeBytes: 0,
-        });
+        const store = await tempStore();
         const compressed = new CachedSource(new TestSource(blob), {
           key: "layer1",
           store,

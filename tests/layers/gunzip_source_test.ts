@@ -19,6 +19,7 @@ import { NeighbourPredictor } from "../../lib/layers/neighbours.ts";
 import { StreamTracker } from "../../lib/layers/readahead.ts";
 import { digestKey, SpanCache } from "../../lib/layers/span_source.ts";
 import { MAX_SPAN_BYTES, SpanTable } from "../../lib/layers/span_table.ts";
+import { fileWith, tempStore } from "../testutil/cache_store.ts";
 import {
   type GzipLayer,
   makeGzipLayer,
@@ -40,14 +41,6 @@ function content(length: number, seed = 1): Uint8Array<ArrayBuffer> {
   const bytes = seededBytes(length, seed);
   for (let i = 0; i < length; i += 3) bytes[i] = 65;
   return bytes;
-}
-
-function tempStore(sizeBytes = 64 * 2 ** 20): Promise<CacheStore> {
-  return CacheStore.temporary({
-    directory: Deno.env.get("TMPDIR") ?? "/tmp",
-    sizeBytes,
-    keepFreeBytes: 0,
-  });
 }
 
 function openLayer(
@@ -97,7 +90,7 @@ testSourceContract("GunzipSource", async () => {
   };
 });
 testSourceContract("GunzipSource with hardly any memory", async () => {
-  const store = await tempStore(2 ** 20);
+  const store = await tempStore({ sizeBytes: 2 ** 20 });
   const cache = new SpanCache({ store, memoryBytes: 1, inFlightBytes: 1 });
   return {
     source: openLayer(BIG, { cache }).source,
@@ -222,7 +215,7 @@ Deno.test("GunzipSource: wrong bytes in the cache below are fetched again", asyn
 });
 
 Deno.test("GunzipSource: a blob's cache keeps what the span cache has no room for, and nothing else", async () => {
-  await using spanStore = await tempStore(2 ** 20);
+  await using spanStore = await tempStore({ sizeBytes: 2 ** 20 });
   await using blobStore = await tempStore();
   const blob = new TestSource(BIG.blob);
   const source = new GunzipSource(
@@ -516,25 +509,16 @@ Deno.test("GunzipSource: hurrying a span hurries the blocks that it waits for", 
 });
 
 Deno.test("GunzipSource: a slow store does not slow reads", async () => {
-  await using store = await CacheStore.temporary({
-    directory: Deno.env.get("TMPDIR") ?? "/tmp",
-    sizeBytes: 64 * 2 ** 20,
-    keepFreeBytes: 0,
+  await using store = await tempStore({
     queueBytes: 2 * SPAN,
-    wrapFile: (file) => ({
-      preadNow: () => false,
-      pread: (dst, offset) => file.pread(dst, offset),
-      pwrite: async (src, offset) => {
-        await new Promise((resolve) => setTimeout(resolve, 200));
-        await file.pwrite(src, offset);
-      },
-      punch: (offset, length) => file.punch(offset, length),
-      sync: () => file.sync(),
-      size: () => file.size(),
-      truncate: (length) => file.truncate(length),
-      space: () => file.space(),
-      close: () => file.close(),
-    }),
+    wrapFile: (file) =>
+      fileWith(file, {
+        preadNow: () => false,
+        pwrite: async (src, offset) => {
+          await new Promise((resolve) => setTimeout(resolve, 200));
+          await file.pwrite(src, offset);
+        },
+      }),
   });
   const cache = new SpanCache({ store, memoryBytes: 2 * SPAN });
   const { source } = openLayer(BIG, { cache });

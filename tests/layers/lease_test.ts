@@ -19,6 +19,7 @@ import { CodecPool } from "../../lib/compress/mod.ts";
 import { GunzipSource, type SpanInflater } from "../../lib/layers/gunzip.ts";
 import { SpanCache } from "../../lib/layers/span_source.ts";
 import { SpareBuffers } from "../../lib/layers/spare_buffers.ts";
+import { fileWith, tempStore } from "../testutil/cache_store.ts";
 import {
   type GzipLayer,
   makeGzipLayer,
@@ -48,15 +49,6 @@ function leased(length: number, value: number) {
     }),
   };
   return made;
-}
-
-function tempStore(more: Partial<CacheStoreOptions> = {}): Promise<CacheStore> {
-  return CacheStore.temporary({
-    directory: Deno.env.get("TMPDIR") ?? "/tmp",
-    sizeBytes: 16 * MIB,
-    keepFreeBytes: 0,
-    ...more,
-  });
 }
 
 /** Without the endless comparison of large arrays that differ. */
@@ -140,25 +132,19 @@ Deno.test("MemoryCache holds a lease until it evicts, and counts all of the memo
 
 /** A data file whose writes wait, and fail where told. */
 function slowFile(gate: () => Promise<unknown>) {
-  return (file: DataFile): DataFile => ({
-    preadNow: (dst, offset) => file.preadNow(dst, offset),
-    pread: (dst, offset) => file.pread(dst, offset),
-    pwrite: async (src, offset) => {
-      await gate();
-      await file.pwrite(src, offset);
-    },
-    punch: (offset, length) => file.punch(offset, length),
-    sync: () => file.sync(),
-    size: () => file.size(),
-    truncate: (length) => file.truncate(length),
-    space: () => file.space(),
-    close: () => file.close(),
-  });
+  return (file: DataFile): DataFile =>
+    fileWith(file, {
+      pwrite: async (src, offset) => {
+        await gate();
+        await file.pwrite(src, offset);
+      },
+    });
 }
 
 Deno.test("CacheStore holds a lease until its write has ended, also when the entry is dropped meanwhile", async () => {
   const gate = Promise.withResolvers<void>();
   await using store = await tempStore({
+    sizeBytes: 16 * MIB,
     wrapFile: slowFile(() => gate.promise),
   });
   const items = [1, 2, 3].map((value) => leased(1000, value));
@@ -193,6 +179,7 @@ Deno.test("CacheStore lets go of what a failing disk did not take, and keeps not
   const gate = Promise.withResolvers<void>();
   gate.promise.catch(() => {}); // it may be rejected before it is waited for
   await using store = await tempStore({
+    sizeBytes: 16 * MIB,
     wrapFile: slowFile(() => gate.promise),
     queueBytes: 3000,
   });
@@ -273,6 +260,7 @@ async function rage(storm: Storm): Promise<number> {
   const random = seededRandom(storm.seed);
   await using store = storm.store &&
     await tempStore({
+      sizeBytes: 16 * MIB,
       retryMs: 1,
       wrapFile: slowFile(async () => {
         await tick();

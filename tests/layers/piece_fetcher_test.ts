@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { ByteBudget, CancelledError } from "../../lib/io/mod.ts";
 import { CachedSource, CacheStore } from "../../lib/layers/cache/mod.ts";
 import { ReadStats } from "../../lib/layers/read_stats.ts";
+import { tempStore } from "../testutil/cache_store.ts";
 import {
   seededBytes,
   testSourceContract,
@@ -13,14 +14,6 @@ const PIECE = 64 * 1024;
 const BLOCK = 4 * PIECE;
 /** The last block has two pieces, the last piece 5 bytes. */
 const CONTENT = seededBytes(20 * BLOCK + PIECE + 5, 11);
-
-function tempStore(sizeBytes = 64 * 2 ** 20): Promise<CacheStore> {
-  return CacheStore.temporary({
-    directory: Deno.env.get("TMPDIR") ?? "/tmp",
-    sizeBytes,
-    keepFreeBytes: 0,
-  });
-}
 
 function open(
   store?: CacheStore,
@@ -376,7 +369,7 @@ Deno.test("CachedSource: random readers that come and go get right bytes, each p
 });
 
 Deno.test("CachedSource: blocks and pieces that are evicted under load never give wrong bytes", async () => {
-  await using store = await tempStore(2 ** 20);
+  await using store = await tempStore({ sizeBytes: 2 ** 20 });
   const { source, inner } = open(store);
   await using _ = source;
   const { pread } = inner;

@@ -6,6 +6,7 @@ import {
   Urgency,
 } from "../../lib/io/mod.ts";
 import { CachedSource, CacheStore } from "../../lib/layers/cache/mod.ts";
+import { tempStore } from "../testutil/cache_store.ts";
 import {
   seededBytes,
   testSourceContract,
@@ -14,14 +15,6 @@ import { TestSource } from "../testutil/test_source.ts";
 
 const BLOCK = 4096;
 const CONTENT = seededBytes(40 * BLOCK, 5);
-
-function tempStore(sizeBytes = 64 * 2 ** 20): Promise<CacheStore> {
-  return CacheStore.temporary({
-    directory: Deno.env.get("TMPDIR") ?? "/tmp",
-    sizeBytes,
-    keepFreeBytes: 0,
-  });
-}
 
 function open(
   store?: CacheStore,
@@ -223,7 +216,7 @@ Deno.test("CachedSource: closing fails what is read once, then disposes the inne
 });
 
 Deno.test("CacheStore.hasRoomFor() is true while nothing need be evicted", async () => {
-  await using store = await tempStore(2 ** 20);
+  await using store = await tempStore({ sizeBytes: 2 ** 20 });
   const bytes = seededBytes(2 ** 18, 1);
   for (let i = 0; i < 4; i++) {
     assert.ok(store.hasRoomFor(bytes.length), `entry ${i}`);

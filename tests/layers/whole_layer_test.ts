@@ -1,9 +1,9 @@
 import assert from "node:assert/strict";
 import { equalBytes } from "../../lib/io/mod.ts";
-import { CacheStore } from "../../lib/layers/cache/mod.ts";
 import { GunzipSource } from "../../lib/layers/gunzip.ts";
 import { SpanCache } from "../../lib/layers/span_source.ts";
 import { WholeLayerPredictor } from "../../lib/layers/whole_layer.ts";
+import { tempStore } from "../testutil/cache_store.ts";
 import { makeGzipLayer, TestInflater } from "../testutil/gzip_layer.ts";
 import { seededBytes, seededRandom } from "../testutil/source_contract.ts";
 import { TestSource } from "../testutil/test_source.ts";
@@ -141,11 +141,7 @@ async function withLayer(
 ): Promise<void> {
   await using store = options.store === false
     ? undefined
-    : await CacheStore.temporary({
-      directory: Deno.env.get("TMPDIR") ?? "/tmp",
-      sizeBytes: 512 * 2 ** 20,
-      keepFreeBytes: 0,
-    });
+    : await tempStore({ sizeBytes: 512 * 2 ** 20 });
   const inflater = new TestInflater();
   const { readaheadBytes, inFlightBytes } = options;
   await using source = new GunzipSource(new TestSource(LAYER.blob), {

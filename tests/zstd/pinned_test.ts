@@ -17,6 +17,7 @@ import {
   PinnedStore,
   SpanTable,
 } from "../../lib/layers/mod.ts";
+import { tempStore } from "../testutil/cache_store.ts";
 import { seededRandom } from "../testutil/source_contract.ts";
 import { RecordingLogger, TestSource } from "../testutil/test_source.ts";
 import { withTempDir } from "../image/helpers.ts";
@@ -259,11 +260,7 @@ Deno.test("a changed byte is never served", async () => {
 });
 
 Deno.test("a cache below that is to blame is read anew", async () => {
-  await using blobs = await CacheStore.temporary({
-    directory: Deno.env.get("TMPDIR") ?? "/tmp",
-    sizeBytes: 64 * MIB,
-    keepFreeBytes: 0,
-  });
+  await using blobs = await tempStore();
   const inner = new TestSource(BLOB.slice());
   inner.content[BLOB.length >> 1]! ^= 1;
   const cached = new CachedSource(inner, { key: "x", store: blobs });

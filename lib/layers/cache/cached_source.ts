@@ -10,8 +10,8 @@ import {
 } from "../../io/mod.ts";
 import type { ReadStats } from "../read_stats.ts";
 import { type Stream, StreamTracker } from "../readahead.ts";
-import { closedError, PieceFetcher } from "./piece_fetcher.ts";
-import { type OnProgress, RangeReader } from "./range_reader.ts";
+import { PieceFetcher } from "./piece_fetcher.ts";
+import { closedError, type OnProgress, RangeReader } from "./range_reader.ts";
 import type { CacheStore } from "./store.ts";
 import { StoredBlocks } from "./stored_blocks.ts";
 

@@ -3,12 +3,12 @@
 import {
   type ByteBudget,
   type ByteSource,
-  ObdError,
   type Priority,
   SharedFlight,
   Urgency,
 } from "../../io/mod.ts";
 import type { ReadStats } from "../read_stats.ts";
+import { closedError } from "./range_reader.ts";
 import type { StoredBlocks } from "./stored_blocks.ts";
 
 /** As many as a registry is asked at once (lib/registry: Transport). */
@@ -330,9 +330,4 @@ function board(flight: Flight, fetch: Fetch): void {
 function callOff(fetch: Fetch): void {
   fetch.isOpen = false;
   fetch.control.abort();
-}
-
-/** Of reads after the end. */
-export function closedError(): ObdError {
-  return new ObdError("state", "Cannot read: the source is closed");
 }

@@ -180,6 +180,7 @@ function isStillWanted({ options, resolve }: Wanted): boolean {
   return false;
 }
 
-function closedError(): ObdError {
+/** Of reads after the end. */
+export function closedError(): ObdError {
   return new ObdError("state", "Cannot read: the source is closed");
 }
