@@ -11,6 +11,16 @@ const MAX_AHEAD = 16;
 const MAX_WHOLE_AHEAD = 8;
 /** Such guesses that nobody came to yet take at most this part of the store. */
 const WHOLE_STORE_SHARE = 1 / 8;
+/** A plan that readers went outside of more often than this is no plan of theirs. */
+const MAX_UNPLANNED = 16;
+
+/** What somebody fetches who knows what readers want next. */
+interface Plan {
+  /** 1 for each span of it. */
+  readonly spans: Uint8Array;
+  /** Spans that were wanted, and are not in it. */
+  unplanned: number;
+}
 
 /** Settings of a {@linkcode SpanReadahead}. */
 export interface SpanReadaheadOptions {
@@ -39,6 +49,7 @@ export class SpanReadahead {
   readonly #whole: WholeLayerPredictor | undefined;
   /** Spans on their way. */
   #ahead = 0;
+  readonly #plans = new Set<Plan>();
   #recent = 0;
 
   /** @param table Borrowed. */
@@ -59,16 +70,49 @@ export class SpanReadahead {
     }
   }
 
+  /**
+   * Has nothing started ahead of readers while what they want is fetched by
+   * plan: what is guessed beside it comes late or in vain. They are followed
+   * all the same, and a plan that they do not keep to does not count.
+   *
+   * @param ranges Of the tar; bytes, inside of it.
+   * @returns Ends it.
+   */
+  follow(ranges: Iterable<{ offset: number; length: number }>): () => void {
+    const plan = { spans: new Uint8Array(this.#table.count), unplanned: 0 };
+    for (const { offset, length } of ranges) {
+      for (let at = offset; at < offset + length;) {
+        const index = this.#table.find(at);
+        plan.spans[index] = 1;
+        at = this.#endOf(index);
+      }
+    }
+    this.#plans.add(plan);
+    return () => void this.#plans.delete(plan);
+  }
+
+  get #isPlanned(): boolean {
+    return this.#plans.size > 0;
+  }
+
   /** Takes note of the first demand read of a span, after it was started. */
   wanted(index: number): void {
+    for (const plan of this.#plans) {
+      if (plan.spans[index] === 1) continue;
+      if (++plan.unplanned > MAX_UNPLANNED) this.#plans.delete(plan);
+    }
     const next = this.#neighbours?.wanted(index);
-    if (next !== undefined && this.#ahead < MAX_AHEAD) this.#start(next);
+    if (next === undefined || this.#isPlanned) return;
+    if (this.#ahead < MAX_AHEAD) this.#start(next);
   }
 
   /** Takes note of a demand read, after it was started; bytes of the tar. */
   note(offset: number, length: number): void {
     const stream = this.#tracker.note(offset, length);
-    if (stream && stream.ahead < stream.next + stream.window) {
+    if (
+      !this.#isPlanned && stream &&
+      stream.ahead < stream.next + stream.window
+    ) {
       this.#readAhead(stream);
     }
     if (this.#whole && length > 0) {
@@ -116,7 +160,7 @@ export class SpanReadahead {
 
   /** Starts what a reader of everything comes to some time. */
   #guess(): void {
-    while (this.#ahead < MAX_WHOLE_AHEAD) {
+    while (!this.#isPlanned && this.#ahead < MAX_WHOLE_AHEAD) {
       const index = this.#whole?.next();
       if (index === undefined) return;
       this.#start(index);

@@ -294,6 +294,19 @@ export class SpanSource implements ByteSource {
     return this.#maker.unitOf(this.#table.find(offset));
   }
 
+  /**
+   * Nothing else is read ahead of readers while somebody prefetches what they
+   * are known to want; unless they want something else.
+   *
+   * @param ranges What will be prefetched; bytes, inside of the tar.
+   * @returns Ends it.
+   */
+  followPlan(
+    ranges: Iterable<{ offset: number; length: number }>,
+  ): () => void {
+    return this.#readahead.follow(ranges);
+  }
+
   describe(): SourceDescription {
     return this.#maker.describe();
   }

@@ -1,7 +1,15 @@
 import assert from "node:assert/strict";
 import { replayTrace } from "../../lib/image/mod.ts";
-import { CancelledError, ObdError, silentLogger } from "../../lib/io/mod.ts";
-import { DEVICE_LAYER } from "../../lib/layers/mod.ts";
+import {
+  CancelledError,
+  MemorySource,
+  ObdError,
+  silentLogger,
+} from "../../lib/io/mod.ts";
+import { DEVICE_LAYER, SpanCache } from "../../lib/layers/mod.ts";
+import { GunzipSource } from "../../lib/layers/gunzip.ts";
+import { makeGzipLayer, TestInflater } from "../testutil/gzip_layer.ts";
+import { seededBytes } from "../testutil/source_contract.ts";
 import { Prefetched, traceImage } from "./trace_image.ts";
 
 const MIB = 1024 * 1024;
@@ -92,4 +100,51 @@ Deno.test("replayTrace() keeps to its rate, and stops when told", async () => {
   await assert.rejects(replay, CancelledError);
   assert.equal(target.seen.length, 1);
   assert.equal(target.running, 0);
+});
+
+Deno.test("replayTrace() tells layers its plan while it runs at full speed, however it ends", async () => {
+  const layer = makeGzipLayer(seededBytes(8 * 65536, 1), 65536);
+  await using gunzip = new GunzipSource(new MemorySource(layer.blob), {
+    digest: layer.digest,
+    spans: layer.spans,
+    checkpoints: layer.checkpoints,
+    inflater: new TestInflater(),
+    cache: new SpanCache(),
+  });
+  const seen: { offset: number; length: number }[][] = [];
+  let followed = 0;
+  gunzip.followPlan = (ranges) => {
+    seen.push([...ranges]);
+    followed++;
+    return () => followed--;
+  };
+  const during: number[] = [];
+  gunzip.prefetch = () => {
+    during.push(followed);
+    return Promise.resolve();
+  };
+  const stack = traceImage(
+    8 * 65536,
+    [{ offset: 0, length: 8 * 65536, from: 0 }],
+    [gunzip],
+  );
+  const wanted = [5, 1, 7].map((span) => ({
+    layer: DEVICE_LAYER,
+    offset: span * 65536 + 4096,
+    length: 4096,
+  }));
+  await replayTrace(stack, wanted, options);
+  assert.deepEqual([during, followed], [[1, 1, 1], 0]);
+  const spans = seen[0]!.map(({ offset, length }) => {
+    assert.equal(length, 65536);
+    return offset / 65536;
+  });
+  assert.deepEqual(spans, [5, 1, 7]);
+
+  await replayTrace(stack, wanted, { ...options, bytesPerSecond: 1e9 });
+  assert.deepEqual([during.slice(3), seen.length], [[0, 0, 0], 1]);
+
+  gunzip.prefetch = () => Promise.reject(new TypeError("a defect"));
+  await assert.rejects(replayTrace(stack, wanted, options), TypeError);
+  assert.deepEqual([seen.length, followed], [2, 0]);
 });
