@@ -2,9 +2,12 @@
 
 import { workerRole } from "./lib/io/mod.ts";
 
-if (workerRole() !== undefined) {
-  await import("./lib/image/workers.ts");
-} else {
+const role = workerRole();
+if (role === undefined) {
   const { main } = await import("./cmd/cli.ts");
   Deno.exit(await main(Deno.args));
+} else if (role.startsWith("cmd:")) {
+  await import("./cmd/workers.ts");
+} else {
+  await import("./lib/image/workers.ts");
 }

@@ -8,10 +8,21 @@ import {
   spreadOf,
   summarize,
 } from "./result.ts";
+import {
+  isExplained,
+  speedRatio,
+  type SpeedRatios,
+  speedRatios,
+} from "./speed_ratio.ts";
 import { alignColumns } from "./table.ts";
 
 /** Fewer runs hardly ever reach as far as noise does. */
 const RUNS_FOR_NOISE = 3;
+
+/** What a verdict does not say. */
+const MACHINE_SPEED =
+  `machine's speed: further off than noise, but not further than the same work before
+the same runs ("machine", second ÷ first). A change of that size may hide in it.`;
 
 /** What a comparison says of one contender on one workload. */
 export interface Comparison {
@@ -24,12 +35,18 @@ export interface Comparison {
   failures: [first: number, second: number];
   /** Second median ÷ first median. */
   ratio?: number;
+  /** The same of the speed probes before these runs: above 1 the second's machine was slower. */
+  machineRatio?: number;
   verdict: Verdict;
 }
 
-/** The second median lies within the first's minimum and maximum, or on which side of them. */
+/**
+ * The second median lies within the first's minimum and maximum; or no further
+ * outside than the machine's speed differed; or on which side of them.
+ */
 export type Verdict =
   | "within noise"
+  | "machine's speed"
   | "faster"
   | "slower"
   | "only in the first"
@@ -42,6 +59,7 @@ export function compareResults(
   second: readonly Session[],
 ): Comparison[] {
   const [a, b] = [runsOf(first), runsOf(second)];
+  const speed = speedRatios(first, second);
   const names = new Map<string, [string, string]>();
   for (const { workload, contender } of [...a, ...b]) {
     names.set(`${workload}\0${contender}`, [workload, contender]);
@@ -49,7 +67,7 @@ export function compareResults(
   return [...names.values()].map(([workload, contender]) => {
     const pick = (runs: RunResult[]) =>
       runs.filter((r) => r.workload === workload && r.contender === contender);
-    return compareOne(workload, contender, pick(a), pick(b));
+    return compareOne(workload, contender, pick(a), pick(b), speed);
   });
 }
 
@@ -62,6 +80,7 @@ function compareOne(
   contender: string,
   a: RunResult[],
   b: RunResult[],
+  speed: SpeedRatios,
 ): Comparison {
   const ready = (runs: RunResult[]) =>
     spreadOf(
@@ -70,6 +89,7 @@ function compareOne(
   const failed = (runs: RunResult[]) =>
     runs.filter((r) => r.failure !== undefined).length;
   const [first, second] = [ready(a), ready(b)];
+  const machineRatio = speed.isKnown ? speedRatio(a, b) : undefined;
   return {
     workload,
     contender,
@@ -79,21 +99,27 @@ function compareOne(
     ...(first && second && first.median > 0
       ? { ratio: second.median / first.median }
       : {}),
+    ...(machineRatio === undefined ? {} : { machineRatio }),
     verdict: a.length === 0
       ? "only in the second"
       : b.length === 0
       ? "only in the first"
-      : verdictOf(first, second),
+      : verdictOf(first, second, speed.explains ? machineRatio : undefined),
   };
 }
 
 function verdictOf(
   first: Spread | undefined,
   second: Spread | undefined,
+  machineRatio: number | undefined,
 ): Verdict {
   if (!first || !second) return "failed";
-  if (second.median < first.min) return "faster";
-  return second.median > first.max ? "slower" : "within noise";
+  const { median } = second;
+  if (median >= first.min && median <= first.max) return "within noise";
+  if (machineRatio !== undefined && isExplained(first, median, machineRatio)) {
+    return "machine's speed";
+  }
+  return median < first.min ? "faster" : "slower";
 }
 
 /** What makes two results hard to compare, in words. */
@@ -128,7 +154,7 @@ export function differences(
       `runs: the first result has as few as ${fewest}, whose spread says little about noise`,
     );
   }
-  return notes;
+  return [...notes, ...speedRatios(first, second).notes];
 }
 
 /** The comparison for a terminal. */
@@ -149,17 +175,21 @@ export function renderComparison(
     lines.push(
       workload,
       ...alignColumns([
-        ["contender", "first s", "second s", "ratio", "verdict"],
+        ["contender", "first s", "second s", "ratio", "machine", "verdict"],
         ...own.map((c) => [
           c.contender,
           cell(c.first, c.failures[0]),
           cell(c.second, c.failures[1]),
           c.ratio === undefined ? "-" : c.ratio.toFixed(3),
+          c.machineRatio === undefined ? "-" : c.machineRatio.toFixed(3),
           c.verdict,
         ]),
       ]),
       "",
     );
+  }
+  if (comparisons.some((c) => c.verdict === "machine's speed")) {
+    lines.push(MACHINE_SPEED);
   }
   return lines.join("\n").trimEnd();
 }

@@ -11,6 +11,8 @@ export interface RunResult {
   contender: string;
   /** From 1. */
   round: number;
+  /** What the speed probe took right before it; absent in results of older versions. */
+  probeSeconds?: number;
   measurement?: Measurement;
   failure?: string;
 }
@@ -33,6 +35,8 @@ export interface MachineFacts {
   mode: "full" | "reduced";
   /** What a reduced result does not have. */
   leavesOut: string[];
+  /** What the speed probe times; absent in results of older versions. */
+  probe?: string;
   link: {
     rate: string | null;
     bytesPerSecond: number | null;
@@ -103,6 +107,13 @@ export function spreadOf(values: readonly number[]): Spread | undefined {
     ? sorted[middle]!
     : (sorted[middle - 1]! + sorted[middle]!) / 2;
   return { median, min: sorted[0]!, max: sorted.at(-1)! };
+}
+
+/** What the speed probes of some runs took, in seconds; undefined without any. */
+export function probesOf(runs: readonly RunResult[]): Spread | undefined {
+  return spreadOf(
+    runs.map((r) => r.probeSeconds).filter((n) => n !== undefined),
+  );
 }
 
 /** All runs of one contender on one workload. */

@@ -26,6 +26,7 @@ import {
 } from "./result.ts";
 import { planRounds } from "./rounds.ts";
 import type { RunSettings } from "./settings.ts";
+import { SpeedProbe } from "./speed_probe.ts";
 
 /** Parts of a blob that a read map shows. */
 const MAP_CELLS = 200;
@@ -58,6 +59,7 @@ export async function runBench(run: BenchRun): Promise<Session> {
       signal: context.signal,
     }),
   );
+  const probe = stack.use(await SpeedProbe.start(context.signal));
   const session: Session = {
     machine: {
       ...await describeMachine(),
@@ -65,6 +67,7 @@ export async function runBench(run: BenchRun): Promise<Session> {
       command: ["obd", ...Deno.args],
       mode: mode.name,
       leavesOut: mode.leavesOut,
+      probe: probe.method,
       link: {
         rate: link.rate ?? null,
         bytesPerSecond: (link.rate && parseRate(link.rate)) || null,
@@ -79,7 +82,7 @@ export async function runBench(run: BenchRun): Promise<Session> {
   await line({ event: "machine", ...session.machine });
   const prepared = await prepareAll(run, registry, sources, session);
   await registry.shape();
-  await runWorkloads(run, registry, prepared, session);
+  await runWorkloads(run, registry, prepared, session, probe);
   for (const summary of summarize(session.runs, session.touched)) {
     await line({ event: "summary", ...summary });
   }
@@ -180,6 +183,7 @@ async function runWorkloads(
   registry: BenchRegistry,
   prepared: readonly Prepared[],
   session: Session,
+  probe: SpeedProbe,
 ): Promise<void> {
   const { context, options, mode } = run;
   const runDir = await runDirectory(options.cache);
@@ -208,13 +212,15 @@ async function runWorkloads(
     );
     for (const { round, workload: [index, one], contender } of rounds) {
       const { nativeFailure } = prepared[index]!;
+      // Nothing of the run before is left, and the clock does not run yet.
+      const probeSeconds = await probe.seconds(context.signal);
       const result = await measure(context, contender, round, () => {
         if (contender === "obd-native" && nativeFailure) {
           throw new ObdError("state", nativeFailure);
         }
         return mode.run(contender, one);
       }, { workload: one.workload.name, of: options.runs });
-      await addRun(run, session, result);
+      await addRun(run, session, { ...result, probeSeconds });
     }
   } finally {
     await forget();

@@ -8,19 +8,31 @@ import type {
   Summary,
   Touched,
 } from "./result.ts";
-import { summarize } from "./result.ts";
+import { probesOf, summarize } from "./result.ts";
 import { limitStages, type StageName } from "./stages.ts";
 
 /** All that a terminal shows of one bench. */
 export function renderSession(session: Session): string {
   const { machine } = session;
   const lines = [`link: ${machine.link.method}`];
+  const probes = probesOf(session.runs);
+  if (probes) {
+    lines.push(`machine's speed: ${probeText(probes, machine.probe)}`);
+  }
   for (const text of machine.leavesOut) lines.push(`left out: ${text}`);
   for (const image of session.images) lines.push(imageLine(image));
   lines.push(
     renderTable(summarize(session.runs, session.touched), session.touched),
   );
   return lines.join("\n");
+}
+
+/** The same work before each run: how far the machine's speed drifted. */
+function probeText({ median, min, max }: Spread, method?: string): string {
+  const spread = [median, min, max].map((s) => (s * 1000).toFixed(1));
+  return `${spread[0]} ms (${spread[1]}–${spread[2]}) before each run${
+    method === undefined ? "" : `: ${method}`
+  }`;
 }
 
 function imageLine(

@@ -100,7 +100,7 @@ Deno.test("bench: results of others are reported and compared, exit 1 if a run f
       `${dir}/failed.jsonl`,
     ]);
     assert.equal(compared.code, 0, compared.stderr);
-    assert.match(compared.stdout, /^ {2}obd .*1\.000 +within noise$/m);
+    assert.match(compared.stdout, /^ {2}obd .*1\.000 +- +within noise$/m);
     const missing = await bench(["--from", `${dir}/none`]);
     assert.equal(missing.code, 1);
     assert.match(missing.stderr, /^obd: Cannot read results ".*none"/);

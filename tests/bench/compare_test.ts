@@ -7,7 +7,12 @@ import {
   renderComparison,
 } from "../../cmd/bench/compare.ts";
 import { readResultFiles } from "../../cmd/bench/result_file.ts";
-import { summarize } from "../../cmd/bench/result.ts";
+import {
+  type MachineFacts,
+  probesOf,
+  type RunResult,
+  summarize,
+} from "../../cmd/bench/result.ts";
 import { ObdError } from "../../lib/io/mod.ts";
 import { linesOf, MACHINE, runOf, sessionOf } from "./sessions.ts";
 
@@ -44,6 +49,35 @@ Deno.test("readResultFiles() reads what --output and --json write", async () => 
   );
   assert.deepEqual(object!.runs, session.runs);
   assert.deepEqual(object!.touched, session.touched);
+});
+
+Deno.test("readResultFiles() reads probes, and results without them", async () => {
+  const old = sessionOf();
+  const session = sessionOf({
+    machine: { ...MACHINE, probe: "the work" },
+    runs: [probed(runOf("obd", 1, 5), 0.05), probed(runOf("obd", 2), 0.06)],
+  });
+  for (const one of [old, session]) {
+    const [lines] = await withFile(linesOf(one), (p) => readResultFiles([p]));
+    assert.deepEqual(lines!.runs, one.runs);
+    assert.equal(lines!.machine.probe, one.machine.probe);
+    const [object] = await withFile(
+      JSON.stringify({ ...one, summaries: [] }),
+      (path) => readResultFiles([path]),
+    );
+    assert.deepEqual(object!.runs, one.runs);
+  }
+  assert.equal(probesOf(old.runs), undefined);
+  // Also a run that failed had its probe.
+  assert.deepEqual(probesOf(session.runs), {
+    median: 0.055,
+    min: 0.05,
+    max: 0.06,
+  });
+  await withFile(
+    linesOf(session).replace('"probeSeconds":0.05', '"probeSeconds":-1'),
+    (path) => assert.rejects(readResultFiles([path]), /probeSeconds/),
+  );
 });
 
 Deno.test("readResultFiles() names the file, the line and the key that is wrong", async () => {
@@ -123,18 +157,129 @@ Deno.test("compareResults() calls noise what lies within the first one's spread"
     assert.equal(one!.verdict, verdict, String(ready));
   }
   const text = renderComparison(found, ["link: 1 against 2"]);
+  assert.ok(!text.includes("further off than noise"));
   assert.match(text, /mind: link: 1 against 2/);
   assert.match(
     text,
-    /^ {2}obd +2\.00 \(1\.00–3\.00\) +2\.95 \(2\.90–3\.00\) +1\.475 +within noise$/m,
+    /^ {2}obd +2\.00 \(1\.00–3\.00\) +2\.95 \(2\.90–3\.00\) +1\.475 +- +within noise$/m,
   );
   assert.match(text, /5\.10 \(5\.10–5\.10\), 1 failed/);
 });
 
+/** A run after a probe of so many seconds. */
+function probed(run: RunResult, probeSeconds: number): RunResult {
+  return { ...run, probeSeconds };
+}
+
+/** One contender's runs of 9, 10 and 11 s against one run. */
+function compareProbed(
+  ready: number,
+  probes: [first: number | undefined, second: number | undefined],
+  machine: Partial<MachineFacts> = {},
+) {
+  const runs = (times: number[], probe: number | undefined) =>
+    times.map((time, i) => {
+      const run = runOf("obd", i + 1, time);
+      return probe === undefined ? run : probed(run, probe);
+    });
+  const first = [sessionOf({ runs: runs([9, 10, 11], probes[0]) })];
+  const second = [sessionOf({
+    machine: { ...MACHINE, ...machine },
+    runs: runs([ready], probes[1]),
+  })];
+  const [found] = compareResults(first, second);
+  return { found: found!, notes: differences(first, second) };
+}
+
+Deno.test("compareResults() tells the machine's speed from a change", () => {
+  const cases: [number, [number, number], string][] = [
+    // Slower by a fifth: outside as it is, inside on a machine as fast as before.
+    [12, [0.05, 0.06], "machine's speed"],
+    [8.5, [0.06, 0.05], "machine's speed"],
+    // It may be more than explained: what lies between the two meets the spread.
+    [11.1, [0.05, 0.1], "machine's speed"],
+    // The bound is the spread's end.
+    [13.2, [0.05, 0.06], "machine's speed"],
+    [13.3, [0.05, 0.06], "slower"],
+    [7.4, [0.06, 0.05], "faster"],
+    // The other way round explains nothing.
+    [12, [0.06, 0.05], "slower"],
+    [8.5, [0.05, 0.06], "faster"],
+    [12, [0.05, 0.05], "slower"],
+    // What lies within is noise, whatever the machine did.
+    [10, [0.05, 0.5], "within noise"],
+    [11, [0.05, 0.04], "within noise"],
+  ];
+  for (const [ready, probes, verdict] of cases) {
+    const { found } = compareProbed(ready, probes);
+    assert.equal(found.verdict, verdict, `${ready} ${probes}`);
+    assert.equal(found.machineRatio, probes[1] / probes[0]);
+    assert.equal(found.ratio, ready / 10);
+  }
+  const { found, notes } = compareProbed(12, [0.05, 0.06]);
+  const text = renderComparison([found], notes);
+  assert.match(
+    text,
+    /^ {2}obd +10\.00 \(9\.00–11\.00\) +12\.00 \(12\.00–12\.00\) +1\.200 +1\.200 +machine's speed$/m,
+  );
+  assert.match(text, /^machine's speed: further off than noise, but no/m);
+});
+
+Deno.test("compareResults() makes no verdict of probes that cannot be compared", () => {
+  for (
+    const [probes, machine, ratio, note] of [
+      [[undefined, 0.06], {}, undefined, /runs of the first result have no/],
+      [[0.05, undefined], {}, undefined, /runs of the second result have no/],
+      [
+        [undefined, undefined],
+        {},
+        undefined,
+        /runs of the first and the second result have no/,
+      ],
+      [[0.05, 0.06], { probe: "else" }, undefined, /probes are of other work/],
+      [[0.05, 0.06], { cpu: "B" }, 1.2, /other processors: it explains no/],
+      [[0.05, 0.06], { cores: 4 }, 1.2, /other numbers of cores: it explains/],
+      [
+        [0.05, 0.06],
+        { versions: { obd: "0.1.0", deno: "3.0.0" } },
+        1.2,
+        /other versions of the runtime: it explains/,
+      ],
+    ] as const
+  ) {
+    const { found, notes } = compareProbed(12, [...probes], machine);
+    assert.equal(found.verdict, "slower");
+    assert.equal(found.machineRatio?.toFixed(3), ratio?.toFixed(3));
+    assert.match(notes.join("\n"), note);
+    assert.equal(
+      compareProbed(11, [...probes], machine).found.verdict,
+      "within noise",
+    );
+  }
+  // A run that failed, or could not begin, needs no probe.
+  const failing = sessionOf({
+    runs: [probed(runOf("obd", 1, 2), 0.05), runOf("obd", 2)],
+  });
+  assert.equal(compareResults([failing], [failing])[0]!.machineRatio, 1);
+});
+
+Deno.test("differences() says when the machine's speed changed within a result", () => {
+  const result = (...probes: number[]) => [
+    sessionOf({
+      runs: probes.map((probe, i) => probed(runOf("obd", i + 1, 2), probe)),
+    }),
+  ];
+  const steady = result(0.05, 0.055, 0.06);
+  assert.deepEqual(differences(steady, steady), []);
+  assert.deepEqual(differences(steady, result(0.05, 0.055, 0.07)), [
+    "machine's speed: the second result's probes took 50 to 70 ms: it changed from run to run",
+  ]);
+});
+
 Deno.test("differences() says what makes results hard to compare", () => {
-  const runs = [1, 2, 3].map((round) => runOf("obd", round, 2));
+  const runs = [1, 2, 3].map((round) => probed(runOf("obd", round, 2), 0.05));
   const first = sessionOf({ runs });
-  assert.deepEqual(differences([first], [sessionOf()]), []);
+  assert.deepEqual(differences([first], [first]), []);
   assert.deepEqual(
     differences([sessionOf({ runs: runs.slice(1) })], [first]),
     [
@@ -147,6 +292,7 @@ Deno.test("differences() says what makes results hard to compare", () => {
       mode: "reduced",
       link: { ...MACHINE.link, rate: null },
     },
+    runs,
   });
   assert.deepEqual(differences([first], [other]), [
     "mode: full against reduced",

@@ -7,7 +7,14 @@ import { escapeHtml, ticks } from "../../cmd/bench/report/text.ts";
 import { readResultFiles } from "../../cmd/bench/result_file.ts";
 import { type Session, summarize } from "../../cmd/bench/result.ts";
 import { installed } from "../testutil/requires.ts";
-import { imageOf, runOf, sessionOf, STAGES, touchedOf } from "./sessions.ts";
+import {
+  imageOf,
+  MACHINE,
+  runOf,
+  sessionOf,
+  STAGES,
+  touchedOf,
+} from "./sessions.ts";
 
 const RECORDED = fileURLToPath(
   new URL("../testdata/bench/app.jsonl", import.meta.url),
@@ -40,7 +47,9 @@ function richSession(): Session {
   );
   const workloads = ["python-small-import", HOSTILE];
   return sessionOf({
-    runs,
+    // Any file may say anything, and a word may be wider than a phone.
+    machine: { ...MACHINE, probe: HOSTILE.repeat(4) },
+    runs: runs.map((run, i) => ({ ...run, probeSeconds: 0.05 + i / 5000 })),
     images: workloads.map(imageOf),
     touched: workloads.map(touchedOf),
   });
@@ -91,6 +100,15 @@ Deno.test("renderReport() has nothing of anybody in it but as text", () => {
   ]);
   assert.match(none, /No run was made/);
   assert.match(none, /Every run failed/);
+});
+
+Deno.test("the report says how fast the machine was", () => {
+  const html = renderReport([richSession()]);
+  assert.match(
+    html,
+    /<dt>Speed<\/dt><dd>54 ms \(50 ms – 57 ms\) before each run: &#60;script/,
+  );
+  assert.ok(!renderReport([sessionOf()]).includes("<dt>Speed"));
 });
 
 Deno.test("the report says where the time went, beside the limit", () => {

@@ -66,10 +66,25 @@ Deno.test("renderSession() says what was built, and what a reduced one leaves ou
   };
   const text = renderSession(session);
   assert.match(text, /^link: as it is made$/m);
+  assert.ok(!text.includes("machine's speed"), "older results have no probes");
   assert.match(text, /^left out: much$/m);
   assert.match(
     text,
     /^image of w: 10\.0 MB in 1 layer, meta image 0\.06 MB \(0\.60 %\) built in 1\.3 s, native image 12\.00 MB \(120\.00 %\) built in 3\.0 s, 2 of its layers were there already$/m,
+  );
+});
+
+Deno.test("renderSession() says how fast the machine was", () => {
+  const text = renderSession(sessionOf({
+    machine: { ...MACHINE, probe: "the work" },
+    runs: [0.05, 0.07, 0.0512].map((probeSeconds, i) => ({
+      ...runOf("obd", i + 1, 2),
+      probeSeconds,
+    })),
+  }));
+  assert.match(
+    text,
+    /^machine's speed: 51\.2 ms \(50\.0–70\.0\) before each run: the work$/m,
   );
 });
 

@@ -129,6 +129,17 @@ async function runBench(work: string, args: string[]) {
   return { code, result: JSON.parse(text.decode(stdout)) };
 }
 
+/** The machine's speed is known before each run, also of those that fail. */
+function assertProbed(result: {
+  machine: { probe: string };
+  runs: { probeSeconds: number }[];
+}): void {
+  assert.match(result.machine.probe, /^inflate, hash .* at once; median of/);
+  for (const { probeSeconds } of result.runs) {
+    assert.ok(probeSeconds > 0.001 && probeSeconds < 10, `${probeSeconds}`);
+  }
+}
+
 Deno.test({
   name: "bench: all contenders run the same container; a failure is a result",
   ignore: !canRun,
@@ -154,6 +165,7 @@ Deno.test({
         [undefined, undefined, undefined, undefined, undefined],
       );
       assert.equal(good.code, 0);
+      assertProbed(good.result);
       const { build, native } = good.result.images[0];
       for (const { contender, measurement: m } of good.result.runs) {
         assert.ok(m.readySeconds > m.rootSeconds);
@@ -217,6 +229,7 @@ Deno.test({
       ]);
       assert.equal(bad.code, 1);
       assert.equal(bad.result.runs.length, 2);
+      assertProbed(bad.result);
       for (const { failures } of bad.result.summaries) {
         assert.match(failures[0], /The container ended with 1/);
       }
@@ -293,6 +306,7 @@ Deno.test({
       );
       assert.equal(code, 0);
       assert.equal(result.machine.mode, "reduced");
+      assertProbed(result);
       assert.match(result.machine.leavesOut.join(), /no containerd/);
       // busybox, the file and what leads there.
       const busybox = (await Deno.stat("/bin/busybox")).size;

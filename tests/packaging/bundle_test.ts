@@ -20,6 +20,7 @@ const ROOT = new URL("../../", import.meta.url).pathname;
 const SUPPORTED = Deno.build.os === "linux";
 const CAN_MOUNT = requiresMount() &&
   requires("nbdfuse", "losetup", "mount", "unshare");
+const CAN_BENCH = requires("docker-registry", "skopeo", "umoci");
 const NUMBERS = Uint8Array.from({ length: 3_000_000 }, (_, i) => i * i >> 7);
 
 interface Result {
@@ -72,34 +73,42 @@ async function makeLayoutImage(path: string): Promise<void> {
   await writeLayout(path, [{ tag: "v1", image }]);
 }
 
+/** Modules below a folder that serve a role in a worker. */
+function workerModules(at: string): string[] {
+  return [...Deno.readDirSync(ROOT + at)].flatMap((entry) => {
+    const path = `${at}/${entry.name}`;
+    if (entry.isDirectory) return workerModules(path);
+    const isRole = path.endsWith(".ts") &&
+      /^(if|\} else if) \(workerRole\(\) ===/m.test(
+        Deno.readTextFileSync(ROOT + path),
+      );
+    return isRole ? [path] : [];
+  });
+}
+
 Deno.test({
   name: "every worker role is loaded by the bundle's worker entry",
   async fn() {
-    const roles: string[] = [];
-    const walk = (at: string) => {
-      for (const entry of Deno.readDirSync(ROOT + at)) {
-        const path = `${at}/${entry.name}`;
-        if (entry.isDirectory) walk(path);
-        else if (
-          path.endsWith(".ts") &&
-          /^(if|\} else if) \(workerRole\(\) ===/m.test(
-            Deno.readTextFileSync(ROOT + path),
-          )
-        ) roles.push(path);
-      }
-    };
-    walk("lib");
-    assert.ok(roles.length >= 3, `found only ${roles}`);
-    const { stdout, stderr, code } = await run(Deno.execPath(), [
-      "info",
-      "--json",
-      "lib/image/workers.ts",
-    ]);
-    assert.equal(code, 0, stderr);
-    const loaded = new Set(
-      (JSON.parse(stdout).modules as { local?: string }[]).map((m) => m.local),
-    );
-    for (const path of roles) assert.ok(loaded.has(ROOT + path), path);
+    for (
+      const [folder, entry, least] of [
+        ["lib", "lib/image/workers.ts", 3],
+        ["cmd", "cmd/workers.ts", 1],
+      ] as const
+    ) {
+      const roles = workerModules(folder);
+      assert.ok(roles.length >= least, `found only ${roles}`);
+      const { stdout, stderr, code } = await run(Deno.execPath(), [
+        "info",
+        "--json",
+        entry,
+      ]);
+      assert.equal(code, 0, stderr);
+      const loaded = new Set(
+        (JSON.parse(stdout).modules as { local?: string }[])
+          .map((m) => m.local),
+      );
+      for (const path of roles) assert.ok(loaded.has(ROOT + path), path);
+    }
   },
 });
 
@@ -225,6 +234,12 @@ Deno.test({
         name: "mounts, with a serve that it starts of itself",
         ignore: !CAN_MOUNT,
         fn: () => mountAndRead(program, env, temp),
+      });
+
+      await t.step({
+        name: "benches, with threads that probe the machine's speed",
+        ignore: !CAN_BENCH,
+        fn: () => benchReduced(program, env, temp),
       });
 
       await t.step("refuses to run when damaged", async () => {
@@ -354,4 +369,22 @@ async function mountAndRead(
   assert.equal(code, 0, stderr);
   assert.ok(equalBytes(await Deno.readFile(`${temp}/numbers`), NUMBERS));
   assert.match(stdout, /\{"mounts":\[\]\}\s*$/);
+}
+
+/** The probe's threads are started by the command, not by a library. */
+async function benchReduced(
+  program: string,
+  env: Record<string, string>,
+  temp: string,
+): Promise<void> {
+  await Deno.writeTextFile(`${temp}/reads`, "/numbers\n");
+  const { code, stdout, stderr } = await run(program, [
+    ...["bench", "--json", "--reduced", "--runs", "2", "--contenders", "obd"],
+    ...["--cache", `${temp}/bench`, "--reads", `${temp}/reads`],
+    ...[`oci:${temp}/one:v1`, "--", "true"],
+  ], env);
+  assert.equal(code, 0, stderr);
+  const { runs } = JSON.parse(stdout);
+  assert.equal(runs.length, 2);
+  for (const { probeSeconds } of runs) assert.ok(probeSeconds > 0.001);
 }

@@ -82,7 +82,7 @@ function sessionPart(
       : "",
     ...workloads.map((workload) => workloadPart(session, summaries, workload)),
     workloads.length === 0 ? `<section><h2>No run was made</h2></section>` : "",
-    `<section><h4>Where and how</h4>${machineFacts(machine)}</section>`,
+    `<section><h4>Where and how</h4>${machineFacts(session)}</section>`,
   ].join("\n");
 }
 
