@@ -13,6 +13,7 @@ import { fileWith } from "../testutil/cache_store.ts";
 import { seededBytes, seededRandom } from "../testutil/source_contract.ts";
 import { requiresMount } from "../testutil/requires.ts";
 import { RecordingLogger } from "../testutil/test_source.ts";
+import { until } from "../testutil/until.ts";
 
 const MIB = 2 ** 20;
 
@@ -308,38 +309,45 @@ Deno.test("CacheStore: killed at any moment, it serves right bytes or none", () 
       `${dir}/writer.ts`,
       `import { CacheStore } from ${url("../../lib/layers/cache/mod.ts")};
        import { seededBytes } from ${url("../testutil/source_contract.ts")};
-       const store = await CacheStore.open({ directory: ${
-        JSON.stringify(`${dir}/cache`)
-      }, sizeBytes: 2 ** 21, keepFreeBytes: 0, flushIntervalMs: 5 });
+       import { until } from ${url("../testutil/until.ts")};
+       const directory = ${JSON.stringify(`${dir}/cache`)};
+       const store = await CacheStore.open({ directory, sizeBytes: 2 ** 21,
+         keepFreeBytes: 0, flushIntervalMs: 5 });
        console.log("ready");
-       for (let i = 0;; i++) {
+       const last = Number(Deno.args[0]);
+       for (let i = 0; i !== last; i++) {
          const id = (i * 7) % 50;
          store.put("k" + id, seededBytes(50_000 + id * 1000, id));
          await store.settled();
          if (i % 5 === 0) await new Promise((r) => setTimeout(r, 2));
          if (i % 10 === 9) console.log(i);
-       }`,
+       }
+       store.put("end", new Uint8Array(1));
+       await until(async () =>
+         (await Deno.readTextFile(directory + "/index")).includes("end"));
+       console.log(store.entryCount);
+       setInterval(() => {}, 1000);`,
     );
-    let found = 0;
-    // Lines of the child, one for ten entries: a machine that is busy changes nothing.
-    for (const lines of [3, 9, 16]) {
+    /** Kills a writer at one of its lines; returns how many entries it left, and the line. */
+    const killed = async (lines: number, last = -1) => {
       const child = new Deno.Command(Deno.execPath(), {
-        args: ["run", "-A", `${dir}/writer.ts`],
+        args: ["run", "-A", `${dir}/writer.ts`, `${last}`],
         stdout: "piped",
         stderr: "inherit",
       }).spawn();
-      const reader = child.stdout.getReader();
-      for (let seen = 0; seen < lines;) {
-        const { value, done } = await reader.read();
-        if (done) break;
-        seen += value.filter((byte) => byte === 10).length;
+      let said: string[] = [];
+      for await (
+        const text of child.stdout.pipeThrough(new TextDecoderStream())
+      ) {
+        said = (said.join("\n") + text).split("\n");
+        if (said.length > lines) break;
       }
       child.kill("SIGKILL");
       await child.status;
-      await reader.cancel();
       await using store = await openStore(`${dir}/cache`, {
         sizeBytes: 2 * MIB,
       });
+      let found = 0;
       for (let id = 0; id < 50; id++) {
         const entry = store.get(`k${id}`);
         const got = entry && await store.readAll(entry);
@@ -350,8 +358,15 @@ Deno.test("CacheStore: killed at any moment, it serves right bytes or none", () 
           seededBytes(50_000 + id * 1000, id),
         );
       }
-    }
-    assert.ok(found > 20, `only ${found} entries survived`);
+      return { found, line: said[lines - 1] };
+    };
+    // One line for ten entries: a machine that is busy changes nothing but how
+    // far the index is behind.
+    for (const lines of [3, 9, 16]) await killed(lines);
+    // Where it has caught up, all is there.
+    const { found, line } = await killed(17, 150);
+    assert.equal(`${found + 1}`, line);
+    assert.ok(found >= 15, `${found} entries`);
   }));
 
 Deno.test("CacheStore: a full disk stops storing once, reads go on, and it resumes", () =>
@@ -521,7 +536,7 @@ Deno.test("CacheStore: a lost write-back empties the cache", () =>
     broken = true;
     store.put("b", seededBytes(1000, 2));
     await store.settled();
-    await new Promise((r) => setTimeout(r, 60));
+    await until(() => logger.count("cache.reset") > 0, "a reset");
     broken = false;
     assert.equal(store.get("a"), undefined);
     assert.equal(store.get("b"), undefined);

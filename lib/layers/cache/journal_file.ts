@@ -31,8 +31,9 @@ export class JournalFile {
     this.#slotSize = slotSize;
   }
 
+  /** Whether the file is behind. */
   get dirty(): boolean {
-    return this.#pending.length > 0;
+    return this.#mustRewrite || this.#pending.length > 0;
   }
 
   /** Reads what an earlier owner left; a missing or foreign file is an empty log. */
@@ -65,50 +66,43 @@ export class JournalFile {
   }
 
   /**
-   * Brings what was collected to the file.
+   * Brings what was collected to the file. One call at a time.
    *
-   * @param beforeAppend Runs after the records were taken and before they are
+   * @param beforeWrite Runs after the records were taken and before they are
    * written: what they speak of must be on disk by its end.
    * @param live All entries, oldest use first; asked for only when the log is
    * rewritten, which `rewrite` forces.
    */
   async flush(
-    beforeAppend: () => Promise<void>,
+    beforeWrite: () => Promise<void>,
     live: () => Iterable<JournalEntry>,
     rewrite = false,
   ): Promise<void> {
-    if (
-      rewrite || this.#mustRewrite ||
-      this.#fileBytes + this.#pendingBytes > this.#rewriteAbove
-    ) return await this.#rewrite(beforeAppend, live);
-    const records = this.#pending;
+    const whole = rewrite || this.#mustRewrite ||
+      this.#fileBytes + this.#pendingBytes > this.#rewriteAbove;
+    // Encoded before anything is awaited: entries may move meanwhile.
+    const parts = [...batches(
+      whole ? encoded(this.#slotSize, live()) : this.#pending,
+    )];
     this.#pending = [];
     this.#pendingBytes = 0;
-    await beforeAppend();
-    this.#mustRewrite = true; // until the append went well
-    const file = await Deno.open(this.#path, { append: true, mode: 0o600 });
-    try {
-      for (const batch of batches(records)) {
-        await writeAll(file, batch);
-        this.#fileBytes += batch.length;
-      }
-    } finally {
-      file.close();
-    }
+    // Not at the end: what is written now may be forgotten meanwhile.
     this.#mustRewrite = false;
+    try {
+      await beforeWrite();
+      await (whole ? this.#rewrite(parts) : this.#append(parts));
+    } catch (error) {
+      this.#mustRewrite = true;
+      throw error;
+    }
   }
 
-  async #rewrite(
-    beforeAppend: () => Promise<void>,
-    live: () => Iterable<JournalEntry>,
-  ): Promise<void> {
-    const header = writeJournalHeader(this.#slotSize);
-    // Encoded before anything is awaited: entries may move meanwhile.
-    const parts = [...batches(encoded(header, live()))];
-    this.#pending = [];
-    this.#pendingBytes = 0;
-    this.#mustRewrite = true;
-    await beforeAppend();
+  async #append(parts: readonly Uint8Array[]): Promise<void> {
+    const file = await Deno.open(this.#path, { append: true, mode: 0o600 });
+    this.#fileBytes += await writeParts(file, parts);
+  }
+
+  async #rewrite(parts: readonly Uint8Array[]): Promise<void> {
     const temp = `${this.#path}.new`;
     const file = await Deno.open(temp, {
       write: true,
@@ -116,19 +110,10 @@ export class JournalFile {
       truncate: true,
       mode: 0o600,
     });
-    let bytes = 0;
-    try {
-      for (const part of parts) {
-        await writeAll(file, part);
-        bytes += part.length;
-      }
-    } finally {
-      file.close();
-    }
+    const bytes = await writeParts(file, parts);
     await Deno.rename(temp, this.#path);
     this.#fileBytes = bytes;
     this.#rewriteAbove = 2 * bytes + REWRITE_SLACK;
-    this.#mustRewrite = false;
   }
 
   #push(record: Uint8Array): void {
@@ -137,11 +122,26 @@ export class JournalFile {
   }
 }
 
+/** Writes all, and closes the file in any case; returns the bytes. */
+async function writeParts(
+  file: Deno.FsFile,
+  parts: readonly Uint8Array[],
+): Promise<number> {
+  using _open = file;
+  let bytes = 0;
+  for (const part of parts) {
+    await writeAll(file, part);
+    bytes += part.length;
+  }
+  return bytes;
+}
+
+/** A whole log. */
 function* encoded(
-  header: Uint8Array,
+  slotSize: number,
   entries: Iterable<JournalEntry>,
 ): Generator<Uint8Array> {
-  yield header;
+  yield writeJournalHeader(slotSize);
   for (const entry of entries) yield writeAddRecord(entry);
 }
 

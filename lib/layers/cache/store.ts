@@ -438,11 +438,13 @@ export class CacheStore implements AsyncDisposable {
     if (!this.#journal || this.#closed || this.#flushTimer !== undefined) {
       return;
     }
-    this.#flushTimer = setTimeout(() => {
+    this.#flushTimer = setTimeout(async () => {
+      this.#flushing = this.#flush(false);
+      await this.#flushing;
+      // Not before: a slow disk takes longer than the interval, and of two at
+      // once each would write into what the other one writes.
       this.#flushTimer = undefined;
-      this.#flushing = this.#flush(false).finally(() =>
-        this.#flushing = undefined
-      );
+      if (this.#journal?.dirty) this.#scheduleFlush();
     }, this.#flushIntervalMs);
     Deno.unrefTimer(this.#flushTimer);
   }
@@ -464,7 +466,6 @@ export class CacheStore implements AsyncDisposable {
         });
       }
       this.#indexFailed = true;
-      if (!final) this.#scheduleFlush();
     }
   }
 
