@@ -75,13 +75,14 @@ export class SpanReadahead {
    * plan: what is guessed beside it comes late or in vain. They are followed
    * all the same, and a plan that they do not keep to does not count.
    *
-   * @param ranges Of the tar; bytes, inside of it.
+   * @param ranges Of the tar; bytes. What lies outside of it does not count.
    * @returns Ends it.
    */
   follow(ranges: Iterable<{ offset: number; length: number }>): () => void {
     const plan = { spans: new Uint8Array(this.#table.count), unplanned: 0 };
     for (const { offset, length } of ranges) {
-      for (let at = offset; at < offset + length;) {
+      const end = Math.min(offset + length, this.#table.size);
+      for (let at = offset; at < end;) {
         const index = this.#table.find(at);
         plan.spans[index] = 1;
         at = this.#endOf(index);

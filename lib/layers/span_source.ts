@@ -298,7 +298,7 @@ export class SpanSource implements ByteSource {
    * Nothing else is read ahead of readers while somebody prefetches what they
    * are known to want; unless they want something else.
    *
-   * @param ranges What will be prefetched; bytes, inside of the tar.
+   * @param ranges What will be prefetched; bytes.
    * @returns Ends it.
    */
   followPlan(
