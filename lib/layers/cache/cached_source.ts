@@ -13,7 +13,7 @@ import { type Stream, StreamTracker } from "../readahead.ts";
 import { PieceFetcher } from "./piece_fetcher.ts";
 import { closedError, type OnProgress, RangeReader } from "./range_reader.ts";
 import type { CacheStore } from "./store.ts";
-import { StoredBlocks } from "./stored_blocks.ts";
+import { type Held, StoredBlocks } from "./stored_blocks.ts";
 
 const DEFAULT_BLOCK_SIZE = 256 * 1024;
 const DEFAULT_FETCH_BYTES = 1024 * 1024;
@@ -139,12 +139,13 @@ export class CachedSource implements CachingSource {
     if (this.#closed) throw closedError();
     const parts: Promise<void>[] = [];
     for (let at = 0; at < dst.length;) {
-      const held = this.#held.extent(offset + at, dst.length - at);
-      const length = held || this.#restOfPiece(offset + at, dst.length - at);
+      const held = this.#held.at(offset + at, dst.length - at);
+      const length = held?.length ??
+        this.#restOfPiece(offset + at, dst.length - at);
       const part = dst.subarray(at, at + length);
       parts.push(
         held
-          ? this.#readHeld(part, offset + at, options)
+          ? this.#readHeld(held, part, offset + at, options)
           : this.#readPiece(part, offset + at, options),
       );
       at += length;
@@ -244,13 +245,14 @@ export class CachedSource implements CachingSource {
     return Math.min(length, this.#pieceSize - offset % this.#pieceSize);
   }
 
-  /** Fills `dst` from what was held a moment ago; what was lost is fetched. */
+  /** Fills `dst` from what is held; what is lost meanwhile is fetched. */
   async #readHeld(
+    held: Held,
     dst: Uint8Array,
     offset: number,
     options: ReadOptions,
   ): Promise<void> {
-    if (await this.#held.read(dst, offset)) return;
+    if (await held.read(dst)) return;
     const parts: Promise<void>[] = [];
     for (let at = 0; at < dst.length;) {
       const length = this.#restOfPiece(offset + at, dst.length - at);

@@ -20,6 +20,14 @@ export interface StoredBlocksOptions {
   blockSize: number;
 }
 
+/** A part of one source that is held in one place. */
+export interface Held {
+  /** Bytes. */
+  readonly length: number;
+  /** Fills `dst`, of that length. False when it was lost meanwhile; `dst` is undefined then. */
+  read(dst: Uint8Array): Promise<boolean>;
+}
+
 /**
  * What is held of one source. What came as a whole block is one entry, so that
  * the store's index stays small and warm reads take few calls; pieces of a
@@ -62,16 +70,28 @@ export class StoredBlocks {
       this.#ofPiece(piece, false) !== undefined;
   }
 
-  /** How many bytes from `offset` on one entry holds, at most `length`; 0 if none does. */
-  extent(offset: number, length: number): number {
+  /** What is held from `offset` on in one piece, of at most `length` bytes; undefined if nothing is. */
+  at(offset: number, length: number): Held | undefined {
     const piece = Math.floor(offset / this.pieceSize);
-    if (this.#recent.has(piece)) {
-      return Math.min(length, (piece + 1) * this.pieceSize - offset);
+    const recent = this.#recent.get(piece);
+    if (recent) {
+      const inside = offset - piece * this.pieceSize;
+      const bytes = recent.subarray(inside, inside + length);
+      return {
+        length: bytes.length,
+        read: (dst) => {
+          dst.set(bytes);
+          return Promise.resolve(true);
+        },
+      };
     }
     const entry = this.#find(piece);
-    return entry
-      ? Math.min(length, this.#startOf(entry, piece) + entry.size - offset)
-      : 0;
+    if (!entry) return undefined;
+    const inside = offset - this.#startOf(entry, piece);
+    return {
+      length: Math.min(length, entry.size - inside),
+      read: (dst) => this.#store!.pread(entry, dst, inside),
+    };
   }
 
   /** Fills `dst` from `offset` if all of it is held and needs no waiting. */
@@ -96,21 +116,6 @@ export class StoredBlocks {
       done = end;
     }
     return true;
-  }
-
-  /**
-   * Fills `dst` from `offset`, a range that {@linkcode extent} told of.
-   *
-   * @returns False when it was lost meanwhile; `dst` is undefined then.
-   */
-  async read(dst: Uint8Array, offset: number): Promise<boolean> {
-    if (this.readNow(dst, offset)) return true;
-    const piece = Math.floor(offset / this.pieceSize);
-    const entry = this.#find(piece);
-    if (!entry) return false;
-    const inside = offset - this.#startOf(entry, piece);
-    return inside + dst.length <= entry.size &&
-      await this.#store!.pread(entry, dst, inside);
   }
 
   /**
