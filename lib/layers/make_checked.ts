@@ -128,7 +128,12 @@ export async function makeChecked(job: {
   }
 }
 
+/**
+ * What decoders say of damaged bytes. Also that they are beyond them: the pass
+ * that made the tables has decoded all of the blob.
+ */
+const WRONG_DATA = ["integrity", "format", "unsupported", "limit"];
+
 function isWrongData(error: unknown): boolean {
-  return error instanceof ObdError &&
-    (error.code === "integrity" || error.code === "format");
+  return error instanceof ObdError && WRONG_DATA.includes(error.code);
 }

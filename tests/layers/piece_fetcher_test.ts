@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { ByteBudget, CancelledError } from "../../lib/io/mod.ts";
 import { CachedSource, CacheStore } from "../../lib/layers/cache/mod.ts";
+import { PieceFetcher } from "../../lib/layers/cache/piece_fetcher.ts";
+import { StoredBlocks } from "../../lib/layers/cache/stored_blocks.ts";
 import { ReadStats } from "../../lib/layers/read_stats.ts";
 import { tempStore } from "../testutil/cache_store.ts";
 import {
@@ -392,4 +394,62 @@ Deno.test("CachedSource: blocks and pieces that are evicted under load never giv
   assert.ok(store.stats.evictions > 10, `${store.stats.evictions} evictions`);
   const sizes = new Set(inner.reads.map(({ length }) => length));
   assert.ok(sizes.has(PIECE) && sizes.has(BLOCK), `${[...sizes]}`);
+});
+
+Deno.test("PieceFetcher: who hurries what has come already keeps nothing busy", async () => {
+  await using store = await tempStore();
+  const inner = new TestSource(CONTENT);
+  const held = new StoredBlocks({
+    store,
+    key: "x",
+    size: inner.size,
+    blockSize: BLOCK,
+  });
+  const fetcher = new PieceFetcher(inner, held, {
+    maxBlocks: 1,
+    budget: new ByteBudget(2 ** 20),
+    stats: undefined,
+  });
+  for (let block = 0; block < 5; block++) {
+    const flight = fetcher.flightOf(4 * block);
+    await flight.join();
+    await turn();
+    flight.urgency.hurry();
+  }
+  inner.reads.length = 0;
+  const flight = fetcher.flightOf(41);
+  flight.urgency.hurry();
+  await flight.join();
+  assert.deepEqual(
+    fetched(inner),
+    ["40+4d"],
+    "around it, as nothing else runs",
+  );
+  await fetcher.close();
+});
+
+Deno.test("PieceFetcher: who hurries a flight that was given up fetches nothing", async () => {
+  const inner = new TestSource(CONTENT);
+  const held = new StoredBlocks({
+    store: undefined,
+    key: "x",
+    size: inner.size,
+    blockSize: BLOCK,
+  });
+  const fetcher = new PieceFetcher(inner, held, {
+    maxBlocks: 1,
+    budget: new ByteBudget(2 ** 20),
+    stats: undefined,
+  });
+  const control = new AbortController();
+  const left = fetcher.flightOf(5);
+  const leaving = left.join(control.signal);
+  control.abort();
+  await assert.rejects(leaving, CancelledError);
+  const next = fetcher.flightOf(5);
+  left.urgency.hurry();
+  assert.deepEqual(await next.join(), CONTENT.subarray(5 * PIECE, 6 * PIECE));
+  for (let i = 0; i < 5; i++) await turn();
+  assert.deepEqual(fetched(inner), ["4+4p"], "once, and as prefetch");
+  await fetcher.close();
 });

@@ -133,7 +133,9 @@ export class PieceFetcher {
     }
     urgency.onHurry(() => {
       flight.fetch?.urgency.hurry();
-      if (!this.#queues.prefetch.delete(piece)) return;
+      // Who gave it up may still hurry it: the piece may have another by now.
+      if (this.#queues.prefetch.get(piece) !== flight) return;
+      this.#queues.prefetch.delete(piece);
       this.#queues.demand.set(piece, flight);
       this.#scheduleDispatch();
     });
@@ -271,9 +273,11 @@ export class PieceFetcher {
       board(flight, fetch);
     }
     this.#fetches.add(fetch);
-    fetch.urgency.onHurry(() => this.#demandFetches++);
+    const leave = fetch.urgency.onHurry(() => this.#demandFetches++);
     fetch.done = this.#run(fetch).finally(() => {
       this.#fetches.delete(fetch);
+      // Nobody hurries what has ended.
+      leave();
       if (fetch.urgency.priority === "demand") this.#demandFetches--;
       this.#dispatch();
     });
