@@ -21,8 +21,8 @@ const RUNS_FOR_NOISE = 3;
 
 /** What a verdict does not say. */
 const MACHINE_SPEED =
-  `machine's speed: further off than noise, but not further than the same work before
-the same runs ("machine", second ÷ first). A change of that size may hide in it.`;
+  `machine's speed: further off than noise, but no further than the same work around
+these runs ("machine", second ÷ first). A change of that size may hide in it.`;
 
 /** What a comparison says of one contender on one workload. */
 export interface Comparison {
@@ -35,7 +35,7 @@ export interface Comparison {
   failures: [first: number, second: number];
   /** Second median ÷ first median. */
   ratio?: number;
-  /** The same of the speed probes before these runs: above 1 the second's machine was slower. */
+  /** The same of the speed probes of these runs: above 1 the second's machine was slower. */
   machineRatio?: number;
   verdict: Verdict;
 }

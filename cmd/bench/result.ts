@@ -11,10 +11,18 @@ export interface RunResult {
   contender: string;
   /** From 1. */
   round: number;
-  /** What the speed probe took right before it; absent in results of older versions. */
-  probeSeconds?: number;
+  /** Mean of the speed probes right before and right after it; absent in results of older versions. */
+  probe?: ProbeTimes;
   measurement?: Measurement;
   failure?: string;
+}
+
+/** What the work of a speed probe took: the same always, so it is the machine's speed. */
+export interface ProbeTimes {
+  /** Until the last thread was done. */
+  seconds: number;
+  /** Of each thread: hardly changed by what else runs on the machine, unlike the seconds. */
+  cpuSeconds: number;
 }
 
 /** Where it was measured, and how. */
@@ -35,8 +43,8 @@ export interface MachineFacts {
   mode: "full" | "reduced";
   /** What a reduced result does not have. */
   leavesOut: string[];
-  /** What the speed probe times; absent in results of older versions. */
-  probe?: string;
+  /** What the speed probes time; absent in results of older versions. */
+  probeMethod?: string;
   link: {
     rate: string | null;
     bytesPerSecond: number | null;
@@ -109,11 +117,9 @@ export function spreadOf(values: readonly number[]): Spread | undefined {
   return { median, min: sorted[0]!, max: sorted.at(-1)! };
 }
 
-/** What the speed probes of some runs took, in seconds; undefined without any. */
+/** CPU seconds of the speed probes of some runs; undefined without any. */
 export function probesOf(runs: readonly RunResult[]): Spread | undefined {
-  return spreadOf(
-    runs.map((r) => r.probeSeconds).filter((n) => n !== undefined),
-  );
+  return spreadOf(runs.flatMap(({ probe }) => probe ? [probe.cpuSeconds] : []));
 }
 
 /** All runs of one contender on one workload. */

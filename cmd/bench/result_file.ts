@@ -32,7 +32,7 @@ const machine = v.looseObject({
   command: v.array(text),
   mode: v.picklist(["full", "reduced"]),
   leavesOut: v.array(text),
-  probe: v.optional(text),
+  probeMethod: v.optional(text),
   link: v.looseObject({
     rate: v.nullable(text),
     bytesPerSecond: v.nullable(count),
@@ -120,7 +120,7 @@ const run = v.looseObject({
   workload: text,
   contender: text,
   round: count,
-  probeSeconds: v.optional(count),
+  probe: v.optional(v.looseObject({ seconds: count, cpuSeconds: count })),
   measurement: v.optional(measurement),
   failure: v.optional(text),
 });

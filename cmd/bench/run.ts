@@ -26,7 +26,7 @@ import {
 } from "./result.ts";
 import { planRounds } from "./rounds.ts";
 import type { RunSettings } from "./settings.ts";
-import { SpeedProbe } from "./speed_probe.ts";
+import { between, SpeedProbe } from "./speed_probe.ts";
 
 /** Parts of a blob that a read map shows. */
 const MAP_CELLS = 200;
@@ -67,7 +67,7 @@ export async function runBench(run: BenchRun): Promise<Session> {
       command: ["obd", ...Deno.args],
       mode: mode.name,
       leavesOut: mode.leavesOut,
-      probe: probe.method,
+      probeMethod: probe.method,
       link: {
         rate: link.rate ?? null,
         bytesPerSecond: (link.rate && parseRate(link.rate)) || null,
@@ -210,17 +210,19 @@ async function runWorkloads(
       options.contenders,
       options.runs,
     );
+    let before = await probe.measure(context.signal);
     for (const { round, workload: [index, one], contender } of rounds) {
       const { nativeFailure } = prepared[index]!;
-      // Nothing of the run before is left, and the clock does not run yet.
-      const probeSeconds = await probe.seconds(context.signal);
       const result = await measure(context, contender, round, () => {
         if (contender === "obd-native" && nativeFailure) {
           throw new ObdError("state", nativeFailure);
         }
         return mode.run(contender, one);
       }, { workload: one.workload.name, of: options.runs });
-      await addRun(run, session, { ...result, probeSeconds });
+      // Nothing of the run is left; the clock of the next does not run yet.
+      const after = await probe.measure(context.signal);
+      await addRun(run, session, { ...result, probe: between(before, after) });
+      before = after;
     }
   } finally {
     await forget();

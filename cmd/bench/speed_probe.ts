@@ -4,8 +4,9 @@
  * timed before each run tells such a drift from a change.
  */
 
+import process from "node:process";
 import { ObdError, startWorker, withDeadline } from "../../lib/io/mod.ts";
-import { spreadOf } from "./result.ts";
+import type { ProbeTimes } from "./result.ts";
 import {
   SPEED_ROLE,
   SPEED_WORKER_URL,
@@ -13,8 +14,6 @@ import {
 } from "./speed_worker.ts";
 import { WORK_NAME } from "./speed_work.ts";
 
-const REPETITIONS = 5;
-/** For one repetition, which takes some 50 ms. */
 const DEADLINE_MS = 60_000;
 
 /**
@@ -33,12 +32,12 @@ export class SpeedProbe implements Disposable {
    * Starts the threads and has them do their work once: what is compiled and
    * allocated the first time is in no probe.
    *
-   * @throws {ObdError} See {@linkcode SpeedProbe.seconds}.
+   * @throws {ObdError} See {@linkcode SpeedProbe.measure}.
    */
   static async start(signal: AbortSignal): Promise<SpeedProbe> {
     const probe = new SpeedProbe();
     try {
-      await probe.#once(signal);
+      await probe.measure(signal);
       return probe;
     } catch (error) {
       probe[Symbol.dispose]();
@@ -49,40 +48,49 @@ export class SpeedProbe implements Disposable {
   /** What is timed, in words: two times can be compared where it is the same. */
   get method(): string {
     const threads = this.#workers.length;
-    return `${WORK_NAME}, by ${threads} ${
+    return `CPU time of a thread to ${WORK_NAME}, ${threads} ${
       threads === 1 ? "thread" : "threads"
-    } at once; median of ${REPETITIONS}`;
+    } at once`;
   }
 
   /**
-   * Times the work.
+   * Has each thread do its work, all at the same time.
    *
-   * @returns Seconds of one repetition, until the last thread is done.
    * @throws {ObdError} If a thread fails or does not end; the probe is of no use then.
    */
-  async seconds(signal: AbortSignal): Promise<number> {
-    const times: number[] = [];
-    for (let i = 0; i < REPETITIONS; i++) {
-      const started = performance.now();
-      await this.#once(signal);
-      times.push((performance.now() - started) / 1000);
-    }
-    return Math.round(spreadOf(times)!.median * 1e5) / 1e5;
-  }
-
-  /** Each thread does its work once, all at the same time. */
-  async #once(outer: AbortSignal): Promise<void> {
+  async measure(outer: AbortSignal): Promise<ProbeTimes> {
+    const started = performance.now();
+    const before = process.cpuUsage();
     await withDeadline(
       "The probe of the machine's speed",
       DEADLINE_MS,
       (signal) => Promise.all(this.#workers.map((w) => workOf(w, signal))),
       outer,
     );
+    // The thread that waits costs nothing.
+    const { user, system } = process.cpuUsage(before);
+    return {
+      seconds: rounded((performance.now() - started) / 1000),
+      cpuSeconds: rounded((user + system) / 1e6 / this.#workers.length),
+    };
   }
 
   [Symbol.dispose](): void {
     for (const worker of this.#workers) worker.terminate();
   }
+}
+
+/** The mean of the probes before and after a run: what the machine was like between them. */
+export function between(before: ProbeTimes, after: ProbeTimes): ProbeTimes {
+  return {
+    seconds: rounded((before.seconds + after.seconds) / 2),
+    cpuSeconds: rounded((before.cpuSeconds + after.cpuSeconds) / 2),
+  };
+}
+
+/** To a tenth of a millisecond. */
+function rounded(seconds: number): number {
+  return Math.round(seconds * 1e4) / 1e4;
 }
 
 async function workOf(worker: Worker, signal: AbortSignal): Promise<void> {

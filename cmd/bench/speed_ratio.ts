@@ -1,4 +1,4 @@
-/** What the speed probes of two results say: how much of a difference is the machine's. */
+/** What the speed probes of two results say: how much of a difference may be the machine's. */
 
 import {
   type MachineFacts,
@@ -29,7 +29,7 @@ export function speedRatios(
   const sides = [["first", first], ["second", second]] as const;
   const missing = sides.flatMap(([name, sessions]) =>
     sessions.flatMap((s) => s.runs).some((r) =>
-        r.measurement !== undefined && r.probeSeconds === undefined
+        r.measurement !== undefined && r.probe === undefined
       )
       ? [name]
       : []
@@ -47,7 +47,9 @@ export function speedRatios(
   const all = [...first, ...second].map((s) => s.machine);
   const differ = (of: (machine: MachineFacts) => unknown) =>
     new Set(all.map(of)).size > 1;
-  if (differ((m) => m.probe)) return unknown("the probes are of other work");
+  if (differ((m) => m.probeMethod)) {
+    return unknown("the probes are of other work");
+  }
   const kinds: [string, (machine: MachineFacts) => unknown][] = [
     ["processors", (m) => m.cpu],
     ["numbers of cores", (m) => m.cores],
@@ -68,8 +70,8 @@ export function speedRatios(
 
 function unsteady(name: string, { min, max }: Spread): string {
   return `machine's speed: the ${name} result's probes took ${
-    (min * 1000).toFixed(0)
-  } to ${(max * 1000).toFixed(0)} ms: it changed from run to run`;
+    min.toFixed(2)
+  } to ${max.toFixed(2)} s: it changed from run to run`;
 }
 
 /** Median probe of the second runs ÷ that of the first; undefined where nothing was measured. */

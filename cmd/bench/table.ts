@@ -15,10 +15,8 @@ import { limitStages, type StageName } from "./stages.ts";
 export function renderSession(session: Session): string {
   const { machine } = session;
   const lines = [`link: ${machine.link.method}`];
-  const probes = probesOf(session.runs);
-  if (probes) {
-    lines.push(`machine's speed: ${probeText(probes, machine.probe)}`);
-  }
+  const speed = speedText(session);
+  if (speed !== undefined) lines.push(`machine's speed: ${speed}`);
   for (const text of machine.leavesOut) lines.push(`left out: ${text}`);
   for (const image of session.images) lines.push(imageLine(image));
   lines.push(
@@ -27,11 +25,15 @@ export function renderSession(session: Session): string {
   return lines.join("\n");
 }
 
-/** The same work before each run: how far the machine's speed drifted. */
-function probeText({ median, min, max }: Spread, method?: string): string {
-  const spread = [median, min, max].map((s) => (s * 1000).toFixed(1));
-  return `${spread[0]} ms (${spread[1]}–${spread[2]}) before each run${
-    method === undefined ? "" : `: ${method}`
+/** How fast the machine was, and how far that drifted; undefined without probes. */
+export function speedText({ machine, runs }: Session): string | undefined {
+  const probes = probesOf(runs);
+  if (!probes) return undefined;
+  const [median, min, max] = [probes.median, probes.min, probes.max]
+    .map((s) => s.toFixed(3));
+  const { probeMethod } = machine;
+  return `${median} s (${min}–${max}) around each run${
+    probeMethod === undefined ? "" : `: ${probeMethod}`
   }`;
 }
 

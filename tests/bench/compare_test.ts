@@ -54,13 +54,13 @@ Deno.test("readResultFiles() reads what --output and --json write", async () => 
 Deno.test("readResultFiles() reads probes, and results without them", async () => {
   const old = sessionOf();
   const session = sessionOf({
-    machine: { ...MACHINE, probe: "the work" },
+    machine: { ...MACHINE, probeMethod: "the work" },
     runs: [probed(runOf("obd", 1, 5), 0.05), probed(runOf("obd", 2), 0.06)],
   });
   for (const one of [old, session]) {
     const [lines] = await withFile(linesOf(one), (p) => readResultFiles([p]));
     assert.deepEqual(lines!.runs, one.runs);
-    assert.equal(lines!.machine.probe, one.machine.probe);
+    assert.equal(lines!.machine.probeMethod, one.machine.probeMethod);
     const [object] = await withFile(
       JSON.stringify({ ...one, summaries: [] }),
       (path) => readResultFiles([path]),
@@ -75,8 +75,8 @@ Deno.test("readResultFiles() reads probes, and results without them", async () =
     max: 0.06,
   });
   await withFile(
-    linesOf(session).replace('"probeSeconds":0.05', '"probeSeconds":-1'),
-    (path) => assert.rejects(readResultFiles([path]), /probeSeconds/),
+    linesOf(session).replace('"cpuSeconds":0.05', '"cpuSeconds":-1'),
+    (path) => assert.rejects(readResultFiles([path]), /probe\.cpuSeconds/),
   );
 });
 
@@ -166,9 +166,9 @@ Deno.test("compareResults() calls noise what lies within the first one's spread"
   assert.match(text, /5\.10 \(5\.10–5\.10\), 1 failed/);
 });
 
-/** A run after a probe of so many seconds. */
-function probed(run: RunResult, probeSeconds: number): RunResult {
-  return { ...run, probeSeconds };
+/** A run with probes that took so many CPU seconds. */
+function probed(run: RunResult, cpuSeconds: number): RunResult {
+  return { ...run, probe: { seconds: cpuSeconds * 2, cpuSeconds } };
 }
 
 /** One contender's runs of 9, 10 and 11 s against one run. */
@@ -236,7 +236,12 @@ Deno.test("compareResults() makes no verdict of probes that cannot be compared",
         undefined,
         /runs of the first and the second result have no/,
       ],
-      [[0.05, 0.06], { probe: "else" }, undefined, /probes are of other work/],
+      [
+        [0.05, 0.06],
+        { probeMethod: "else" },
+        undefined,
+        /probes are of other work/,
+      ],
       [[0.05, 0.06], { cpu: "B" }, 1.2, /other processors: it explains no/],
       [[0.05, 0.06], { cores: 4 }, 1.2, /other numbers of cores: it explains/],
       [
@@ -272,7 +277,7 @@ Deno.test("differences() says when the machine's speed changed within a result",
   const steady = result(0.05, 0.055, 0.06);
   assert.deepEqual(differences(steady, steady), []);
   assert.deepEqual(differences(steady, result(0.05, 0.055, 0.07)), [
-    "machine's speed: the second result's probes took 50 to 70 ms: it changed from run to run",
+    "machine's speed: the second result's probes took 0.05 to 0.07 s: it changed from run to run",
   ]);
 });
 

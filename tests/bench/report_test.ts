@@ -48,8 +48,11 @@ function richSession(): Session {
   const workloads = ["python-small-import", HOSTILE];
   return sessionOf({
     // Any file may say anything, and a word may be wider than a phone.
-    machine: { ...MACHINE, probe: HOSTILE.repeat(4) },
-    runs: runs.map((run, i) => ({ ...run, probeSeconds: 0.05 + i / 5000 })),
+    machine: { ...MACHINE, probeMethod: HOSTILE.repeat(4) },
+    runs: runs.map((run, i) => ({
+      ...run,
+      probe: { seconds: 1, cpuSeconds: 0.2 + i / 500 },
+    })),
     images: workloads.map(imageOf),
     touched: workloads.map(touchedOf),
   });
@@ -106,7 +109,7 @@ Deno.test("the report says how fast the machine was", () => {
   const html = renderReport([richSession()]);
   assert.match(
     html,
-    /<dt>Speed<\/dt><dd>54 ms \(50 ms – 57 ms\) before each run: &#60;script/,
+    /<dt>Speed<\/dt><dd>0\.235 s \(0\.200–0\.270\) around each run: &#60;script/,
   );
   assert.ok(!renderReport([sessionOf()]).includes("<dt>Speed"));
 });

@@ -76,15 +76,15 @@ Deno.test("renderSession() says what was built, and what a reduced one leaves ou
 
 Deno.test("renderSession() says how fast the machine was", () => {
   const text = renderSession(sessionOf({
-    machine: { ...MACHINE, probe: "the work" },
-    runs: [0.05, 0.07, 0.0512].map((probeSeconds, i) => ({
+    machine: { ...MACHINE, probeMethod: "the work" },
+    runs: [0.2, 0.27, 0.2151].map((cpuSeconds, i) => ({
       ...runOf("obd", i + 1, 2),
-      probeSeconds,
+      probe: { seconds: 1, cpuSeconds },
     })),
   }));
   assert.match(
     text,
-    /^machine's speed: 51\.2 ms \(50\.0–70\.0\) before each run: the work$/m,
+    /^machine's speed: 0\.215 s \(0\.200–0\.270\) around each run: the work$/m,
   );
 });
 

@@ -129,14 +129,15 @@ async function runBench(work: string, args: string[]) {
   return { code, result: JSON.parse(text.decode(stdout)) };
 }
 
-/** The machine's speed is known before each run, also of those that fail. */
+/** The machine's speed is known around each run, also of those that fail. */
 function assertProbed(result: {
-  machine: { probe: string };
-  runs: { probeSeconds: number }[];
+  machine: { probeMethod: string };
+  runs: { probe: { seconds: number; cpuSeconds: number } }[];
 }): void {
-  assert.match(result.machine.probe, /^inflate, hash .* at once; median of/);
-  for (const { probeSeconds } of result.runs) {
-    assert.ok(probeSeconds > 0.001 && probeSeconds < 10, `${probeSeconds}`);
+  assert.match(result.machine.probeMethod, /^CPU time .* inflate, .* at once$/);
+  for (const { probe: { seconds, cpuSeconds } } of result.runs) {
+    assert.ok(cpuSeconds > 0.01 && seconds > 0.01, `${cpuSeconds}, ${seconds}`);
+    assert.ok(cpuSeconds < 10, `${cpuSeconds}`);
   }
 }
 

@@ -3,14 +3,12 @@
 import type {
   BuildFacts,
   ImageFacts,
-  MachineFacts,
-  RunResult,
   Session,
   Spread,
   Summary,
   Touched,
 } from "../result.ts";
-import { probesOf } from "../result.ts";
+import { speedText } from "../table.ts";
 import {
   digits,
   escapeHtml,
@@ -226,7 +224,9 @@ function reused({ layersReused }: BuildFacts): string {
 }
 
 /** Where and how it was measured. */
-export function machineFacts({ machine, runs }: Session): string {
+export function machineFacts(session: Session): string {
+  const { machine } = session;
+  const speed = speedText(session);
   return list([
     ["Command", machine.command.join(" ")],
     ["When", machine.started],
@@ -237,25 +237,12 @@ export function machineFacts({ machine, runs }: Session): string {
         megabytes(machine.memoryBytes)
       } of memory`,
     ],
-    ...speedFact(machine, runs),
+    ...(speed === undefined ? [] : [["Speed", speed] as const]),
     ["Kernel", machine.kernel],
     ["Commit", machine.commit ?? "not known"],
     ...(machine.program ? [["Program", machine.program] as const] : []),
     ...Object.entries(machine.versions),
   ]);
-}
-
-/** The same work before each run: how far the machine's speed drifted. */
-function speedFact(
-  { probe }: MachineFacts,
-  runs: readonly RunResult[],
-): [string, string][] {
-  const probes = probesOf(runs);
-  if (!probes) return [];
-  const [median, min, max] = [probes.median, probes.min, probes.max]
-    .map(seconds);
-  const method = probe === undefined ? "" : `: ${probe}`;
-  return [["Speed", `${median} (${min} – ${max}) before each run${method}`]];
 }
 
 function list(facts: readonly (readonly [string, string])[]): string {
