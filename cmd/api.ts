@@ -103,6 +103,11 @@ export interface ServeControl {
 export interface TraceControl {
   /** @throws {ObdError} `not-found`; `conflict` while it is recorded already. */
   start(name: string): void;
+  /** What was read so far, without the first `from` ranges. The last one may still grow. */
+  read(
+    name: string,
+    from: number,
+  ): readonly { offset: number; length: number }[];
   /** Ends a recording. @returns Ranges of the device in bytes, in the order of first reads. */
   stop(name: string): readonly { offset: number; length: number }[];
 }
@@ -262,11 +267,23 @@ function addMutations(
     traces.start(c.req.param("name"));
     return c.body(null, 204);
   });
+  // What is read may be a secret, so this needs what changes need.
+  app.get("/v1/traces/:name{[^]+}", (c) => {
+    if (!allowed(c)) return refuse(c);
+    const from = c.req.query("from") ?? "0";
+    if (!/^\d{1,9}$/.test(from)) {
+      return c.json(failure("usage", `"from" is no number: "${from}"`), 400);
+    }
+    return c.json(asJson(traces.read(c.req.param("name"), Number(from))));
+  });
   app.delete("/v1/traces/:name{[^]+}", (c) => {
     if (!allowed(c)) return refuse(c);
-    const records = traces.stop(c.req.param("name"));
-    return c.json({ records: records.map((r) => [r.offset, r.length]) });
+    return c.json(asJson(traces.stop(c.req.param("name"))));
   });
+}
+
+function asJson(records: readonly { offset: number; length: number }[]) {
+  return { records: records.map((r) => [r.offset, r.length]) };
 }
 
 /**

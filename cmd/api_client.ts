@@ -78,6 +78,12 @@ export interface ApiClient extends Disposable {
   removeExport(name: string, options?: CallOptions): Promise<void>;
   /** `POST /v1/traces/NAME`: begins to record what the export reads. */
   startTrace(name: string, options?: CallOptions): Promise<void>;
+  /** `GET /v1/traces/NAME?from=N`: what was read so far, without the first N ranges. */
+  readTrace(
+    name: string,
+    from: number,
+    options?: CallOptions,
+  ): Promise<TraceRange[]>;
   /** `DELETE /v1/traces/NAME`: ends that. @returns Ranges of the device, bytes, in the order of first reads. */
   stopTrace(name: string, options?: CallOptions): Promise<TraceRange[]>;
 }
@@ -250,15 +256,28 @@ class HttpApiClient implements ApiClient {
     }, options);
   }
 
-  async stopTrace(
+  readTrace(
     name: string,
+    from: number,
     options?: CallOptions,
   ): Promise<TraceRange[]> {
-    const answer = await this.#json({
+    const path = `/v1/traces/${encodeURIComponent(name)}?from=${from}`;
+    return this.#traceRanges(get(path), options);
+  }
+
+  stopTrace(name: string, options?: CallOptions): Promise<TraceRange[]> {
+    return this.#traceRanges({
       method: "DELETE",
       path: `/v1/traces/${encodeURIComponent(name)}`,
       deadlineMs: READ_DEADLINE_MS,
     }, options);
+  }
+
+  async #traceRanges(
+    call: Call,
+    options?: CallOptions,
+  ): Promise<TraceRange[]> {
+    const answer = await this.#json(call, options);
     return this.#checked(traceSchema, answer).records.map((
       [offset, length],
     ) => ({ offset, length }));

@@ -365,7 +365,7 @@ function addTrace(add: Add): void {
     () => import("./trace.ts"),
   )
     .usage(
-      "[options] record <export> --output <file> | show <file> [image] | push <image> <file>",
+      "[options] record <export|dir> --output <file> | show <file> [image] | push <image> <file>",
     )
     .option("--output <file>", "record: where to write the trace")
     .option(
@@ -376,7 +376,10 @@ function addTrace(add: Add): void {
       "--seconds <n>",
       "record: for so long (default: until SIGINT)",
     )
-    .option("--api <address>", "record: status API of the running serve")
+    .option(
+      "--api <address>",
+      "record: status API of the serve that has the export (default: that of the mount at DIR, else unix:/run/obd/api.sock)",
+    )
     .option(
       "--acceleration-layer <tag>",
       "push: as overlaybd's acceleration layer, an image of this tag",

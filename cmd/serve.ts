@@ -9,6 +9,7 @@ import {
 } from "../lib/io/mod.ts";
 import { createApi, createMetricsApi } from "./api.ts";
 import {
+  type ImageConfig,
   type ListenAddress,
   loadConfig,
   parseListen,
@@ -18,6 +19,7 @@ import type { Context } from "./context.ts";
 import { keepStderrSmall } from "./log_file.ts";
 import { notifyServiceManager } from "./notify.ts";
 import { ServeSession } from "./serve_session.ts";
+import { readPrefetchFiles } from "./trace_files.ts";
 
 /** For requests in flight when the process is told to stop. */
 const STOP_DEADLINE_MS = 20_000;
@@ -39,6 +41,7 @@ export async function run(
   const logSizeMax = Number(Deno.env.get("OBD_LOG_SIZE_MAX"));
   if (logSizeMax > 0) keepStderrSmall(context.log, logSizeMax);
   if (options.check) {
+    for (const image of config.images) await checkPrefetchFiles(image);
     context.say(
       `Configuration is valid: ${config.images.length} images, NBD at ${config.nbd.listen}, API at ${config.api.listen}`,
     );
@@ -51,6 +54,20 @@ export async function run(
     return;
   }
   await serve(context, config, addresses);
+}
+
+/** Files without which the image would not be opened. */
+async function checkPrefetchFiles(image: ImageConfig): Promise<void> {
+  try {
+    await readPrefetchFiles(image);
+  } catch (error) {
+    if (!(error instanceof ObdError)) throw error;
+    throw new ObdError(
+      error.code,
+      `Cannot open export "${image.export}": ${errorText(error)}`,
+      { cause: error },
+    );
+  }
 }
 
 /** A mistake in a file is a failure (exit 1), not one of the command line's use. */

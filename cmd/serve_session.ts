@@ -9,7 +9,6 @@ import {
   openEnvironment,
   openImage,
   prefetchImage,
-  readFileList,
   ReadStats,
 } from "../lib/image/mod.ts";
 import {
@@ -36,7 +35,7 @@ import type { ImageConfig, ServeConfig } from "./config.ts";
 import type { RegistrySettings } from "./context.ts";
 import { firstRead } from "./first_read.ts";
 import { giveBackMemory } from "./give_back_memory.ts";
-import { readTraceFile, TraceRecordings } from "./trace_files.ts";
+import { readPrefetchFiles, TraceRecordings } from "./trace_files.ts";
 import { VERSION } from "./version.ts";
 
 /** Without a read for this long, memory is given back. */
@@ -213,12 +212,7 @@ export class ServeSession implements ServeControl {
     const { config: settings, log } = this.#options;
     try {
       // What is wrong with these is told before anything is opened.
-      const trace = typeof config.trace === "string"
-        ? await readTraceFile(config.trace)
-        : undefined;
-      const fileList = config.prefetchFiles === undefined
-        ? undefined
-        : await readFileList(config.prefetchFiles);
+      const { trace, fileList } = await readPrefetchFiles(config);
       const findTraces = trace === undefined &&
         (config.trace ?? settings.prefetch.traces) !== false;
       const reads = new ReadStats();

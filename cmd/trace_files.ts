@@ -2,26 +2,32 @@
 
 import {
   decodeTrace,
+  readAccelerationLayer,
+  readFileList,
   type TraceRecord,
   TraceRecorder,
 } from "../lib/image/mod.ts";
-import { errorText, NotFoundError, ObdError } from "../lib/io/mod.ts";
+import {
+  errorText,
+  latin1FromBytes,
+  NotFoundError,
+  ObdError,
+  readFileUpTo,
+} from "../lib/io/mod.ts";
 import type { TraceControl } from "./api.ts";
+import type { ImageConfig } from "./config.ts";
 
 const TRACE_SIZE_MAX = 64 * 1024 * 1024;
 
 /**
- * Reads a trace file.
+ * Reads a trace file, or an overlaybd acceleration layer, which is a tar with one.
  *
  * @throws {ObdError} Naming the file, if it cannot be read or is no trace.
  */
 export async function readTraceFile(path: string): Promise<TraceRecord[]> {
   try {
-    const { size } = await Deno.stat(path);
-    if (size > TRACE_SIZE_MAX) {
-      throw new ObdError("limit", `it has ${size} bytes`);
-    }
-    return decodeTrace(await Deno.readFile(path));
+    const bytes = await readFileUpTo(path, TRACE_SIZE_MAX);
+    return isTar(bytes) ? readAccelerationLayer(bytes) : decodeTrace(bytes);
   } catch (error) {
     const code = error instanceof ObdError
       ? error.code
@@ -36,6 +42,27 @@ export async function readTraceFile(path: string): Promise<TraceRecord[]> {
   }
 }
 
+/**
+ * What the configuration of an image names to be fetched ahead.
+ *
+ * @throws {ObdError} Naming the file that cannot be used.
+ */
+export async function readPrefetchFiles(
+  { trace, prefetchFiles }: ImageConfig,
+): Promise<{ trace?: TraceRecord[]; fileList?: string }> {
+  return {
+    ...(typeof trace === "string" ? { trace: await readTraceFile(trace) } : {}),
+    ...(prefetchFiles === undefined
+      ? {}
+      : { fileList: await readFileList(prefetchFiles) }),
+  };
+}
+
+/** As acceleration layers are: POSIX tar, which says so in its first header. */
+function isTar(bytes: Uint8Array): boolean {
+  return latin1FromBytes(bytes.subarray(257, 262)) === "ustar";
+}
+
 /** The recordings of one serve, by export. */
 export class TraceRecordings implements TraceControl {
   readonly #recorders = new Map<string, TraceRecorder>();
@@ -48,16 +75,34 @@ export class TraceRecordings implements TraceControl {
   start(name: string): void {
     if (!this.#isServed(name)) throw new NotFoundError(`No export "${name}"`);
     if (this.#recorders.has(name)) {
-      throw new ObdError("conflict", `Export "${name}" is recorded already`);
+      throw new ObdError(
+        "conflict",
+        `Export "${name}" is recorded already; if nobody does, end that with DELETE /v1/traces/${
+          encodeURIComponent(name)
+        } of the status API`,
+      );
     }
     this.#recorders.set(name, new TraceRecorder());
   }
 
+  read(name: string, from: number): readonly TraceRecord[] {
+    return this.#recorder(name).records.slice(from);
+  }
+
   stop(name: string): readonly TraceRecord[] {
-    const recorder = this.#recorders.get(name);
-    if (!recorder) throw new NotFoundError(`Export "${name}" is not recorded`);
+    const { records } = this.#recorder(name);
     this.#recorders.delete(name);
-    return recorder.records;
+    return records;
+  }
+
+  #recorder(name: string): TraceRecorder {
+    const recorder = this.#recorders.get(name);
+    if (recorder) return recorder;
+    throw new NotFoundError(
+      this.#isServed(name)
+        ? `Export "${name}" is not recorded`
+        : `No export "${name}"`,
+    );
   }
 
   /** For every read of every export. */

@@ -17,6 +17,7 @@ import {
   type Logger,
   NotFoundError,
   ObdError,
+  readFileUpTo,
   type ReadOptions,
   utf8,
 } from "../io/mod.ts";
@@ -148,16 +149,9 @@ export async function readFileList(path: string): Promise<string> {
   const fail = (reason: string, code: "not-found" | "limit" | "state") =>
     new ObdError(code, `Cannot read file list "${path}": ${reason}`);
   try {
-    const { size } = await Deno.stat(path);
-    if (size > FILE_LIST_SIZE_MAX) {
-      throw fail(
-        `it has ${size} bytes, at most ${FILE_LIST_SIZE_MAX} are read`,
-        "limit",
-      );
-    }
-    return await Deno.readTextFile(path);
+    return fromUtf8(await readFileUpTo(path, FILE_LIST_SIZE_MAX));
   } catch (error) {
-    if (error instanceof ObdError) throw error;
+    if (error instanceof ObdError) throw fail(error.message, "limit");
     throw error instanceof Deno.errors.NotFound
       ? fail("it is not there", "not-found")
       : fail((error as Error).message, "state");

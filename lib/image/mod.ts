@@ -65,6 +65,7 @@ export {
   decodeTrace,
   DEVICE_LAYER,
   encodeTrace,
+  readAccelerationLayer,
   type TraceRecord,
   TraceRecorder,
 } from "../layers/mod.ts";

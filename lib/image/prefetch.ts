@@ -44,13 +44,18 @@ export async function prefetchImage(
     await options.ready?.();
     if (signal.aborted) return;
     const { store, memory } = environment.spanCache;
-    await replayTrace(image, records, {
-      logger: log,
+    const { jobs } = await replayTrace(image, records, {
+      logger: named(log, image.name),
       signal,
       concurrency: options.concurrency,
       bytesPerSecond: options.bytesPerSecond,
       limitBytes: (store?.sizeBytes ?? memory.limit) * CACHE_SHARE,
     });
+    if (jobs === 0 && options.trace?.length && !signal.aborted) {
+      log.warn("the trace names nothing that is fetched for this image", {
+        image: image.name,
+      });
+    }
   } catch (error) {
     if (signal.aborted) return;
     log.warn("nothing more is fetched ahead", {
@@ -58,6 +63,16 @@ export async function prefetchImage(
       error: errorText(error),
     });
   }
+}
+
+/** One serve has many images, and lines about a replay come at any time. */
+function named(log: Logger, image: string): Logger {
+  return {
+    debug: (event, fields) => log.debug(event, { image, ...fields }),
+    info: (event, fields) => log.info(event, { image, ...fields }),
+    warn: (event, fields) => log.warn(event, { image, ...fields }),
+    error: (event, fields) => log.error(event, { image, ...fields }),
+  };
 }
 
 async function collect(

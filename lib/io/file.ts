@@ -1,6 +1,12 @@
 /** Files as sources, and files that appear whole or not at all. */
 
-import { FormatError, ObdError, UnsupportedError } from "./errors.ts";
+import { concatBytes } from "./bytes.ts";
+import {
+  FormatError,
+  LimitError,
+  ObdError,
+  UnsupportedError,
+} from "./errors.ts";
 import { type Libc, loadLibc, preadCached } from "./libc.ts";
 import {
   type ByteSource,
@@ -27,6 +33,7 @@ async function loadCalls() {
   };
 }
 
+const READ_PART = 64 * 1024;
 /** lseek(2) on Linux. */
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
@@ -123,6 +130,31 @@ export class FileSource implements ByteSource {
     if (!this.#open) return;
     this.#open = false;
     await (await fileCalls()).close(this.#fd);
+  }
+}
+
+/**
+ * Reads a file whole, whatever stat(2) says of its size: of pipes and devices
+ * that is 0.
+ *
+ * @param most Bytes.
+ * @throws {LimitError} If it has more.
+ * @throws {Error} The runtime's error, if it cannot be read.
+ */
+export async function readFileUpTo(
+  path: string,
+  most: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  using file = await Deno.open(path);
+  const parts: Uint8Array[] = [];
+  let size = 0;
+  for (;;) {
+    const part = new Uint8Array(READ_PART);
+    const count = await file.read(part);
+    if (count === null) return concatBytes(parts);
+    size += count;
+    if (size > most) throw new LimitError(`it has more than ${most} bytes`);
+    parts.push(part.subarray(0, count));
   }
 }
 

@@ -1,7 +1,16 @@
 /** Traces: recorded of a running export, written, shown, and replayed at the next start. */
 
 import assert from "node:assert/strict";
-import { decodeTrace } from "../../lib/layers/mod.ts";
+import {
+  decodeTrace,
+  DEVICE_LAYER,
+  encodeTrace,
+  writeAccelerationLayer,
+} from "../../lib/layers/mod.ts";
+import { createApi } from "../../cmd/api.ts";
+import { createApiClient } from "../../cmd/api_client.ts";
+import { TraceRecordings } from "../../cmd/trace_files.ts";
+import { FakeControl } from "../cmd/fake_control.ts";
 import { putImage } from "../testutil/oci_image.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
 import {
@@ -9,6 +18,7 @@ import {
   content,
   type Files,
   imageOf,
+  OBD,
   obd,
   readFile,
   recordTrace,
@@ -61,7 +71,7 @@ Deno.test("a trace is recorded, shown, and replayed into the caches", () =>
       trace,
     }]);
     await using serve = await ServeProcess.start(second);
-    await serve.logged(/trace replayed/);
+    await serve.logged(/trace replayed image=/);
     using api = serve.api();
     // Nobody has connected yet; opening alone reads a few kilobytes.
     const { bytes } = (await api.status()).hosts[0]!;
@@ -70,6 +80,165 @@ Deno.test("a trace is recorded, shown, and replayed into the caches", () =>
       await using client = await serve.connect("app");
       const got = await readFile(client, "etc/read");
       assert.deepEqual(got, FILES["etc/read"]);
+    }
+    // One of another device: its user should know.
+    const offset = 2 ** 50;
+    await Deno.writeFile(
+      trace,
+      encodeTrace([{ layer: DEVICE_LAYER, offset, length: 4096 }]),
+    );
+    await serve.end();
+    await using other = await ServeProcess.start(second);
+    await other.logged(/the trace names nothing .* image=/);
+  }));
+
+/** `obd trace record` that has begun. */
+async function startRecording(args: string[], env: Record<string, string>) {
+  const [program, ...first] = OBD;
+  const child = new Deno.Command(program!, {
+    args: [...first, "trace", "record", ...args],
+    env: { NO_COLOR: "1", ...env },
+    stdout: "null",
+    stderr: "piped",
+  }).spawn();
+  const errors = child.stderr.getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  while (!text.includes("recording export")) {
+    const { value, done } = await errors.read();
+    assert.ok(!done, text);
+    text += decoder.decode(value);
+  }
+  return {
+    async end() {
+      for (let part; !(part = await errors.read()).done;) {
+        text += decoder.decode(part.value);
+      }
+      return { code: (await child.status).code, stderr: text };
+    },
+  };
+}
+
+Deno.test("a recording outlives its serve; a mount's directory names it", () =>
+  withTempDir(async (dir) => {
+    const traces = new TraceRecordings((name) => name === "app");
+    const api = createApi(new FakeControl(), { trusted: true, traces });
+    const asked = Promise.withResolvers<void>();
+    const path = `${dir}/api.sock`;
+    const server = Deno.serve({ path, onListen() {} }, async (request) => {
+      const answer = await api.fetch(request);
+      // Only the recorder asks for all of what was read.
+      const isAll = request.url.endsWith("from=0");
+      if (isAll && traces.read("app", 0).length > 0) asked.resolve();
+      return answer;
+    });
+    // As `obd mount` leaves it behind.
+    const state = `${dir}/run/mounts/0123456789ab`;
+    await Deno.mkdir(state, { recursive: true });
+    await Deno.mkdir(`${dir}/mnt`);
+    await Deno.writeTextFile(
+      `${state}/state.json`,
+      JSON.stringify({
+        version: 1,
+        id: "0123456789ab",
+        kind: "mount",
+        image: "app:v1",
+        dir: await Deno.realPath(`${dir}/mnt`),
+        export: "app",
+        api: `unix:${path}`,
+        driver: "fuse",
+        started: "2026-01-01T00:00:00.000Z",
+        complete: true,
+      }),
+    );
+    const trace = `${dir}/app.trace`;
+    const recorder = await startRecording(
+      [`${dir}/mnt`, "--output", trace],
+      { OBD_RUN_DIR: `${dir}/run` },
+    );
+    using client = createApiClient(`unix:${path}`);
+    await assert.rejects(client.startTrace("app"), {
+      code: "conflict",
+      message: /recorded already.*DELETE \/v1\/traces\/app/,
+    });
+    assert.deepEqual(await client.readTrace("app", 0), []);
+    traces.note("app", 4096, 4096);
+    traces.note("app", 65536, 100);
+    assert.deepEqual(await client.readTrace("app", 1), [
+      { offset: 65536, length: 4096 },
+    ]);
+    await asked.promise;
+    await server.shutdown();
+    const { code, stderr } = await recorder.end();
+    assert.equal(code, 1, stderr);
+    assert.match(stderr, /ended early, .*app\.trace has what was read/);
+    assert.deepEqual(decodeTrace(await Deno.readFile(trace)), [
+      { layer: DEVICE_LAYER, offset: 4096, length: 4096 },
+      { layer: DEVICE_LAYER, offset: 65536, length: 4096 },
+    ]);
+  }));
+
+Deno.test("trace record tells what it cannot write before it records", () =>
+  withTempDir(async (dir) => {
+    for (
+      const options of [
+        ["--output", `${dir}/none/x`],
+        ["--output", dir],
+        ["--output", `${dir}/x`, "--files", `${dir}/none/x`],
+      ]
+    ) {
+      const { code, stderr } = await obd(
+        "trace",
+        "record",
+        "app",
+        ...options,
+        // Nobody is there: what is told is what comes first.
+        "--api",
+        `unix:${dir}/api.sock`,
+      );
+      assert.equal(code, 1);
+      assert.match(stderr, /Cannot write "/);
+    }
+    assert.deepEqual([...Deno.readDirSync(dir)], []);
+  }));
+
+Deno.test("trace files: acceleration layers too, and bounded", () =>
+  withTempDir(async (dir) => {
+    const records = [{ layer: 1, offset: 4096, length: 8192 }];
+    await Deno.writeFile(`${dir}/t`, encodeTrace(records));
+    await Deno.writeFile(`${dir}/layer`, writeAccelerationLayer(records));
+    for (const name of ["t", "layer"]) {
+      const shown = await obd("trace", "show", `${dir}/${name}`, "--json");
+      assert.deepEqual(JSON.parse(shown.stdout).ranges, records, shown.stderr);
+    }
+    const endless = await obd("trace", "show", "/dev/zero");
+    assert.equal(endless.code, 1);
+    assert.match(endless.stderr, /"\/dev\/zero": it has more than \d+ bytes/);
+  }));
+
+Deno.test("serve --check reads what is to be fetched ahead", () =>
+  withTempDir(async (dir) => {
+    const image = "127.0.0.1:1/app:v1";
+    for (
+      const [setting, message] of [
+        [{ trace: `${dir}/none` }, /export "app": Cannot read trace/],
+        [{ prefetchFiles: `${dir}/none` }, /export "app": Cannot read file l/],
+        [{ trace: false }, /^$/],
+      ] as const
+    ) {
+      const config = await writeConfig(dir, [{
+        export: "app",
+        image,
+        ...setting,
+      }]);
+      const { code, stderr } = await obd(
+        "serve",
+        "--check",
+        "--config",
+        config,
+      );
+      assert.match(stderr, message);
+      assert.equal(code, stderr === "" ? 0 : 1);
     }
   }));
 
