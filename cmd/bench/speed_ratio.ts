@@ -6,10 +6,13 @@ import {
   type RunResult,
   type Session,
   type Spread,
+  spreadOf,
 } from "./result.ts";
 
 /** Highest ÷ lowest probe of a machine whose speed one median describes. */
 const STEADY_MAX = 1.25;
+/** Seconds ÷ CPU seconds of probes that had the processors for themselves. */
+const IDLE_MAX = 1.25;
 
 /** Whether probes of two results can be compared, and what for. */
 export interface SpeedRatios {
@@ -52,7 +55,6 @@ export function speedRatios(
   }
   const kinds: [string, (machine: MachineFacts) => unknown][] = [
     ["processors", (m) => m.cpu],
-    ["numbers of cores", (m) => m.cores],
     ["versions of the runtime", (m) => m.versions["deno"]],
   ];
   const others = kinds.filter(([, of]) => differ(of)).map(([name]) => name);
@@ -60,9 +62,15 @@ export function speedRatios(
     ? [`machine's speed: other ${others.join(", ")}: it explains no difference`]
     : [];
   for (const [name, sessions] of sides) {
-    const spread = probesOf(sessions.flatMap((s) => s.runs));
-    if (spread && spread.max > spread.min * STEADY_MAX) {
-      notes.push(unsteady(name, spread));
+    const runs = sessions.flatMap((s) => s.runs);
+    const cpu = probesOf(runs);
+    if (!cpu) continue;
+    if (cpu.max > cpu.min * STEADY_MAX) notes.push(unsteady(name, cpu));
+    const elapsed = spreadOf(
+      runs.flatMap((r) => r.probe ? [r.probe.seconds] : []),
+    )!;
+    if (elapsed.median > cpu.median * IDLE_MAX) {
+      notes.push(busy(name, elapsed, cpu));
     }
   }
   return { isKnown: true, explains: others.length === 0, notes };
@@ -72,6 +80,13 @@ function unsteady(name: string, { min, max }: Spread): string {
   return `machine's speed: the ${name} result's probes took ${
     min.toFixed(2)
   } to ${max.toFixed(2)} s: it changed from run to run`;
+}
+
+/** What runs wait for then is in their seconds, and not in the CPU time of probes. */
+function busy(name: string, elapsed: Spread, cpu: Spread): string {
+  return `machine's speed: the ${name} result's machine, or its host, had other work: probes took ${
+    elapsed.median.toFixed(2)
+  } s for ${cpu.median.toFixed(2)} s of CPU`;
 }
 
 /** Median probe of the second runs ÷ that of the first; undefined where nothing was measured. */

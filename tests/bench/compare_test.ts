@@ -167,8 +167,8 @@ Deno.test("compareResults() calls noise what lies within the first one's spread"
 });
 
 /** A run with probes that took so many CPU seconds. */
-function probed(run: RunResult, cpuSeconds: number): RunResult {
-  return { ...run, probe: { seconds: cpuSeconds * 2, cpuSeconds } };
+function probed(run: RunResult, cpuSeconds: number, waited = 1): RunResult {
+  return { ...run, probe: { seconds: cpuSeconds * waited, cpuSeconds } };
 }
 
 /** One contender's runs of 9, 10 and 11 s against one run. */
@@ -243,7 +243,6 @@ Deno.test("compareResults() makes no verdict of probes that cannot be compared",
         /probes are of other work/,
       ],
       [[0.05, 0.06], { cpu: "B" }, 1.2, /other processors: it explains no/],
-      [[0.05, 0.06], { cores: 4 }, 1.2, /other numbers of cores: it explains/],
       [
         [0.05, 0.06],
         { versions: { obd: "0.1.0", deno: "3.0.0" } },
@@ -266,6 +265,20 @@ Deno.test("compareResults() makes no verdict of probes that cannot be compared",
     runs: [probed(runOf("obd", 1, 2), 0.05), runOf("obd", 2)],
   });
   assert.equal(compareResults([failing], [failing])[0]!.machineRatio, 1);
+});
+
+Deno.test("differences() says when a machine had other work", () => {
+  const result = (waited: number) => [
+    sessionOf({
+      runs: [1, 2, 3].map((round) =>
+        probed(runOf("obd", round, 2), 0.2, waited)
+      ),
+    }),
+  ];
+  assert.deepEqual(differences(result(1.2), result(1)), []);
+  assert.deepEqual(differences(result(1), result(1.5)), [
+    "machine's speed: the second result's machine, or its host, had other work: probes took 0.30 s for 0.20 s of CPU",
+  ]);
 });
 
 Deno.test("differences() says when the machine's speed changed within a result", () => {
