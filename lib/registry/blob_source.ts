@@ -31,6 +31,9 @@ import type { Exchange } from "./transport.ts";
 /** What a server without ranges may make us read for nothing, in one read. */
 const IGNORED_RANGE_SKIP_MAX = 16 * 1024 * 1024;
 
+/** A shorter answer counts as one that broke off: repeated after a pause, and not without end. */
+const SHORT_ANSWER_MIN = 64 * 1024;
+
 /** Statuses by which a storage says that a signed URL is no longer good. */
 const EXPIRED = [400, 401, 403, 404, 410];
 
@@ -142,7 +145,9 @@ export class RegistryBlobSource implements ByteSource {
       for (let at = 0; at < dst.length;) {
         const length = await answer.read(dst.subarray(at));
         if (length === 0) {
-          if (at > 0) return; // a shorter range than asked for; the rest is next
+          // A shorter range than asked for; the rest is next. Without an end to
+          // it, a byte at a time would never be late.
+          if (at >= SHORT_ANSWER_MIN) return;
           throw brokenBody(answer, "ended early");
         }
         at += length;

@@ -11,11 +11,23 @@ import {
   readGzipMeta,
   SpanCache,
   spanIndexOf,
+  type SpanInflater,
+  type SpanSource,
+  type SpanSourceOptions,
   SpanTable,
   writeGzipMeta,
+  type ZstdDecoder,
   ZstdSource,
 } from "../../lib/layers/mod.ts";
 import { inlineCodec } from "./inline_codec.ts";
+
+/** What may be other than in a reader of bytes in memory on this thread. */
+export interface OpenOptions extends Partial<SpanSourceOptions> {
+  /** The blob, to be owned by the result. */
+  source?: ByteSource;
+  /** Borrowed. */
+  codec?: SpanInflater & ZstdDecoder;
+}
 
 /**
  * @returns Undefined for a plain tar, and for zstd that must be decoded as a whole.
@@ -25,7 +37,9 @@ export function openScanned(
   blob: Uint8Array,
   scan: LayerScan,
   spanSize: number,
-): ByteSource | undefined {
+  { source = new MemorySource(blob), codec = inlineCodec, ...more }:
+    OpenOptions = {},
+): SpanSource | undefined {
   if (scan.compression === "none") return undefined;
   const index = decodeSpans(
     encodeSpans(spanIndexOf(scan, { mediaType: "", spanSize })),
@@ -52,9 +66,10 @@ export function openScanned(
     spans,
     cache: new SpanCache({ memoryBytes: 1024 * 1024 }),
     readaheadBytes: 0,
+    ...more,
   };
   if (scan.compression === "gzip") {
-    return new GunzipSource(new MemorySource(blob), {
+    return new GunzipSource(source, {
       ...options,
       checkpoints: {
         count: checkpoints.count,
@@ -62,14 +77,14 @@ export function openScanned(
         bits: (i) => checkpoints.bits[i]!,
         window: (i) => checkpoints.window[i]!,
       },
-      inflater: inlineCodec,
+      inflater: codec,
     });
   }
   const own = index.checkpoints!;
   if (!isSeekable(blob.length, spans, own)) return undefined;
-  return new ZstdSource(new MemorySource(blob), {
+  return new ZstdSource(source, {
     ...options,
     checkpoints: own,
-    decoder: inlineCodec,
+    decoder: codec,
   });
 }

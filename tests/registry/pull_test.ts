@@ -400,3 +400,23 @@ Deno.test("fetchBlob() that is left early or aborted lets the connection go", as
   // With one permit, a leak would hang here.
   equal(await s.repository.hasBlob(blob.digest), true);
 });
+
+Deno.test("blob source: hardly anything of a range, again and again, is given up; less than asked is not", async () => {
+  await using s = await setup({}, { limits: { attempts: 4 } });
+  const content = patternBytes(400_000);
+  const source = await s.repository.openBlob(
+    await s.server.putBlob("app", content),
+  );
+  s.server.faults.add({ fault: { kind: "cut-range", bytes: 1 }, times: 1e9 });
+  const before = s.server.requests.length;
+  await rejects(readBytes(source, 0, 400_000), /ended early/);
+  equal(s.server.requests.length - before, 4);
+  s.server.faults.clear();
+  s.server.faults.add({
+    fault: { kind: "cut-range", bytes: 70_000 },
+    times: 9,
+  });
+  s.clock.pauses.length = 0;
+  deepEqual(await readBytes(source, 0, 400_000), content);
+  deepEqual(s.clock.pauses, []);
+});

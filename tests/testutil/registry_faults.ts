@@ -29,10 +29,14 @@ export type Fault =
   | { kind: "ignore-range" }
   /** 206 with the bytes and Content-Range of a range that begins elsewhere. */
   | { kind: "shift-range"; by: number }
+  /** 206 with no more than the first bytes of the range, and a Content-Range that says so. */
+  | { kind: "cut-range"; bytes: number }
   /** The body stops after so many bytes and nothing more comes. */
   | { kind: "hang"; afterBytes: number }
   /** No answer at all. */
   | { kind: "silence" }
+  /** The body comes in pieces of so many bytes, each after a pause. */
+  | { kind: "drip"; bytes: number; milliseconds: number }
   /** The answer comes later. */
   | { kind: "delay"; milliseconds: number }
   /** An upload's bytes are taken up to here, then the connection breaks. */
@@ -98,10 +102,21 @@ export async function* spoilBody(
       part[index]! ^= 0x01;
     }
     at += part.length;
-    if (part.length > 0) yield part;
+    if (fault?.kind === "drip") yield* dripped(part, fault);
+    else if (part.length > 0) yield part;
     if (at < limit) continue;
     if (fault?.kind === "truncate") throw new Error("cut on purpose");
     if (fault?.kind === "hang") await forever;
     return;
+  }
+}
+
+async function* dripped(
+  part: Uint8Array<ArrayBuffer>,
+  { bytes, milliseconds }: Extract<Fault, { kind: "drip" }>,
+): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  for (let at = 0; at < part.length; at += bytes) {
+    await new Promise((resolve) => setTimeout(resolve, milliseconds));
+    yield part.subarray(at, at + bytes);
   }
 }

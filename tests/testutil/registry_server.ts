@@ -464,6 +464,9 @@ export class RegistryServer implements AsyncDisposable {
       start = Math.max(0, start + fault.by);
       end = Math.min(size, end + fault.by);
     }
+    if (fault?.kind === "cut-range" && range) {
+      end = Math.min(end, start + fault.bytes);
+    }
     if (range) {
       headers.set("content-range", `bytes ${start}-${end - 1}/${size}`);
     }
