@@ -3,7 +3,14 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { Ext4Reader } from "../../lib/ext4/mod.ts";
-import { equalBytes, fromUtf8, readBytes } from "../../lib/io/mod.ts";
+import { SPEED_ROLE, type SpeedReply } from "../../cmd/bench/speed_worker.ts";
+import {
+  equalBytes,
+  fromUtf8,
+  readBytes,
+  startWorker,
+  withDeadline,
+} from "../../lib/io/mod.ts";
 import { NbdClient } from "../../lib/nbd/mod.ts";
 import { assemble, bundleProgram } from "../../packaging/bundle.ts";
 import {
@@ -110,6 +117,22 @@ Deno.test({
       for (const path of roles) assert.ok(loaded.has(ROOT + path), path);
     }
   },
+});
+
+Deno.test("main.ts serves a command's role, as where all modules are in one", async () => {
+  const worker = startWorker(`file://${ROOT}main.ts`, SPEED_ROLE);
+  try {
+    const reply = await withDeadline("the probe", 120_000, () => {
+      const { promise, resolve, reject } = Promise.withResolvers<SpeedReply>();
+      worker.onmessage = ({ data }) => resolve(data);
+      worker.onerror = ({ message }) => reject(new Error(message));
+      worker.postMessage({});
+      return promise;
+    });
+    assert.deepEqual(reply, {});
+  } finally {
+    worker.terminate();
+  }
 });
 
 /** The same program, made with packages that are kept in another place. */
