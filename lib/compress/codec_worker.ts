@@ -59,7 +59,10 @@ export type CodecJob =
 export type CodecResult = { bytes: Uint8Array } | { error: ErrorMessage };
 
 /** The answer to a {@linkcode CodecJob}, or to the last of a stream's messages. */
-export type CodecReply = ({ id: number } | { stream: number }) & CodecResult;
+export type CodecReply =
+  | ({ id: number } | { stream: number }) & CodecResult
+  /** The thread has let go of a stream that was called off. */
+  | { stream: number; isDropped: true };
 
 /** Only tests ask for it: what a defect outside of a job's code would do. */
 class CrashRequest extends Error {}
@@ -152,9 +155,13 @@ class SpanStreams {
   readonly #streams = new Map<number, SpanStream>();
   readonly #spare: SpanStream[] = [];
 
-  /** @returns The stream's result, when this message decided it. */
-  handle(message: StreamMessage): CodecResult | undefined {
+  /** @returns What to answer, if this message ended the stream. */
+  handle(message: StreamMessage): CodecReply | undefined {
     const { stream: id } = message;
+    if (message.kind === "drop") {
+      this.#end(id);
+      return { stream: id, isDropped: true };
+    }
     try {
       if (message.kind === "begin") {
         const stream = this.#spare.pop() ?? new SpanStream();
@@ -163,14 +170,13 @@ class SpanStreams {
         return undefined;
       }
       // What comes behind a failure is for nobody.
-      const bytes = message.kind === "advance"
-        ? this.#streams.get(id)?.advance(message.available)
-        : undefined;
-      if (message.kind === "drop" || bytes) this.#end(id);
-      return bytes && { bytes };
+      const bytes = this.#streams.get(id)?.advance(message.available);
+      if (!bytes) return undefined;
+      this.#end(id);
+      return { stream: id, bytes };
     } catch (error) {
       this.#end(id);
-      return { error: packError(error) };
+      return { stream: id, error: packError(error) };
     }
   }
 
@@ -207,8 +213,8 @@ function serve(): void {
   scope.onmessage = ({ data }) => {
     if ("stream" in data) {
       setThreadBackground(false);
-      const result = streams.handle(data);
-      if (result) reply({ stream: data.stream, ...result });
+      const answer = streams.handle(data);
+      if (answer) reply(answer);
       return;
     }
     setThreadBackground(data.isAhead ?? false);

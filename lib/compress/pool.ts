@@ -34,6 +34,12 @@ const WARM_DELAY_MS = 2;
 export interface JobOptions extends Urgent {
   /** Rejects with `CancelledError`; a job that already runs is left to end by itself. */
   signal?: AbortSignal | undefined;
+  /**
+   * Called once, when no thread looks at the job's memory any more: at its end,
+   * or somewhat after it was called off. Never, if its thread had to be ended:
+   * nobody knows when that stops.
+   */
+  onFree?: (() => void) | undefined;
 }
 
 /** One span to decode. */
@@ -58,7 +64,7 @@ export interface ArrivingSpan {
   readonly bytes: Promise<Uint8Array>;
   /** Says how many bytes of the input are there; they must not change any more. */
   advance(available: number): void;
-  /** Lets go of it, if it has not ended; `bytes` rejects with `CancelledError`. The thread may still look at the input. */
+  /** Lets go of it, if it has not ended; `bytes` rejects with `CancelledError`. The thread may look at the input until `onFree`. */
   drop(): void;
 }
 
@@ -88,6 +94,7 @@ interface Job {
 
 interface Stream {
   output: Uint8Array | undefined;
+  onFree: (() => void) | undefined;
   resolve(bytes: Uint8Array): void;
   reject(error: unknown): void;
   /** Runs once all input is there. */
@@ -98,6 +105,8 @@ interface Member {
   worker: Worker;
   job: Job | undefined;
   streams: Map<number, Stream>;
+  /** Streams that were called off, and that the thread has not let go of; what to call then. */
+  dropped: Map<number, (() => void) | undefined>;
   timer: ReturnType<typeof setTimeout> | undefined;
 }
 
@@ -162,7 +171,7 @@ export class CodecPool implements Disposable {
    * other jobs meanwhile.
    *
    * @param job Its input in shared memory, which stays the thread's until
-   * `bytes` is settled.
+   * `bytes` is settled, or `onFree` is called where it was called off.
    * @returns Undefined when no thread is free for it: to be decoded by
    * {@linkcode inflateSpan} later.
    */
@@ -175,6 +184,7 @@ export class CodecPool implements Disposable {
     const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
     const drop = () => {
       if (!this.#leave(member, id)) return;
+      member.dropped.set(id, job.onFree);
       post({ kind: "drop", stream: id });
       reject(new CancelledError());
     };
@@ -185,6 +195,7 @@ export class CodecPool implements Disposable {
     );
     const stream: Stream = {
       output: job.output,
+      onFree: job.onFree,
       resolve,
       reject,
       timer: undefined,
@@ -260,19 +271,27 @@ export class CodecPool implements Disposable {
     this.#disposed = true;
     clearTimeout(this.#warmTimer);
     const gone = new CancelledError("Codec pool was closed");
-    for (let job; (job = this.#queue.shift());) job.reject(gone);
+    for (let job; (job = this.#queue.shift());) {
+      job.options.onFree?.();
+      job.reject(gone);
+    }
     for (const member of [...this.#members]) this.#end(member, gone);
   }
 
   #run(body: JobBody, options: JobOptions): Promise<Uint8Array> {
     const { signal } = options;
-    if (this.#disposed) {
-      return Promise.reject(new CancelledError("Codec pool was closed"));
+    if (this.#disposed || signal?.aborted) {
+      options.onFree?.();
+      return Promise.reject(
+        new CancelledError(
+          this.#disposed ? "Codec pool was closed" : undefined,
+        ),
+      );
     }
-    if (signal?.aborted) return Promise.reject(new CancelledError());
     return new Promise((resolve, reject) => {
       const onAbort = () => {
-        leave();
+        // One that runs already is left to end by itself.
+        if (leave()) options.onFree?.();
         reject(new CancelledError());
       };
       const settle = () => signal?.removeEventListener("abort", onAbort);
@@ -312,6 +331,7 @@ export class CodecPool implements Disposable {
       worker,
       job: undefined,
       streams: new Map(),
+      dropped: new Map(),
       timer: undefined,
     };
     worker.onmessage = (event: MessageEvent<CodecReply>) => {
@@ -342,7 +362,11 @@ export class CodecPool implements Disposable {
 
   #finish(member: Member, reply: CodecReply): void {
     if ("stream" in reply) {
-      settle(this.#leave(member, reply.stream), reply);
+      const { stream: id } = reply;
+      const stream = this.#leave(member, id);
+      (stream?.onFree ?? member.dropped.get(id))?.();
+      member.dropped.delete(id);
+      if (!("isDropped" in reply)) settle(stream, reply);
       return;
     }
     const job = member.job;
@@ -350,6 +374,7 @@ export class CodecPool implements Disposable {
     member.job = undefined;
     this.#rest(member);
     if (job) {
+      job.options.onFree?.();
       const output = job.body.kind === "inflate" ? job.body.output : undefined;
       settle({ ...job, output }, reply);
     }

@@ -108,16 +108,26 @@ class GunzipMaker implements SpanMaker {
   async make(index: number, options: MakeOptions): Promise<MadeSpan> {
     const { start, length } = this.#range(index);
     const sha256 = this.spans.digestOf(index);
-    let output: Uint8Array<SharedArrayBuffer> | undefined;
-    const jobOf = (input: Uint8Array) => {
+    let output: Output | undefined;
+    const jobs: (() => void)[] = [];
+    const jobOf = (input: Uint8Array, onFree: () => void) => {
       // Without a digest the store computes one, off this thread, which it
       // cannot do with shared memory. A second attempt has the memory of the
       // first, which the decoder is done with when its bytes were wrong.
       if (sha256) output ??= takeOutput(this.spans.sizeOf(index));
-      return this.#spanJob(index, input, output, options);
+      const freeOutput = output?.lease.lend();
+      if (freeOutput) jobs.push(freeOutput);
+      return {
+        ...this.#spanJob(index, input, options),
+        output: output?.bytes,
+        onFree: () => {
+          freeOutput?.();
+          onFree();
+        },
+      };
     };
     this.#inflater.expectJob?.();
-    const bytes = await makeChecked({
+    const making = makeChecked({
       what: `Span ${index} of layer "${this.name}"`,
       source: this.#compressed,
       start,
@@ -127,10 +137,24 @@ class GunzipMaker implements SpanMaker {
       // Once it evicts, the blob's cache keeps what it would fetch again.
       once: this.#store?.hasRoomFor(this.spans.sizeOf(index)) ?? false,
       sha256,
-      decode: (input) => this.#inflater.inflateSpan(jobOf(input)),
-      stream: (input) => this.#inflater.streamSpan?.(jobOf(input)),
+      decode: (input, onFree) =>
+        this.#inflater.inflateSpan(jobOf(input, onFree)),
+      stream: (input, onFree) => {
+        const job = jobOf(input, onFree);
+        const span = this.#inflater.streamSpan?.(job);
+        if (!span) job.onFree();
+        return span;
+      },
       options,
     });
+    let bytes: Uint8Array;
+    try {
+      bytes = await making;
+    } catch (error) {
+      output?.lease.release();
+      throw error;
+    }
+    for (const free of jobs) free();
     return leased(bytes, output);
   }
 
@@ -147,7 +171,6 @@ class GunzipMaker implements SpanMaker {
   #spanJob(
     index: number,
     input: Uint8Array,
-    output: Uint8Array<SharedArrayBuffer> | undefined,
     options: ReadOptions,
   ): SpanJob {
     const window = this.#checkpoints.window(index);
@@ -159,7 +182,6 @@ class GunzipMaker implements SpanMaker {
       windowIsZlib: window.length > 0,
       length: this.spans.sizeOf(index),
       sha256: this.spans.digestOf(index),
-      output,
     };
   }
 
@@ -246,21 +268,24 @@ function checkTables(
  */
 const outputs = new SpareBuffers(32 * 1024 * 1024);
 
-/** Memory to decode a span of `length` bytes into; undefined: the decoder takes its own. */
-function takeOutput(length: number): Uint8Array<SharedArrayBuffer> | undefined {
-  const buffer = outputs.take(length);
-  return buffer && new Uint8Array(buffer, 0, length);
+/** Memory to decode a span into, of its length. */
+interface Output {
+  bytes: Uint8Array<SharedArrayBuffer>;
+  /** Held by who makes the span, and by each job until it is done. */
+  lease: Lease;
 }
 
-/**
- * A span as its decoder gave it. Not called after a failure: a job that was
- * called off may still write, so its memory is left to the collector.
- */
-function leased(
-  bytes: Uint8Array,
-  output: Uint8Array<SharedArrayBuffer> | undefined,
-): MadeSpan {
-  const buffer = output?.buffer;
-  if (!buffer || bytes.buffer !== buffer) return { bytes };
-  return { bytes, lease: new Lease(() => outputs.give(buffer)) };
+/** Memory for a span of `length` bytes; undefined: the decoder takes its own. */
+function takeOutput(length: number): Output | undefined {
+  const buffer = outputs.take(length);
+  return buffer && {
+    bytes: new Uint8Array(buffer, 0, length),
+    lease: new Lease(() => outputs.give(buffer)),
+  };
+}
+
+/** A span as its decoder gave it. */
+function leased(bytes: Uint8Array, output: Output | undefined): MadeSpan {
+  if (!output || bytes.buffer !== output.bytes.buffer) return { bytes };
+  return { bytes, lease: output.lease };
 }

@@ -8,7 +8,7 @@ import {
   toHex,
   type Urgency,
 } from "../io/mod.ts";
-import { isCaching } from "./cache/mod.ts";
+import { isCaching, Lease } from "./cache/mod.ts";
 import type { MakeOptions } from "./span_source.ts";
 import { SpareBuffers } from "./spare_buffers.ts";
 
@@ -22,14 +22,14 @@ const ARRIVAL_STEP = 64 * 1024;
 class Arrival {
   readonly #input: Uint8Array;
   readonly #urgency: Urgency;
-  readonly #begin: (input: Uint8Array) => ArrivingSpan | undefined;
+  readonly #begin: () => ArrivingSpan | undefined;
   #span: ArrivingSpan | undefined;
   #next = ARRIVAL_STEP;
 
   constructor(
     input: Uint8Array,
     urgency: Urgency,
-    begin: (input: Uint8Array) => ArrivingSpan | undefined,
+    begin: () => ArrivingSpan | undefined,
   ) {
     this.#input = input;
     this.#urgency = urgency;
@@ -43,7 +43,7 @@ class Arrival {
     if (!this.#span) {
       const isSoon = this.#next >= this.#input.length;
       if (isSoon || this.#urgency.priority !== "demand") return;
-      this.#span = this.#begin(this.#input);
+      this.#span = this.#begin();
     }
     this.#span?.advance(available);
   }
@@ -60,13 +60,8 @@ class Arrival {
   }
 }
 
-/**
- * Reads, decodes and checks; once more when it was wrong and a cache below may
- * be to blame, its own or a neighbour's read. Bytes that stay wrong are not left in that cache either.
- *
- * @throws {IntegrityError} When the bytes are not what they should be.
- */
-export async function makeChecked(job: {
+/** What is to be made, and how. */
+interface CheckedJob {
   what: string;
   source: ByteSource;
   start: number;
@@ -76,45 +71,33 @@ export async function makeChecked(job: {
   /** The result is stored: the compressed bytes need not be. */
   once?: boolean;
   sha256: Uint8Array | undefined;
-  /** Done with a shared `input` when it resolves. */
-  decode: (input: Uint8Array) => Promise<Uint8Array>;
+  /**
+   * Done with `input` when it resolves, or when it has called `onFree`; until
+   * then it may still look at it, also after a failure.
+   */
+  decode: (input: Uint8Array, onFree: () => void) => Promise<Uint8Array>;
   /** Does the same with a shared `input` that is still arriving, if it can. */
-  stream?: (input: Uint8Array) => ArrivingSpan | undefined;
+  stream?: (
+    input: Uint8Array,
+    onFree: () => void,
+  ) => ArrivingSpan | undefined;
   options: MakeOptions;
-}): Promise<Uint8Array> {
+}
+
+/**
+ * Reads, decodes and checks; once more when it was wrong and a cache below may
+ * be to blame, its own or a neighbour's read. Bytes that stay wrong are not left in that cache either.
+ *
+ * @throws {IntegrityError} When the bytes are not what they should be.
+ */
+export async function makeChecked(job: CheckedJob): Promise<Uint8Array> {
   for (let attempt = 1;; attempt++) {
-    const shared = job.shared ? inputs.take(job.length) : undefined;
-    const input = new Uint8Array(
-      shared ?? new ArrayBuffer(job.length),
-      0,
-      job.length,
-    );
-    job.options.timer.enter("fetch", job.length);
-    // What was wrong once is looked at as a whole.
-    const arrival = shared && job.stream && attempt === 1
-      ? new Arrival(input, job.options.urgency, job.stream)
-      : undefined;
+    let isRead = false;
     try {
-      if (job.once && isCaching(job.source)) {
-        await job.source.preadOnce(
-          input,
-          job.start,
-          job.options,
-          (available) => arrival?.progress(available),
-        );
-      } else await job.source.pread(input, job.start, job.options);
+      // What was wrong once is looked at as a whole.
+      return await make(job, attempt === 1, () => isRead = true);
     } catch (error) {
-      arrival?.drop();
-      throw error;
-    }
-    job.options.timer.enter("decode");
-    try {
-      const bytes = await (arrival?.finish() ?? job.decode(input));
-      // Not after a failure: a job that was called off may still read it.
-      if (shared) inputs.give(shared);
-      return bytes;
-    } catch (error) {
-      if (!isWrongData(error)) throw error;
+      if (!isRead || !isWrongData(error)) throw error;
       if (isCaching(job.source)) {
         job.source.discard(job.start, job.length);
         // Also when nothing was left to discard: a neighbour that read the same
@@ -125,6 +108,53 @@ export async function makeChecked(job: {
       const got = error instanceof IntegrityError ? error.got : "not decodable";
       throw new IntegrityError(job.what, want, got, { cause: error });
     }
+  }
+}
+
+/** @param onRead Called when all bytes are there: an error that comes later is about them. */
+async function make(
+  job: CheckedJob,
+  mayStream: boolean,
+  onRead: () => void,
+): Promise<Uint8Array> {
+  const { source, start, length, options } = job;
+  const shared = job.shared ? inputs.take(length) : undefined;
+  const lease = shared && new Lease(() => inputs.give(shared));
+  const input = new Uint8Array(shared ?? new ArrayBuffer(length), 0, length);
+  /** Of what decodes it. */
+  let free = () => {};
+  const lend = () => free = lease?.lend() ?? free;
+  const { stream } = job;
+  const arrival = shared && stream && mayStream
+    ? new Arrival(input, options.urgency, () => {
+      const span = stream(input, lend());
+      if (!span) free();
+      return span;
+    })
+    : undefined;
+  options.timer.enter("fetch", length);
+  try {
+    try {
+      if (job.once && isCaching(source)) {
+        await source.preadOnce(
+          input,
+          start,
+          options,
+          (available) => arrival?.progress(available),
+        );
+      } else await source.pread(input, start, options);
+    } catch (error) {
+      arrival?.drop();
+      throw error;
+    }
+    onRead();
+    options.timer.enter("decode");
+    const bytes = await (arrival?.finish() ?? job.decode(input, lend()));
+    free();
+    return bytes;
+  } finally {
+    // The source is done with it. What decodes it may not be.
+    lease?.release();
   }
 }
 

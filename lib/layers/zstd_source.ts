@@ -306,7 +306,8 @@ class ZstdMaker implements SpanMaker {
       shared: true,
       once: this.#cache.store?.hasRoomFor(group.length) ?? false,
       sha256: this.spans.digestOf(firstSpan),
-      decode: (input) => this.#decoder.decodeZstd({ ...job, input }),
+      decode: (input, onFree) =>
+        this.#decoder.decodeZstd({ ...job, input, onFree }),
       options,
     });
   }

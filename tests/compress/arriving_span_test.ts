@@ -258,3 +258,57 @@ Deno.test("CodecPool.streamSpan(): an idle thread stays for a span that arrives;
   late.advance(job.input.length);
   await assert.rejects(late.bytes, DeadlineError);
 });
+
+Deno.test("CodecPool says once when no thread looks at a job's memory any more, and never of a thread that was ended", async () => {
+  const pool = new CodecPool({ threads: 1 });
+  const freed: string[] = [];
+  const named = (name: string, i = 0) => ({
+    ...spanJob(i),
+    onFree: () => freed.push(name),
+  });
+  const late = named("done late");
+  const whole = pool.streamSpan(late)!;
+  const dropped = named("dropped");
+  // One for each thread: this one has none.
+  assert.equal(pool.streamSpan(dropped), undefined);
+  whole.advance(late.input.length);
+  await whole.bytes;
+  assert.deepEqual(freed.splice(0), ["done late"]);
+
+  const control = new AbortController();
+  const { signal } = control;
+  const span = pool.streamSpan(dropped)!;
+  span.advance(1000);
+  const running = pool.inflateSpan({ ...named("running"), signal });
+  const waiting = pool.inflateSpan({ ...named("waiting"), signal });
+  span.drop();
+  control.abort();
+  await assert.rejects(span.bytes, CancelledError);
+  await assert.rejects(running, CancelledError);
+  await assert.rejects(waiting, CancelledError);
+  await assert.rejects(
+    pool.inflateSpan({ ...named("too late"), signal }),
+    CancelledError,
+  );
+  assert.deepEqual(freed.splice(0), ["waiting", "too late"]);
+  await pool.sha256(Uint8Array.of(1)); // the thread does one after the other
+  assert.deepEqual(freed.splice(0), ["running", "dropped"]);
+
+  const wrong = named("wrong");
+  const failing = pool.streamSpan({ ...wrong, sha256: new Uint8Array(32) })!;
+  failing.advance(wrong.input.length);
+  await assert.rejects(failing.bytes, IntegrityError);
+  assert.deepEqual(freed.splice(0), ["wrong"]);
+
+  const lost = pool.streamSpan(named("lost"))!;
+  const left = pool.streamSpan(named("left"));
+  assert.equal(left, undefined);
+  await assert.rejects(pool.crashForTest());
+  await assert.rejects(lost.bytes, ObdError);
+  const ended = pool.streamSpan(named("ended"))!;
+  ended.drop();
+  await assert.rejects(ended.bytes, CancelledError);
+  pool[Symbol.dispose]();
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.deepEqual(freed, []);
+});

@@ -66,9 +66,13 @@ Deno.test("Lease goes back with its last release, and throws when it is misused"
   const lease = new Lease(() => times++);
   lease.retain();
   lease.release();
+  const end = lease.lend();
+  end();
+  end();
   assert.equal(times, 0);
   lease.release();
   assert.equal(times, 1);
+  end();
   assert.throws(() => lease.release(), /released twice/);
   assert.throws(() => lease.retain(), /after its end/);
   assert.equal(times, 1);

@@ -1,21 +1,27 @@
 import assert from "node:assert/strict";
 import { deflateRawSync } from "node:zlib";
-import { zstdCompress } from "../../lib/compress/mod.ts";
+import { type SpanJob, zstdCompress } from "../../lib/compress/mod.ts";
 import {
+  CancelledError,
   IntegrityError,
   LimitError,
+  type ReadOptions,
   UnsupportedError,
   Urgency,
 } from "../../lib/io/mod.ts";
 import { CachedSource } from "../../lib/layers/cache/mod.ts";
+import { GunzipSource } from "../../lib/layers/gunzip.ts";
 import { makeChecked } from "../../lib/layers/make_checked.ts";
 import { ReadStats } from "../../lib/layers/read_stats.ts";
+import { SpanCache } from "../../lib/layers/span_source.ts";
 import { inlineCodec } from "../fuzz/inline_codec.ts";
 import { tempStore } from "../testutil/cache_store.ts";
-import { sha256 } from "../testutil/gzip_layer.ts";
+import { makeGzipLayer, sha256 } from "../testutil/gzip_layer.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
 import { TestSource } from "../testutil/test_source.ts";
+import { until } from "../testutil/until.ts";
 
+const SPAN = 512 * 1024;
 const CONTENT = seededBytes(5000, 1);
 const FRAME = zstdCompress(CONTENT);
 /** An empty member, then one whose header is longer than any that is read. */
@@ -86,4 +92,74 @@ for (const { name, wrong, good, error, decode } of DAMAGES) {
     inner.content.set(good);
     assert.deepEqual(await make(), CONTENT);
   });
+}
+
+Deno.test("GunzipSource uses the memory of spans that were called off again, but only when no thread looks at it any more", async () => {
+  const layer = makeGzipLayer(seededBytes(3 * SPAN, 5), SPAN);
+  const jobs: SpanJob[] = [];
+  await using store = await tempStore();
+  const inner = new ArrivingSource(layer.blob);
+  await using source = new GunzipSource(
+    new CachedSource(inner, { key: layer.digest }),
+    {
+      digest: layer.digest,
+      spans: layer.spans,
+      checkpoints: layer.checkpoints,
+      cache: new SpanCache({ store }),
+      readaheadBytes: 0,
+      inflater: {
+        inflateSpan: () => Promise.reject(new Error("not asked for")),
+        streamSpan: (job) => {
+          jobs.push(job);
+          return {
+            bytes: new Promise(() => {}),
+            advance: () => {},
+            drop: () => {},
+          };
+        },
+      },
+    },
+  );
+  const callOff = async (): Promise<SpanJob> => {
+    const control = new AbortController();
+    const before = jobs.length;
+    const reading = source.pread(new Uint8Array(9), 0, {
+      signal: control.signal,
+    });
+    await until(() => jobs.length > before);
+    control.abort();
+    await assert.rejects(reading, CancelledError);
+    return jobs.at(-1)!;
+  };
+  const memory = (job: SpanJob) => [job.input.buffer, job.output!.buffer];
+  const first = await callOff();
+  const second = await callOff();
+  for (const buffer of memory(first)) {
+    assert.ok(!memory(second).includes(buffer), "it is still looked at");
+  }
+  first.onFree!();
+  first.onFree!(); // again does nothing
+  const third = await callOff();
+  assert.deepEqual(
+    memory(third).map((buffer) => memory(first).includes(buffer)),
+    [true, true],
+  );
+  const fourth = await callOff();
+  for (const buffer of memory(fourth)) {
+    assert.ok(!memory(third).includes(buffer), "given twice");
+  }
+});
+
+/** Says that half of a range has come, and no more. */
+class ArrivingSource extends TestSource {
+  preadProgressive(
+    dst: Uint8Array,
+    offset: number,
+    onProgress: (available: number) => void,
+    options: ReadOptions,
+  ): Promise<void> {
+    this.gate = new Promise(() => {});
+    onProgress(dst.length / 2);
+    return this.pread(dst, offset, options);
+  }
 }

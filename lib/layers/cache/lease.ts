@@ -8,8 +8,9 @@ import { invariant } from "../../io/mod.ts";
  * has let go of every reference to them. With the last release the memory goes
  * back and is overwritten.
  *
- * Releasing is a promise, so what ends in an error does not release: a lease
- * that is dropped leaves its memory to the collector, which is always safe.
+ * Releasing is a promise, so who does not know whether a thread still looks at
+ * the memory does not release: a lease that is dropped leaves it to the
+ * collector, which is always safe.
  */
 export class Lease {
   #holders = 1;
@@ -24,6 +25,21 @@ export class Lease {
   retain(): void {
     invariant(this.#holders > 0, "a lease is retained after its end");
     this.#holders++;
+  }
+
+  /**
+   * Retains it for somebody who may say more than once that they are done.
+   *
+   * @returns Releases it; again does nothing.
+   * @throws {TypeError} As {@linkcode retain}.
+   */
+  lend(): () => void {
+    this.retain();
+    let isOut = true;
+    return () => {
+      if (isOut) this.release();
+      isOut = false;
+    };
   }
 
   /** @throws {TypeError} When it is released more often than it was retained. */
