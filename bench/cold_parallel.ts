@@ -1,12 +1,12 @@
 /**
  * How much does it help that many readers wait at once? Reads of 4 KiB at
- * random, each of another span, with empty caches and a registry that is 10 ms
- * away: one reader against sixteen, alternating in one run. Budget: sixteen get
- * at least 8 times the reads per second of one.
+ * random, each of a place that was not read yet, with empty caches and a
+ * registry that is 10 ms away: one reader against sixteen, alternating in one
+ * run. Budget: sixteen get at least 8 times the reads per second of one.
  *
- * `deno run -A bench/cold_parallel.ts [--rtt MS] [--rounds N] [--reads N]`
+ * `deno run -A bench/cold_parallel.ts [--rtt MS] [--rounds N] [--case NAME]…`
  *
- * Writes one JSON line per measurement and one for the summary.
+ * Writes one JSON line per measurement and one per case.
  */
 
 import process from "node:process";
@@ -20,17 +20,42 @@ import {
 import { FarRegistry } from "./far_registry.ts";
 
 const READ_BYTES = 4096;
-/** Reads are this far from each other: more than a span. */
-const DISTANCE_BYTES = 1.5 * 2 ** 20;
 const READERS = 16;
+/** Reads before the clock: threads start, code is compiled. */
+const FIRST_READS = 24;
+const MAX_READS = 256;
+const KIB = 1024;
+
+/** How the same image is stored, and how far reads are from each other: more than what is fetched for one. */
+interface Case {
+  image: string;
+  /** Its layers keep their content themselves. */
+  isNative?: boolean;
+  distanceBytes: number;
+  spanSize?: number;
+}
+
+const CASES: Readonly<Record<string, Case>> = {
+  native: {
+    image: "app:v1-overlaybd",
+    isNative: true,
+    distanceBytes: 512 * KIB,
+  },
+  turbo: { image: "app:v1-obd", distanceBytes: 1536 * KIB },
+  // For what is read at random: `obd build --span-size 256`.
+  "turbo-short-spans": {
+    image: "short:v1-obd",
+    distanceBytes: 512 * KIB,
+    spanSize: 256 * KIB,
+  },
+};
 
 const { values } = parseArgs({
   args: Deno.args,
   options: {
     rtt: { type: "string", default: "10" },
     rounds: { type: "string", default: "3" },
-    reads: { type: "string", default: "128" },
-    format: { type: "string", default: "turbo" },
+    case: { type: "string", multiple: true, default: Object.keys(CASES) },
   },
 });
 
@@ -46,35 +71,32 @@ interface Measured {
   farCpuSeconds: number;
 }
 
+type Source = Awaited<ReturnType<typeof openCold>>["image"]["source"];
+
 async function measure(
   registry: FarRegistry,
   dir: string,
+  stored: Case,
   readers: number,
-  count: number,
 ): Promise<Measured> {
   const host = await registry.link({ rttMs: Number(values.rtt) });
-  const tag = values.format === "turbo" ? "v1-obd" : "v1-overlaybd";
-  await using cold = await openCold(`${host}/app:${tag}`, dir);
+  await using cold = await openCold(`${host}/${stored.image}`, dir);
   const { source } = cold.image;
-  const places = somePlaces(source, count);
+  const places = somePlaces(source, stored);
+  await readAll(source, places.splice(0, FIRST_READS), READERS);
+  const reads = places.length;
   const before = await registry.traffic();
   const cpu = process.cpuUsage();
   const started = performance.now();
-  const lane = async () => {
-    const dst = new Uint8Array(READ_BYTES);
-    for (let at; (at = places.pop()) !== undefined;) {
-      if (!source.preadNow(dst, at)) await source.pread(dst, at);
-    }
-  };
-  await Promise.all(Array.from({ length: readers }, lane));
+  await readAll(source, places, readers);
   const seconds = (performance.now() - started) / 1000;
   const used = process.cpuUsage(cpu);
   const after = await registry.traffic();
   return {
     readers,
-    reads: count,
+    reads,
     seconds,
-    readsPerSecond: count / seconds,
+    readsPerSecond: reads / seconds,
     requests: after.requests - before.requests,
     fetchedBytes: after.bytes - before.bytes,
     cpuSeconds: (used.user + used.system) / 1e6,
@@ -82,10 +104,25 @@ async function measure(
   };
 }
 
+/** Reads all places, so many at once. Empties the list. */
+async function readAll(
+  source: Source,
+  places: number[],
+  readers: number,
+): Promise<void> {
+  const lane = async () => {
+    const dst = new Uint8Array(READ_BYTES);
+    for (let at; (at = places.pop()) !== undefined;) {
+      if (!source.preadNow(dst, at)) await source.pread(dst, at);
+    }
+  };
+  await Promise.all(Array.from({ length: readers }, lane));
+}
+
 /** Offsets on the device whose bytes come from far apart in the layers, in random order. */
 function somePlaces(
-  source: Awaited<ReturnType<typeof openCold>>["image"]["source"],
-  count: number,
+  source: Source,
+  { isNative = false, distanceBytes }: Case,
 ): number[] {
   const places: number[] = [];
   let content = 0;
@@ -93,69 +130,86 @@ function somePlaces(
   for (const extent of source.extents(0, source.size)) {
     if (extent.kind !== "data") continue;
     let device = extent.offset;
-    // Layers hold their content about in the device's order.
+    // Layers hold their content about in the device's order. A TurboOCI layer's
+    // own file is metadata, which came with the meta image.
     for (const origin of source.origins(extent.offset, extent.length)) {
-      if (origin.isTarget || values.format !== "turbo") {
+      if (origin.isTarget || isNative) {
         for (; next + READ_BYTES <= content + origin.length;) {
           places.push(device + Math.max(0, next - content));
-          next = Math.max(next, content) + DISTANCE_BYTES;
+          next = Math.max(next, content) + distanceBytes;
         }
         content += origin.length;
       }
       device += origin.length;
     }
   }
-  if (places.length < count) {
-    throw new Error(`The image has ${places.length} places only`);
-  }
   const random = seededRandom(7);
   for (let i = places.length - 1; i > 0; i--) {
     const j = Math.floor(random() * (i + 1));
     [places[i], places[j]] = [places[j]!, places[i]!];
   }
-  return places.slice(0, count);
+  if (places.length < 2 * FIRST_READS) {
+    throw new Error(`The image has ${places.length} places only`);
+  }
+  return places.slice(0, FIRST_READS + MAX_READS);
 }
 
 async function main(): Promise<void> {
+  const cases = values.case.map((name) => {
+    const stored = CASES[name];
+    if (!stored) throw new Error(`No case "${name}"`);
+    return { name, ...stored };
+  });
   const dir = await Deno.makeTempDir({ prefix: "obd-cold-parallel-" });
   try {
     await using registry = await FarRegistry.start();
-    await pushDebianImage(registry, dir);
-    const results = new Map<number, Measured[]>([[1, []], [READERS, []]]);
+    const sizes = new Map<string, { metaBytes: number; imageBytes: number }>();
+    for (const { image, spanSize } of cases) {
+      const name = image.split(":")[0]!;
+      if (sizes.has(name)) continue;
+      sizes.set(name, await pushDebianImage(registry, dir, { name, spanSize }));
+    }
+    const rows: (Measured & { name: string })[] = [];
     for (let round = 0; round < Number(values.rounds); round++) {
-      for (const [readers, rows] of results) {
-        const result = await measure(
-          registry,
-          dir,
-          readers,
-          Number(values.reads),
-        );
-        rows.push(result);
-        console.log(JSON.stringify({ round, ...result }));
+      for (const stored of cases) {
+        for (const readers of [1, READERS]) {
+          const result = await measure(registry, dir, stored, readers);
+          rows.push({ name: stored.name, ...result });
+          console.log(JSON.stringify({ round, case: stored.name, ...result }));
+        }
       }
     }
-    const middle = (readers: number, of: (row: Measured) => number) =>
-      median(results.get(readers)!.map(of));
-    const one = middle(1, (row) => row.readsPerSecond);
-    const many = middle(READERS, (row) => row.readsPerSecond);
-    console.log(JSON.stringify({
-      bench: "cold_parallel",
-      deno: Deno.version.deno,
-      arch: Deno.build.arch,
-      cores: navigator.hardwareConcurrency,
-      rttMs: Number(values.rtt),
-      format: values.format,
-      one,
-      many,
-      ratio: many / one,
-      budget: 8,
-      // Of many readers; wall time × cores bounds the sum.
-      cpuMsPerRead: middle(READERS, (row) => 1000 * row.cpuSeconds / row.reads),
-      farCpuMsPerRead: middle(
-        READERS,
-        (row) => 1000 * row.farCpuSeconds / row.reads,
-      ),
-    }));
+    for (const { name, image, isNative } of cases) {
+      const middle = (readers: number, of: (row: Measured) => number) =>
+        median(
+          rows.filter((r) => r.name === name && r.readers === readers).map(of),
+        );
+      const one = middle(1, (row) => row.readsPerSecond);
+      const many = middle(READERS, (row) => row.readsPerSecond);
+      const { metaBytes, imageBytes } = sizes.get(image.split(":")[0]!)!;
+      console.log(JSON.stringify({
+        bench: "cold_parallel",
+        deno: Deno.version.deno,
+        arch: Deno.build.arch,
+        cores: navigator.hardwareConcurrency,
+        rttMs: Number(values.rtt),
+        case: name,
+        one,
+        many,
+        ratio: many / one,
+        budget: 8,
+        // Of many readers; wall time × cores bounds the sum.
+        cpuMsPerRead: middle(
+          READERS,
+          (row) => 1000 * row.cpuSeconds / row.reads,
+        ),
+        farCpuMsPerRead: middle(
+          READERS,
+          (row) => 1000 * row.farCpuSeconds / row.reads,
+        ),
+        ...(isNative ? {} : { metaPercent: 100 * metaBytes / imageBytes }),
+      }));
+    }
   } finally {
     await Deno.remove(dir, { recursive: true });
   }

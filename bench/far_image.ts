@@ -12,21 +12,35 @@ import type { FarRegistry } from "./far_registry.ts";
 
 const CACHE_BYTES = 4 * 2 ** 30;
 
-/** Pushes the Debian test image, all three layers, as `app:v1`, with its meta image and as a native one (`app:v1-overlaybd`). */
+/**
+ * Pushes the Debian test image, all three layers, as `app:v1`, with its meta
+ * image and as a native one (`app:v1-overlaybd`).
+ *
+ * @param options Another name than `app`, and `obd build --span-size` in bytes.
+ * @returns Bytes of the meta image, and of the image's blobs.
+ */
 export async function pushDebianImage(
   registry: FarRegistry,
   dir: string,
-): Promise<void> {
+  options: { name?: string; spanSize?: number | undefined } = {},
+): Promise<{ metaBytes: number; imageBytes: number }> {
   const { layout } = await debianImage();
+  const { name = "app", spanSize } = options;
   const copy = `${dir}/layout`;
   await copyLayout(layout, copy);
   await using environment = await openEnvironment();
-  await publishImage(environment, {
+  const report = await publishImage(environment, {
     source: `oci:${copy}:v1`,
-    dest: `${registry.host}/app`,
+    dest: `${registry.host}/${name}`,
     formats: ["turbo", "overlaybd"],
+    spanSize,
   });
   await Deno.remove(copy, { recursive: true });
+  const { meta, layers } = report.platforms.find((p) => p.format === "turbo")!;
+  return {
+    metaBytes: meta.size,
+    imageBytes: layers.reduce((sum, layer) => sum + layer.size, 0),
+  };
 }
 
 /** An image opened with empty caches on disk, which go away with it. */
