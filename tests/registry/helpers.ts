@@ -70,7 +70,8 @@ export async function setup(
     credentials: onlyCredentials(),
     certsDirectories: [],
     ...options,
-    limits: { answerMs: 2000, stallMs: 200, ...options.limits },
+    // Long: tests in which something hangs have limits of their own.
+    limits: { answerMs: 20_000, stallMs: 10_000, ...options.limits },
   });
   return {
     server,

@@ -219,13 +219,13 @@ Deno.test("blob source: a server that gives less than asked is asked for the res
 });
 
 Deno.test("blob source: silence ends with a deadline, an abort at once", async () => {
-  await using s = await setup({}, { limits: { answerMs: 40, attempts: 3 } });
+  await using s = await setup({}, { limits: { answerMs: 200, attempts: 3 } });
   const blob = await s.server.putBlob("app", CONTENT);
   const source = await s.repository.openBlob(blob);
   s.server.faults.add({ times: 5, fault: { kind: "silence" } });
   await rejects(readBytes(source, 0, 10), {
     name: "DeadlineError",
-    message: /GET http:\/\/127.* did not finish in 40 ms/,
+    message: /GET http:\/\/127.* did not finish in 200 ms/,
   });
   equal(s.server.requests.length, 3);
   const signal = AbortSignal.timeout(10);

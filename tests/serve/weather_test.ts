@@ -178,7 +178,7 @@ Deno.test(
 Deno.test(
   "weather: a body that hangs costs the requests that need it, nothing else",
   withPlace({}, async ({ server, config }) => {
-    const path = await config({ nbd: { requestTimeout: 1 } });
+    const path = await config({ nbd: { requestTimeout: 3 } });
     await using serve = await ServeProcess.start(path);
     await using client = await serve.connect("app");
     assert.ok(equalBytes(await readFile(client, "f0"), FILES.f0!));
@@ -190,17 +190,19 @@ Deno.test(
     });
     const started = performance.now();
     const failing = readFile(client, "f12");
+    let failed = false;
+    failing.catch(() => failed = true);
     // What is at hand is served meanwhile, on the same connection.
     assert.ok(equalBytes(await readFile(client, "f0"), FILES.f0!));
-    assert.ok(performance.now() - started < 900, "a hang stalled other reads");
+    assert.ok(!failed, "a hang stalled other reads");
     await assert.rejects(failing, (error) => {
       assert.ok(error instanceof NbdError, String(error));
       assert.equal(error.errno, NBD_ERROR.EIO);
       return true;
     });
-    assert.ok(performance.now() - started < 5000, "the deadline came late");
+    assert.ok(performance.now() - started < 20_000, "the deadline came late");
     await serve.logged(
-      /nbd-request-failed export=app .*did not finish in 1000 ms/,
+      /nbd-request-failed export=app .*did not finish in 3000 ms/,
     );
     server.faults.clear();
     await eventually(() => checkFiles(client, FILES));
