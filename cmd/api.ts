@@ -108,6 +108,8 @@ export interface TraceControl {
     name: string,
     from: number,
   ): readonly { offset: number; length: number }[];
+  /** Fingerprint of an export's device, hex. */
+  device(name: string): Promise<string>;
   /** Ends a recording. @returns Ranges of the device in bytes, in the order of first reads. */
   stop(name: string): readonly { offset: number; length: number }[];
 }
@@ -268,13 +270,15 @@ function addMutations(
     return c.body(null, 204);
   });
   // What is read may be a secret, so this needs what changes need.
-  app.get("/v1/traces/:name{[^]+}", (c) => {
+  app.get("/v1/traces/:name{[^]+}", async (c) => {
     if (!allowed(c)) return refuse(c);
     const from = c.req.query("from") ?? "0";
     if (!/^\d{1,9}$/.test(from)) {
       return c.json(failure("usage", `"from" is no number: "${from}"`), 400);
     }
-    return c.json(asJson(traces.read(c.req.param("name"), Number(from))));
+    const name = c.req.param("name");
+    const records = asJson(traces.read(name, Number(from)));
+    return c.json({ ...records, device: await traces.device(name) });
   });
   app.delete("/v1/traces/:name{[^]+}", (c) => {
     if (!allowed(c)) return refuse(c);

@@ -84,6 +84,8 @@ export interface ApiClient extends Disposable {
     from: number,
     options?: CallOptions,
   ): Promise<TraceRange[]>;
+  /** Fingerprint of the device that is recorded, hex: `GET /v1/traces/NAME`. */
+  tracedDevice(name: string, options?: CallOptions): Promise<string>;
   /** `DELETE /v1/traces/NAME`: ends that. @returns Ranges of the device, bytes, in the order of first reads. */
   stopTrace(name: string, options?: CallOptions): Promise<TraceRange[]>;
 }
@@ -160,6 +162,9 @@ const statusSchema = v.looseObject({
 });
 
 const safeInteger = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
+const deviceSchema = v.looseObject({
+  device: v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/)),
+});
 const traceSchema = v.looseObject({
   records: v.array(v.tuple([safeInteger, safeInteger])),
 });
@@ -263,6 +268,12 @@ class HttpApiClient implements ApiClient {
   ): Promise<TraceRange[]> {
     const path = `/v1/traces/${encodeURIComponent(name)}?from=${from}`;
     return this.#traceRanges(get(path), options);
+  }
+
+  async tracedDevice(name: string, options?: CallOptions): Promise<string> {
+    const path = `/v1/traces/${encodeURIComponent(name)}`;
+    return this.#checked(deviceSchema, await this.#json(get(path), options))
+      .device;
   }
 
   stopTrace(name: string, options?: CallOptions): Promise<TraceRange[]> {

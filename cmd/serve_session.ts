@@ -3,6 +3,7 @@
 import {
   type CacheStats,
   CountedSource,
+  deviceFingerprint,
   type ImageEnvironment,
   type MetaWay,
   type OpenedImage,
@@ -71,7 +72,10 @@ export class ServeSession implements ServeControl {
   readonly #opening = new Set<string>();
   #address: NbdAddress | undefined;
   #ready = false;
-  readonly #recordings = new TraceRecordings((name) => this.#served.has(name));
+  readonly #recordings = new TraceRecordings(
+    (name) => this.#served.has(name),
+    (name) => deviceFingerprint(this.#served.get(name)!.image.source),
+  );
   readonly #idleTimer: ReturnType<typeof setInterval>;
   #readsSeen = 0;
   #isTrimmed = true;
@@ -236,7 +240,8 @@ export class ServeSession implements ServeControl {
       });
       const replay = new AbortController();
       const replaying = prefetchImage(this.#environment, image, {
-        trace,
+        trace: trace?.records,
+        traceDevice: trace?.device,
         fileList,
         findTraces,
         concurrency: settings.prefetch.concurrency,

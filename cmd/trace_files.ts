@@ -4,6 +4,7 @@ import {
   decodeTrace,
   readAccelerationLayer,
   readFileList,
+  traceDevice,
   type TraceRecord,
   TraceRecorder,
 } from "../lib/image/mod.ts";
@@ -19,15 +20,25 @@ import type { ImageConfig } from "./config.ts";
 
 const TRACE_SIZE_MAX = 64 * 1024 * 1024;
 
+/** What a trace file has. */
+export interface TraceFile {
+  records: TraceRecord[];
+  /** First digits of the fingerprint of the device that was traced, if it says so. */
+  device?: string;
+}
+
 /**
  * Reads a trace file, or an overlaybd acceleration layer, which is a tar with one.
  *
  * @throws {ObdError} Naming the file, if it cannot be read or is no trace.
  */
-export async function readTraceFile(path: string): Promise<TraceRecord[]> {
+export async function readTraceFile(path: string): Promise<TraceFile> {
   try {
     const bytes = await readFileUpTo(path, TRACE_SIZE_MAX);
-    return isTar(bytes) ? readAccelerationLayer(bytes) : decodeTrace(bytes);
+    if (isTar(bytes)) return { records: readAccelerationLayer(bytes) };
+    const records = decodeTrace(bytes);
+    const device = traceDevice(bytes, records);
+    return { records, ...(device === undefined ? {} : { device }) };
   } catch (error) {
     const code = error instanceof ObdError
       ? error.code
@@ -49,7 +60,7 @@ export async function readTraceFile(path: string): Promise<TraceRecord[]> {
  */
 export async function readPrefetchFiles(
   { trace, prefetchFiles }: ImageConfig,
-): Promise<{ trace?: TraceRecord[]; fileList?: string }> {
+): Promise<{ trace?: TraceFile; fileList?: string }> {
   return {
     ...(typeof trace === "string" ? { trace: await readTraceFile(trace) } : {}),
     ...(prefetchFiles === undefined
@@ -67,9 +78,15 @@ function isTar(bytes: Uint8Array): boolean {
 export class TraceRecordings implements TraceControl {
   readonly #recorders = new Map<string, TraceRecorder>();
   readonly #isServed: (name: string) => boolean;
+  readonly #fingerprint: (name: string) => Promise<string>;
 
-  constructor(isServed: (name: string) => boolean) {
+  /** @param fingerprint Of the device of an export that is served. */
+  constructor(
+    isServed: (name: string) => boolean,
+    fingerprint: (name: string) => Promise<string>,
+  ) {
     this.#isServed = isServed;
+    this.#fingerprint = fingerprint;
   }
 
   start(name: string): void {
@@ -87,6 +104,11 @@ export class TraceRecordings implements TraceControl {
 
   read(name: string, from: number): readonly TraceRecord[] {
     return this.#recorder(name).records.slice(from);
+  }
+
+  async device(name: string): Promise<string> {
+    if (!this.#isServed(name)) throw new NotFoundError(`No export "${name}"`);
+    return await this.#fingerprint(name);
   }
 
   stop(name: string): readonly TraceRecord[] {

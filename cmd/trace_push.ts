@@ -22,14 +22,14 @@ export async function pushTraceFile(
   path: string,
   flags: PushFlags,
 ): Promise<void> {
-  const records = await readTraceFile(path);
+  const { records, device } = await readTraceFile(path);
   await using environment = await openEnvironment({
     log: context.log,
     progress: context.progress,
     signal: context.signal,
     registry: context.registry,
   });
-  const options = { image, records, platform: flags.platform };
+  const options = { image, records, device, platform: flags.platform };
   if (flags.accelerationLayer === undefined) {
     const pushed = await pushTrace(environment, options);
     context.say(

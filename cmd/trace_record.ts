@@ -71,13 +71,15 @@ export async function recordTrace(
       }`,
     );
   }
+  const device = await client.tracedDevice(name, { signal: context.signal })
+    .catch((error) => notNamed(context, error));
   const { ranges, lost } = await follow(client, name, seconds, context.signal);
   if (lost && ranges.length === 0) throw lost;
   const records = ranges.map((range): TraceRecord => ({
     layer: DEVICE_LAYER,
     ...range,
   }));
-  await writeWhole(output, encodeTrace(records));
+  await writeWhole(output, encodeTrace(records, device));
   const total = records.reduce((sum, range) => sum + range.length, 0);
   context.say(
     `${output}: ${records.length} ranges, ${formatSize(total)} read`,
@@ -161,6 +163,15 @@ async function follow(
 
 function notWhenBusy(error: unknown): undefined {
   if (!(error instanceof DeadlineError)) throw error;
+}
+
+/** A trace that does not say of which device it is, is still one. */
+function notNamed({ log, signal }: Context, error: unknown): string {
+  if (!(error instanceof ObdError)) throw error;
+  if (!signal.aborted) {
+    log.warn("the trace will not tell its device", { error: errorText(error) });
+  }
+  return "";
 }
 
 /** Writes the list of files that were read. @returns How many. */

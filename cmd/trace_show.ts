@@ -18,7 +18,7 @@ export async function showTrace(
   image: string | undefined,
   options: Record<string, unknown>,
 ): Promise<void> {
-  const records = await readTraceFile(path);
+  const { records } = await readTraceFile(path);
   const total = records.reduce((sum, record) => sum + record.length, 0);
   const reads = image === undefined
     ? undefined

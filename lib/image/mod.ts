@@ -50,6 +50,7 @@ export {
   type PushedReferrer,
   pushTrace,
 } from "./trace_push.ts";
+export { deviceFingerprint } from "./trace_referrer.ts";
 export {
   type TracedFile,
   type TracedLayer,
@@ -66,6 +67,7 @@ export {
   DEVICE_LAYER,
   encodeTrace,
   readAccelerationLayer,
+  traceDevice,
   type TraceRecord,
   TraceRecorder,
 } from "../layers/mod.ts";

@@ -6,12 +6,15 @@ import type { ImageEnvironment } from "./environment.ts";
 import { locateFiles, parseFileList } from "./file_list.ts";
 import type { OpenedImage } from "./open.ts";
 import type { TargetRecord } from "./prefetch_plan.ts";
+import { deviceFingerprint } from "./trace_referrer.ts";
 import { replayTrace } from "./trace_replay.ts";
 
 /** What to fetch, and how fast. */
 export interface PrefetchOptions {
   /** A trace that the user gave; then none is looked for. */
   trace?: readonly TraceRecord[] | undefined;
+  /** First digits of the fingerprint of the device that it is of, if known. */
+  traceDevice?: string | undefined;
   /** Content of a file list (`file_list.ts`) that the user gave. */
   fileList?: string | undefined;
   /** Whether traces that belong to the image are used. */
@@ -75,6 +78,21 @@ function named(log: Logger, image: string): Logger {
   };
 }
 
+async function isOfImage(
+  image: OpenedImage,
+  { traceDevice = "", signal }: PrefetchOptions,
+  log: Logger,
+): Promise<boolean> {
+  if (traceDevice === "") return true;
+  const fingerprint = await deviceFingerprint(image.source, signal);
+  if (fingerprint.startsWith(traceDevice)) return true;
+  log.warn(
+    "leaving a trace alone that was recorded of another image, or of this one built otherwise",
+    { image: image.name },
+  );
+  return false;
+}
+
 async function collect(
   image: OpenedImage,
   options: PrefetchOptions,
@@ -85,7 +103,7 @@ async function collect(
     ? await image.traces(signal)
     : { records: [] };
   const records: (TraceRecord | TargetRecord)[] = [
-    ...trace ?? [],
+    ...await isOfImage(image, options, log) ? trace ?? [] : [],
     ...found.records,
   ];
   for (const list of [fileList, found.fileList]) {

@@ -29,6 +29,8 @@ export interface TracePushOptions {
   /** A plain image, or a meta image. */
   image: string;
   records: readonly TraceRecord[];
+  /** First digits of the fingerprint of the device that was traced, if known. */
+  device?: string | undefined;
   platform?: string | undefined;
 }
 
@@ -56,7 +58,7 @@ export async function pushTrace(
   await using image = await openImage(environment, options.image, {
     platform: options.platform,
   });
-  checkRecords(image, options.records);
+  const fingerprint = await checkTrace(image, options, signal);
   await using repository = await environment.openRepository(reference);
   const subject = await repository.resolve(
     image.sourceDigest ?? image.metaDigest!,
@@ -65,7 +67,7 @@ export async function pushTrace(
   const pushed = await pushTraceReferrer(
     repository,
     subject.descriptor,
-    await deviceFingerprint(image.source, signal),
+    fingerprint,
     options.records,
     { log, signal },
   );
@@ -78,7 +80,24 @@ export async function pushTrace(
   };
 }
 
-/** A trace of another image would fetch what nobody needs. */
+/** A trace of another image would fetch what nobody needs. @returns The device's fingerprint. */
+async function checkTrace(
+  image: OpenedImage,
+  { records, device = "" }: TracePushOptions,
+  signal: AbortSignal | undefined,
+): Promise<string> {
+  checkRecords(image, records);
+  const fingerprint = await deviceFingerprint(image.source, signal);
+  if (!fingerprint.startsWith(device)) {
+    throw new FormatError(
+      "trace",
+      "device",
+      `is not that of ${image.name}: it was recorded of another image, or of this one built otherwise`,
+    );
+  }
+  return fingerprint;
+}
+
 function checkRecords(
   image: OpenedImage,
   records: readonly TraceRecord[],
@@ -129,7 +148,7 @@ export async function pushAcceleration(
   await using image = await openImage(environment, options.image, {
     platform: options.platform,
   });
-  checkRecords(image, options.records);
+  await checkTrace(image, options, signal);
   const { records, leftOut } = toLayers(image, options.records);
   if (records.length === 0) {
     throw new FormatError(

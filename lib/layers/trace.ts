@@ -7,6 +7,9 @@
  *     magic u32 0xC2EF1820 @0 · pad 4 · data_size u64 = 24 · records @8 ·
  *     checksum u32 @16 (CRC-32C over the records as stored, seed 0) · pad 4
  *
+ * (overlaybd leaves its padding as it was in memory; ours has the name of the
+ * device there, or zeros)
+ *
  * and records of 24 bytes
  *
  *     op u8 'R' @0 · pad 3 · layer_index u32 @4 · count u64 @8 · offset i64 @16
@@ -23,6 +26,7 @@ import {
   getU64,
   LimitError,
   setU64,
+  toHex,
   viewOf,
 } from "../io/mod.ts";
 
@@ -30,6 +34,8 @@ const MAGIC = 0xc2ef1820;
 const HEADER_SIZE = 24;
 const RECORD_SIZE = 24;
 const OP_READ = 0x52;
+/** Bytes of padding in the header. */
+const DEVICE_NAME_SIZE = 8;
 const BLOCK_SIZE = 4096;
 /** 64 MiB of file. */
 const MAX_RECORDS = (64 * 1024 * 1024) / RECORD_SIZE;
@@ -46,9 +52,14 @@ export interface TraceRecord {
   length: number;
 }
 
-/** The bytes of a trace file. */
+/**
+ * The bytes of a trace file.
+ *
+ * @param device Fingerprint of the traced device, hex; 8 bytes of it are kept.
+ */
 export function encodeTrace(
   records: readonly TraceRecord[],
+  device = "",
 ): Uint8Array<ArrayBuffer> {
   if (records.length > MAX_RECORDS) {
     throw new LimitError(`A trace has at most ${MAX_RECORDS} records`);
@@ -64,9 +75,28 @@ export function encodeTrace(
     at += RECORD_SIZE;
   }
   view.setUint32(0, MAGIC, true);
+  const name = Uint8Array.fromHex(device.slice(0, 2 * DEVICE_NAME_SIZE));
+  bytes.set(name.subarray(0, 4), 4);
+  bytes.set(name.subarray(4), 20);
   setU64(view, 8, bytes.length - HEADER_SIZE);
   view.setUint32(16, crc32c(bytes.subarray(HEADER_SIZE), 0), true);
   return bytes;
+}
+
+/**
+ * The device that a trace says to be of: the first hex digits of its
+ * fingerprint. Undefined if it says nothing.
+ *
+ * @param bytes A whole trace.
+ * @param records What is in it; those of layers are overlaybd's, whose padding is anything.
+ */
+export function traceDevice(
+  bytes: Uint8Array,
+  records: readonly TraceRecord[],
+): string | undefined {
+  const name = toHex(bytes.subarray(4, 8)) + toHex(bytes.subarray(20, 24));
+  const isOurs = records.every(({ layer }) => layer === DEVICE_LAYER);
+  return isOurs && !/^0*$/.test(name) ? name : undefined;
 }
 
 /** Whether bytes begin as a trace does; overlaybd takes anything else for a file list (src/prefetch.cpp). */

@@ -4,6 +4,7 @@ import {
   decodeTrace,
   DEVICE_LAYER,
   encodeTrace,
+  traceDevice,
   type TraceRecord,
   TraceRecorder,
 } from "../../lib/layers/mod.ts";
@@ -28,6 +29,22 @@ Deno.test("encodeTrace() writes overlaybd's layout, byte by byte", () => {
 Deno.test("decodeTrace() reads what encodeTrace() wrote", () => {
   assert.deepEqual(decodeTrace(encodeTrace(RECORDS)), RECORDS);
   assert.deepEqual(decodeTrace(encodeTrace([])), []);
+});
+
+Deno.test("traceDevice() is what encodeTrace() was given, of records of a device alone", () => {
+  const name = "0123456789abcdef";
+  const ours = [RECORDS[1]!];
+  const named = encodeTrace(ours, name + "77".repeat(24));
+  assert.equal(traceDevice(named, ours), name);
+  // What it says is in padding: nothing else is different.
+  const plain = encodeTrace(ours);
+  assert.equal(traceDevice(plain, ours), undefined);
+  assert.deepEqual(decodeTrace(named), decodeTrace(plain));
+  named.fill(0, 4, 8);
+  named.fill(0, 20, 24);
+  assert.deepEqual(named, plain);
+  // overlaybd writes whatever was in memory there.
+  assert.equal(traceDevice(encodeTrace(RECORDS, name), RECORDS), undefined);
 });
 
 Deno.test("decodeTrace() refuses every damaged file", () => {

@@ -5,6 +5,7 @@ import {
   decodeTrace,
   DEVICE_LAYER,
   encodeTrace,
+  traceDevice,
   writeAccelerationLayer,
 } from "../../lib/layers/mod.ts";
 import { createApi } from "../../cmd/api.ts";
@@ -59,6 +60,12 @@ Deno.test("a trace is recorded, shown, and replayed into the caches", () =>
     const records = decodeTrace(await Deno.readFile(trace));
     const total = records.reduce((sum, r) => sum + r.length, 0);
     assert.ok(total >= 3_000_000 && total < 6_000_000, `${total} bytes`);
+    const fits = await obd("trace", "push", reference, trace);
+    assert.equal(fits.code, 0, fits.stderr);
+    assert.match(
+      traceDevice(await Deno.readFile(trace), records) ?? "",
+      /^[0-9a-f]{16}$/,
+    );
     const shown = await obd("trace", "show", trace, "--json");
     assert.equal(JSON.parse(shown.stdout).bytes, total);
 
@@ -81,7 +88,7 @@ Deno.test("a trace is recorded, shown, and replayed into the caches", () =>
       const got = await readFile(client, "etc/read");
       assert.deepEqual(got, FILES["etc/read"]);
     }
-    // One of another device: its user should know.
+    // What it says is nowhere on this device: its user should know.
     const offset = 2 ** 50;
     await Deno.writeFile(
       trace,
@@ -90,6 +97,14 @@ Deno.test("a trace is recorded, shown, and replayed into the caches", () =>
     await serve.end();
     await using other = await ServeProcess.start(second);
     await other.logged(/the trace names nothing .* image=/);
+    // Recorded of another image, which the file tells.
+    await other.end();
+    await Deno.writeFile(trace, encodeTrace(records, "ab".repeat(32)));
+    await using third = await ServeProcess.start(second);
+    await third.logged(/leaving a trace alone .* another image.* image=/);
+    const pushed = await obd("trace", "push", reference, trace);
+    assert.equal(pushed.code, 1);
+    assert.match(pushed.stderr, /Bad trace: device is not that of/);
   }));
 
 /** `obd trace record` that has begun. */
@@ -121,7 +136,10 @@ async function startRecording(args: string[], env: Record<string, string>) {
 
 Deno.test("a recording outlives its serve; a mount's directory names it", () =>
   withTempDir(async (dir) => {
-    const traces = new TraceRecordings((name) => name === "app");
+    const traces = new TraceRecordings(
+      (name) => name === "app",
+      () => Promise.resolve("ab".repeat(32)),
+    );
     const api = createApi(new FakeControl(), { trusted: true, traces });
     const asked = Promise.withResolvers<void>();
     const path = `${dir}/api.sock`;
@@ -172,7 +190,10 @@ Deno.test("a recording outlives its serve; a mount's directory names it", () =>
     const { code, stderr } = await recorder.end();
     assert.equal(code, 1, stderr);
     assert.match(stderr, /ended early, .*app\.trace has what was read/);
-    assert.deepEqual(decodeTrace(await Deno.readFile(trace)), [
+    const written = await Deno.readFile(trace);
+    const records = decodeTrace(written);
+    assert.equal(traceDevice(written, records), "ab".repeat(8));
+    assert.deepEqual(records, [
       { layer: DEVICE_LAYER, offset: 4096, length: 4096 },
       { layer: DEVICE_LAYER, offset: 65536, length: 4096 },
     ]);
