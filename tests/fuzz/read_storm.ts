@@ -137,7 +137,7 @@ function randomFault(random: Random, isChecked: boolean): Fault {
     { kind: "silence" },
   ];
   if (isChecked) {
-    for (let i = 0; i < 4; i++) {
+    for (let i = 0; i < 12; i++) {
       faults.push({ kind: "corrupt", at: random.below(400_000) });
     }
   }
