@@ -42,8 +42,8 @@ export interface ReplayResult {
   /** Bytes of them, decoded and about as they are stored. */
   bytes: number;
   storedBytes: number;
-  /** Whether `limitBytes` or failures cut it short. */
-  isCut: boolean;
+  /** What cut it short: `limitBytes`, or a registry that failed too often. */
+  cutBy?: "limit" | "failures";
 }
 
 /**
@@ -92,7 +92,6 @@ class Replay {
     failures: 0,
     bytes: 0,
     storedBytes: 0,
-    isCut: false,
   };
   readonly #jobs: Iterator<PrefetchJob>;
   readonly #options: ReplayOptions;
@@ -136,15 +135,12 @@ class Replay {
     const { result } = this;
     const { limitBytes = Infinity, signal } = this.#options;
     if (signal.aborted) throw new CancelledError();
-    if (result.isCut) return undefined;
+    if (result.cutBy) return undefined;
     const { value: job, done } = this.#jobs.next();
     if (done) return undefined;
-    if (
-      result.bytes + job.length > limitBytes || result.failures >= MAX_FAILURES
-    ) {
-      result.isCut = true;
-      return undefined;
-    }
+    if (result.failures >= MAX_FAILURES) result.cutBy = "failures";
+    else if (result.bytes + job.length > limitBytes) result.cutBy = "limit";
+    if (result.cutBy) return undefined;
     result.jobs++;
     result.bytes += job.length;
     return job;

@@ -46,7 +46,6 @@ Deno.test("replayTrace() fetches in order, many pieces at once", async () => {
     failures: 0,
     bytes: 40 * 65536,
     storedBytes: 40 * 32768,
-    isCut: false,
   });
 });
 
@@ -54,15 +53,15 @@ Deno.test("replayTrace() goes on behind failures, but not for ever", async () =>
   const { target, ...stack } = image();
   target.failure = new ObdError("registry", "away");
   const few = await replayTrace(stack, records.slice(0, 3), options);
-  assert.deepEqual([few.jobs, few.failures, few.isCut], [3, 3, false]);
+  assert.deepEqual([few.jobs, few.failures, few.cutBy], [3, 3, undefined]);
   const result = await replayTrace(stack, records, {
     ...options,
     concurrency: 1,
   });
-  assert.deepEqual([result.jobs, result.failures, result.isCut], [
+  assert.deepEqual([result.jobs, result.failures, result.cutBy], [
     32,
     32,
-    true,
+    "failures",
   ]);
   target.failure = new TypeError("a defect");
   await assert.rejects(replayTrace(stack, records, options), TypeError);
@@ -75,7 +74,7 @@ Deno.test("replayTrace() stops at what the caches can keep", async () => {
     limitBytes: 5 * 65536 + 1,
   });
   assert.equal(target.seen.length, 5);
-  assert.deepEqual([result.jobs, result.isCut], [5, true]);
+  assert.deepEqual([result.jobs, result.cutBy], [5, "limit"]);
 });
 
 Deno.test("replayTrace() keeps to its rate, and stops when told", async () => {
