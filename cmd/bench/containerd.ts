@@ -2,6 +2,7 @@
 
 import { ObdError } from "../../lib/io/mod.ts";
 import { runProgram, waitUntil } from "../mount_process.ts";
+import { endCgroup } from "./cgroups.ts";
 import type { CostGroup } from "./cost.ts";
 import { type Measurement, since } from "./measurement.ts";
 import { BenchProcess } from "./process.ts";
@@ -16,7 +17,6 @@ export const DAEMON_DEADLINE_MS = 30_000;
 const END_DEADLINE_MS = 5_000;
 const CONTAINER_PATH =
   "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const CGROUPS = "/sys/fs/cgroup";
 
 /** Says when it runs, then becomes the service. */
 const ANNOUNCING_SHELL = [
@@ -235,28 +235,6 @@ async function endContainer(
   await waitUntil(() => container.ended, END_DEADLINE_MS);
   await call("task", "delete", "--force", id);
   await call("containers", "delete", id);
+  // Should containerd not have ended it: left alone it would go on for ever.
   await endCgroup(cgroupOf(id));
-}
-
-/** Should containerd not have ended it: a container left alone would go on for ever. */
-async function endCgroup(path: string): Promise<void> {
-  const dirs = [`${CGROUPS}${path}`];
-  for await (const { name, isDirectory } of Deno.readDir(CGROUPS)) {
-    if (isDirectory) dirs.push(`${CGROUPS}/${name}${path}`);
-  }
-  for (const dir of dirs) {
-    await waitUntil(async () => {
-      const pids = await Deno.readTextFile(`${dir}/cgroup.procs`)
-        .catch(() => undefined);
-      if (pids === undefined) return true;
-      for (const pid of pids.split("\n").filter((line) => line !== "")) {
-        try {
-          Deno.kill(Number(pid), "SIGKILL");
-        } catch {
-          // Ended in between.
-        }
-      }
-      return await Deno.remove(dir).then(() => true, () => false);
-    }, END_DEADLINE_MS);
-  }
 }

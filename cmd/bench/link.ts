@@ -56,15 +56,23 @@ export interface RegistryOptions {
   signal: AbortSignal;
 }
 
+/**
+ * What a bench calls its network; names of interfaces have 15 bytes at most.
+ *
+ * @param pid Of the bench.
+ */
+export function networkNames(pid: number) {
+  const id = pid % 65536;
+  return { id, namespace: `obdb${id}`, outer: `ob${id}h`, inner: `ob${id}r` };
+}
+
 /** Starts the registry in a namespace of its own; needs root. */
 export async function startRegistry(
   options: RegistryOptions,
 ): Promise<BenchRegistry> {
   const { work, link, signal } = options;
   await using stack = new AsyncDisposableStack();
-  const id = Deno.pid % 65536;
-  const namespace = `obdb${id}`;
-  const [outer, inner] = [`ob${id}h`, `ob${id}r`];
+  const { id, namespace, outer, inner } = networkNames(Deno.pid);
   // A /30 of 10/8 by process id, so that two benches do not meet.
   const network = `10.${200 + (id >> 14)}.${(id >> 6) & 255}.`;
   const base = (id & 63) * 4;

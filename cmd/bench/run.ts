@@ -1,5 +1,6 @@
 /** One bench from its images to its summaries. */
 
+import { dirname } from "node:path";
 import { layerReads, openEnvironment, openImage } from "../../lib/image/mod.ts";
 import { errorText, ObdError } from "../../lib/io/mod.ts";
 import {
@@ -15,6 +16,12 @@ import { type BenchRegistry, parseRate } from "./link.ts";
 import { describeMachine } from "./machine.ts";
 import { type BenchMode, FULL_MODE } from "./mode.ts";
 import type { Recording } from "./obd.ts";
+import {
+  clearRecord,
+  readRecord,
+  undoDeadBench,
+  writeRecord,
+} from "./dead_bench.ts";
 import type { BenchOptions } from "./options.ts";
 import { type Prepared, prepareImage } from "./prepare.ts";
 import {
@@ -25,6 +32,7 @@ import {
   type Touched,
 } from "./result.ts";
 import { planRounds } from "./rounds.ts";
+import { runDirectory } from "./run_files.ts";
 import type { RunSettings } from "./settings.ts";
 import { between, SpeedProbe } from "./speed_probe.ts";
 
@@ -47,7 +55,7 @@ export async function runBench(run: BenchRun): Promise<Session> {
   const { cache, link } = options;
   await Deno.mkdir(cache, { recursive: true });
   await using stack = new AsyncDisposableStack();
-  await lockCache(stack, cache);
+  await lockCache(stack, run);
   const work = `${cache}/work`;
   await Deno.mkdir(work, { recursive: true });
   const sources = await imageSources(run);
@@ -89,16 +97,37 @@ export async function runBench(run: BenchRun): Promise<Session> {
   return session;
 }
 
-/** Two benches would drop each other's page cache, and share the registry's storage. */
+/**
+ * Two benches would drop each other's page cache, and share the registry's
+ * storage. Who has the lock undoes what the last one left, if that was killed.
+ */
 async function lockCache(
   stack: AsyncDisposableStack,
-  cache: string,
+  { context, options: { cache } }: BenchRun,
 ): Promise<void> {
   const lock = stack.use(
-    await Deno.open(`${cache}/lock`, { write: true, create: true }),
+    await Deno.open(`${cache}/lock`, { read: true, write: true, create: true }),
   );
-  if (await lock.tryLock(true)) return;
-  throw new ObdError("conflict", `Another bench uses "${cache}"`);
+  if (!await lock.tryLock(true)) {
+    throw new ObdError(
+      "conflict",
+      `Another bench uses "${cache}" (--cache DIR uses another one)`,
+    );
+  }
+  const dead = await readRecord(lock);
+  if (dead) {
+    const undone = await undoDeadBench(dead, cache);
+    if (undone.length > 0) {
+      note(
+        context,
+        `undid what a killed bench left (process ${dead.pid}): ${
+          undone.join(", ")
+        }`,
+      );
+    }
+  }
+  await writeRecord(lock);
+  stack.defer(() => clearRecord(lock));
 }
 
 /** Where images come from, or why one cannot be made. */
@@ -186,7 +215,8 @@ async function runWorkloads(
   probe: SpeedProbe,
 ): Promise<void> {
   const { context, options, mode } = run;
-  const runDir = await runDirectory(options.cache);
+  const runDir = runDirectory(options.cache, Deno.pid);
+  await Deno.mkdir(dirname(runDir), { recursive: true });
   const settings = prepared.map((one, index) =>
     settingsOf(run, registry, runDir, one, index)
   );
@@ -338,15 +368,6 @@ function* wholeBlocks(ranges: Recording["ranges"]) {
     const end = Math.ceil((offset + length) / BLOCK) * BLOCK;
     yield { offset: start, length: end - start };
   }
-}
-
-/** A directory for sockets, whose paths must be short. */
-async function runDirectory(cache: string): Promise<string> {
-  const base = Deno.uid() === 0
-    ? "/run"
-    : Deno.env.get("XDG_RUNTIME_DIR") ?? `${cache}/run`;
-  await Deno.mkdir(base, { recursive: true });
-  return `${base}/obd-bench-${Deno.pid}`;
 }
 
 /** Progress for people, on stderr. */

@@ -36,3 +36,15 @@ export async function diskUse(
   for (const line of out.trim().split("\n")) kibibytes += parseInt(line);
   return kibibytes * 1024;
 }
+
+/**
+ * A bench's directory for sockets, whose paths must be short.
+ *
+ * @param pid Of the bench.
+ */
+export function runDirectory(cache: string, pid: number): string {
+  const base = Deno.uid() === 0
+    ? "/run"
+    : Deno.env.get("XDG_RUNTIME_DIR") ?? `${cache}/run`;
+  return `${base}/obd-bench-${pid}`;
+}

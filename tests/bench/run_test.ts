@@ -285,6 +285,83 @@ Deno.test({
     }),
 });
 
+/** Kills a bench as the kernel does for memory, once it said something and so much time has gone. */
+async function killBench(
+  work: string,
+  args: string[],
+  said: RegExp,
+  waitMs: number,
+): Promise<number> {
+  const child = startBench(work, args);
+  const late = setTimeout(() => Deno.kill(child.pid, "SIGKILL"), 90_000);
+  const output = child.stdout.cancel();
+  const decoder = new TextDecoder();
+  let text = "";
+  for await (const piece of child.stderr) {
+    text += decoder.decode(piece, { stream: true });
+    if (said.test(text)) break;
+  }
+  await delay(waitMs);
+  Deno.kill(child.pid, "SIGKILL");
+  assert.equal((await child.status).signal, "SIGKILL", text);
+  clearTimeout(late);
+  await output;
+  return child.pid;
+}
+
+Deno.test({
+  name: "bench: what one left that was killed is undone by the next one",
+  ignore: !canRun,
+  fn: () =>
+    withImage(async (work, image) => {
+      const loops = await orphanedLoops();
+      const options = ["--contenders", "oci", "--runs", "1", image, "--"];
+      const dead = await killBench(
+        work,
+        [...options, "/bin/busybox", "sleep", "30"],
+        /recording/,
+        3000,
+      );
+      const left = (await leftovers(dead, work)).join("\n");
+      for (
+        const what of [
+          `obdb${dead % 65536}`,
+          "overlay",
+          "serve",
+          "containerd",
+          "nbdfuse",
+          `/run/obd-bench-${dead}`,
+        ]
+      ) assert.ok(left.includes(what), `${what} is not in: ${left}`);
+      // Somebody looks around in the cache meanwhile.
+      const bystander = new Deno.Command("sleep", {
+        args: ["300"],
+        cwd: `${work}/cache/work`,
+      }).spawn();
+      try {
+        const child = startBench(work, [...options, "/bin/busybox", "true"]);
+        const { code, stderr } = await child.output();
+        const text = new TextDecoder().decode(stderr);
+        assert.equal(code, 0, text);
+        const told = new RegExp(
+          `^bench: undid what a killed bench left \\(process ${dead}\\): ` +
+            String.raw`\d+ mounts, /dev/loop\d+, \d+ processes, ` +
+            `obdb${dead % 65536}, .*/run/obd-bench-${dead}$`,
+          "m",
+        );
+        assert.match(text, told);
+        await assertClean(dead, work, loops);
+        await assertClean(child.pid, work, loops);
+        await Deno.stat(`/proc/${bystander.pid}/cwd`);
+        // It ended well: there is nothing to undo.
+        assert.equal(await Deno.readTextFile(`${work}/cache/lock`), "");
+      } finally {
+        bystander.kill();
+        await bystander.status;
+      }
+    }),
+});
+
 Deno.test({
   name: "bench --reduced: reads are replayed, and what is left out is said",
   ignore: !requires(...REGISTRY) || !requiresUserNamespaces(),
