@@ -51,7 +51,9 @@ async function bench(
     traces: options.mode === "reduced" && options.readsFile === undefined,
   });
   await requireWritable(flags);
-  if (mode.name === "reduced") note(context, "reduced mode, without root");
+  if (mode.name === "reduced") {
+    note(context, "reduced mode, without containers and mounts");
+  }
   return await runBench({
     context,
     options,

@@ -62,7 +62,13 @@ export async function traceFileAccess(
       tree,
       ...workload.command,
     ], { env: { PATH, HOME: "/root" } });
-    await waitForReady(service, workload.ready, deadlineMs, signal);
+    await waitForReady(
+      service,
+      workload.ready,
+      deadlineMs,
+      signal,
+      "command",
+    );
   }
   const { size } = await Deno.stat(log);
   if (size > TRACE_SIZE_MAX) {

@@ -20,6 +20,8 @@ export interface BenchMode {
   startRegistry(options: RegistryOptions): Promise<BenchRegistry>;
   /** Starts the service once and notes what it reads. */
   record(settings: RunSettings): Promise<Recording>;
+  /** Why no contender can run a workload that was recorded; undefined if they can. */
+  problem(settings: RunSettings): string | undefined;
   run(name: ContenderName, settings: RunSettings): Promise<Measurement>;
 }
 
@@ -39,5 +41,6 @@ export const FULL_MODE: BenchMode = {
           group,
         ),
     ),
+  problem: () => undefined,
   run: runContender,
 };

@@ -1,5 +1,6 @@
 /** The command line of `obd bench`. */
 
+import { resolve } from "node:path";
 import { UsageError } from "../../lib/io/mod.ts";
 import { findWorkload, parseReady, type Workload } from "./workloads.ts";
 import { type ContenderName, CONTENDERS } from "./contenders.ts";
@@ -51,6 +52,7 @@ export type BenchTask =
 
 /** @throws {UsageError} */
 export function readTask(args: string[], flags: BenchFlags): BenchTask {
+  requireApart(flags);
   const { compare, from } = flags;
   const isRun = args.length > 0 || (flags.workload?.length ?? 0) > 0;
   if (compare && from) {
@@ -72,6 +74,39 @@ export function readTask(args: string[], flags: BenchFlags): BenchTask {
   }
   if (from) return { kind: "report", files: from };
   return { kind: "run", options: readOptions(args, flags) };
+}
+
+/** What is written must not be a file that is read, or written otherwise too. */
+function requireApart(flags: BenchFlags): void {
+  const { output, html, reads, from, compare } = flags;
+  const written = [["--output", output], ["--html", html]] as const;
+  const others = [
+    ["--output", output],
+    ["--reads", reads],
+    ...(from ?? []).map((path) => ["--from", path] as const),
+    ...(compare ?? []).map((path) => ["--compare", path] as const),
+  ] as const;
+  for (const [option, path] of written) {
+    if (path === undefined) continue;
+    for (const [other, otherPath] of others) {
+      if (other === option || otherPath === undefined) continue;
+      if (!isSameFile(path, otherPath)) continue;
+      throw new UsageError(
+        `${option} "${path}" would overwrite the file of ${other}`,
+      );
+    }
+  }
+}
+
+/** By their names, or by what is there: a link is another name of a file. */
+function isSameFile(a: string, b: string): boolean {
+  if (resolve(a) === resolve(b)) return true;
+  try {
+    const [one, two] = [Deno.statSync(a), Deno.statSync(b)];
+    return one.isFile && one.dev === two.dev && one.ino === two.ino;
+  } catch {
+    return false; // One of them is not there, so it is not the other.
+  }
 }
 
 function readOptions(args: string[], flags: BenchFlags): BenchOptions {

@@ -10,12 +10,18 @@ const STEADY_CLIENTS = 4;
 /** Asked first without counting: a service's own caches are part of its start. */
 const STEADY_WARM_UP_MS = 1_000;
 
-/** @throws {ObdError} If the container ends first, or the deadline passes. */
+/**
+ * Waits until a service is available.
+ *
+ * @param what The process, for people.
+ * @throws {ObdError} If the process ends first, or the deadline passes.
+ */
 export async function waitForReady(
   container: BenchProcess,
   ready: Ready,
   deadlineMs: number,
   signal: AbortSignal,
+  what = "container",
 ): Promise<void> {
   const stop = new AbortController();
   const expired = AbortSignal.any([
@@ -27,7 +33,9 @@ export async function waitForReady(
     if (ready.kind === "exit" && code === 0) return;
     throw new ObdError(
       "state",
-      `The container ended with ${code}: ${container.tail}`,
+      `The ${what} ended with ${code}${
+        ready.kind === "exit" ? "" : " before it was ready"
+      }: ${container.tail}`,
     );
   });
   ended.catch(() => {});

@@ -23,13 +23,15 @@ import {
   startServe,
 } from "./obd.ts";
 import { fetchAndUnpack } from "./oci.ts";
-import { loadReads, type Reads, readUnpacked, replayReads } from "./reads.ts";
+import { type Reads, readUnpacked, replayReads } from "./reads.ts";
 import { diskUse } from "./run_files.ts";
 import { builtState, watchServe } from "./serve_state.ts";
 import type { RunSettings } from "./settings.ts";
 
 const EXPORT = "bench";
 const WARM_REPLAYS = 3;
+/** Told of each contender; why it is so was told when it was recorded. */
+const UNKNOWN = "Nothing can be replayed: it is not known what it reads";
 
 const LEAVES_OUT = [
   "containers: no containerd, no runc, and the service does not run; ready means that all it reads was read",
@@ -38,13 +40,17 @@ const LEAVES_OUT = [
   "steady state, and the page cache, which is not dropped (obd's own caches are empty)",
 ];
 
-/** A mode for one bench: what a workload reads is found out once. */
-export function createReducedMode(): BenchMode {
-  const known = new Map<string, Reads | ObdError>();
-  const readsOf = (settings: RunSettings): Reads => {
-    const reads = known.get(settings.workload.name);
-    if (reads && !(reads instanceof ObdError)) return reads;
-    throw reads ?? new ObdError("state", "Nothing is known to be read");
+/**
+ * A mode for one bench: what a workload reads is found out once.
+ *
+ * @param given What every workload reads; default what is found out.
+ */
+export function createReducedMode(given?: Reads): BenchMode {
+  const known = new Map<string, Reads>();
+  const readsOf = ({ workload }: RunSettings): Reads => {
+    const reads = known.get(workload.name);
+    if (reads) return reads;
+    throw new ObdError("state", UNKNOWN);
   };
   return {
     name: "reduced",
@@ -54,19 +60,19 @@ export function createReducedMode(): BenchMode {
       withRun(settings, async (stack, group) => {
         const { name } = settings.workload;
         try {
-          known.set(name, await findReads(stack, settings, group));
+          const reads = given ?? await findReads(stack, settings, group);
+          known.set(name, reads);
         } catch (error) {
           settings.signal.throwIfAborted();
-          const failure = new ObdError(
+          throw new ObdError(
             "state",
             `Cannot find out what it reads: ${errorText(error)}`,
             { cause: error },
           );
-          known.set(name, failure);
-          throw failure;
         }
         return await record(stack, settings, group, readsOf(settings));
       }),
+    problem: ({ workload }) => known.has(workload.name) ? undefined : UNKNOWN,
     run: (name, settings) =>
       withRun(settings, async (stack, group) => {
         const reads = readsOf(settings);
@@ -82,9 +88,6 @@ async function findReads(
   settings: RunSettings,
   group: CostGroup,
 ): Promise<Reads> {
-  if (settings.readsFile !== undefined) {
-    return await loadReads(settings.readsFile);
-  }
   await fetchAndUnpack(stack, settings, group);
   return await traceFileAccess(`${settings.work}/bundle/rootfs`, settings);
 }

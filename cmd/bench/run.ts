@@ -56,6 +56,7 @@ export async function runBench(run: BenchRun): Promise<Session> {
   await Deno.mkdir(cache, { recursive: true });
   await using stack = new AsyncDisposableStack();
   await lockCache(stack, run);
+  stack.use(tellCleanUp(context));
   const work = `${cache}/work`;
   await Deno.mkdir(work, { recursive: true });
   const sources = await imageSources(run);
@@ -130,6 +131,15 @@ async function lockCache(
   stack.defer(() => clearRecord(lock));
 }
 
+/** Says that a bench that is stopped is not stuck, until it is disposed of. */
+function tellCleanUp(context: Context): Disposable {
+  const tell = () => note(context, "stopped, cleaning up");
+  context.signal.addEventListener("abort", tell, { once: true });
+  return {
+    [Symbol.dispose]: () => context.signal.removeEventListener("abort", tell),
+  };
+}
+
 /** Where images come from, or why one cannot be made. */
 async function imageSources(
   { context, options }: BenchRun,
@@ -184,17 +194,22 @@ async function prepareAll(
       signal.throwIfAborted();
       const failure = errorText(error);
       note(context, `${workload.name} failed: ${failure}`);
-      for (const contender of options.contenders) {
-        await addRun(run, session, {
-          workload: workload.name,
-          contender,
-          round: 1,
-          failure,
-        });
-      }
+      await failAll(run, session, workload.name, failure);
     }
   }
   return prepared;
+}
+
+/** For a workload that cannot be run at all: told once, not in every round. */
+async function failAll(
+  run: BenchRun,
+  session: Session,
+  workload: string,
+  failure: string,
+): Promise<void> {
+  for (const contender of run.options.contenders) {
+    await addRun(run, session, { workload, contender, round: 1, failure });
+  }
 }
 
 async function addRun(
@@ -235,8 +250,14 @@ async function runWorkloads(
       session.touched.push(touched);
       await run.line({ event: "touched", ...touched });
     }
+    const runnable: [number, RunSettings][] = [];
+    for (const [index, one] of settings.entries()) {
+      const failure = mode.problem(one);
+      if (failure === undefined) runnable.push([index, one]);
+      else await failAll(run, session, one.workload.name, failure);
+    }
     const rounds = planRounds(
-      [...settings.entries()],
+      runnable,
       options.contenders,
       options.runs,
     );
@@ -277,7 +298,6 @@ function settingsOf(
     runDir,
     warmCache: `${work}/warm-${index}`,
     traceFile: `${work}/trace-${index}`,
-    readsFile: options.readsFile,
     deadlineMs: options.timeoutMs,
     steadySeconds: options.steadySeconds,
     signal: context.signal,
@@ -375,9 +395,18 @@ export function note(context: Context, text: string): void {
   if (!context.quiet) console.error(`bench: ${text}`);
 }
 
-/** The mode for the options. */
-export async function modeOf({ mode }: BenchOptions): Promise<BenchMode> {
+/**
+ * The mode for the options.
+ *
+ * @throws {ObdError} If what is to be replayed cannot be.
+ */
+export async function modeOf(
+  { mode, readsFile }: BenchOptions,
+): Promise<BenchMode> {
   if (mode === "full") return FULL_MODE;
   const { createReducedMode } = await import("./reduced.ts");
-  return createReducedMode();
+  const { loadReads } = await import("./reads.ts");
+  return createReducedMode(
+    readsFile === undefined ? undefined : await loadReads(readsFile),
+  );
 }

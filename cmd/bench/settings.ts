@@ -17,8 +17,6 @@ export interface RunSettings {
   work: string;
   /** For sockets: short, and this run's alone. */
   runDir: string;
-  /** What to replay in the reduced mode: a trace, or a list of paths. */
-  readsFile: string | undefined;
   /** A recorded trace, read by `obd-trace`. */
   traceFile: string;
   /** Caches that outlive the run; used by the warm contender. */

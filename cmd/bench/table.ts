@@ -75,17 +75,22 @@ export function renderTable(
       ...stageLines(own, reads),
       ...own.flatMap(processLine),
     );
-    for (const { contender, failures, runs } of own) {
-      if (failures.length === 0) continue;
-      lines.push(
-        `  ${contender} failed in ${failures.length} of ${runs} runs: ${
-          failures[0]
-        }`,
-      );
-    }
+    lines.push(...failureLines(own));
     lines.push("");
   }
   return lines.join("\n").trimEnd();
+}
+
+/** What all contenders failed of the same way is said once. */
+function failureLines(summaries: readonly Summary[]): string[] {
+  const failed = new Map<string, string[]>();
+  for (const { contender, failures, runs } of summaries) {
+    const [first] = failures;
+    if (first === undefined) continue;
+    const how = `failed in ${failures.length} of ${runs} runs: ${first}`;
+    failed.set(how, [...failed.get(how) ?? [], contender]);
+  }
+  return [...failed].map(([how, names]) => `  ${names.join(", ")} ${how}`);
 }
 
 function limitLine({ failure, bytes, storedBytes, limit }: Touched): string {

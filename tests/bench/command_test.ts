@@ -30,6 +30,16 @@ Deno.test("bench: wrong use is told in one line, exit 2", async () => {
     [["--compare", "a", "b", "--html", "x"], /--html is not for --compare/],
     [["--compare", "a", "b", "--from", "c"], /either --compare or --from/],
     [["--workload", "du-all", "--from", "a"], /--from reads results/],
+    [["--from", "b", "a", "--html", "./a"], /--html "\.\/a" .* of --from/],
+    [["--compare", "a", "b", "--output", "b"], /--output "b" .* of --compare/],
+    [
+      ["--output", "a", "--html", "a", "image", "--", "x"],
+      /--html "a" would overwrite the file of --output/,
+    ],
+    [
+      ["--reduced", "--output", "a", "--reads", "a", "image", "--", "x"],
+      /--output "a" would overwrite the file of --reads/,
+    ],
   ];
   await Promise.all(cases.map(async ([args, said]) => {
     const { code, stdout, stderr } = await bench(args);
@@ -101,6 +111,14 @@ Deno.test("bench: results of others are reported and compared, exit 1 if a run f
     ]);
     assert.equal(compared.code, 0, compared.stderr);
     assert.match(compared.stdout, /^ {2}obd .*1\.000 +- +within noise$/m);
+    const link = `${dir}/link`;
+    await Deno.symlink(`${dir}/good.jsonl`, link);
+    const over = await bench(["--from", `${dir}/good.jsonl`, "--html", link]);
+    assert.equal(over.code, 2, over.stderr);
+    assert.equal(
+      await Deno.readTextFile(`${dir}/good.jsonl`),
+      linesOf(good),
+    );
     const missing = await bench(["--from", `${dir}/none`]);
     assert.equal(missing.code, 1);
     assert.match(missing.stderr, /^obd: Cannot read results ".*none"/);
@@ -126,6 +144,36 @@ Deno.test("bench: results of others are reported and compared, exit 1 if a run f
       assert.match(early.stderr, /^obd: (Cannot write|Missing programs)/);
       assert.equal(early.stderr.trim().split("\n").length, 1);
     }
+  } finally {
+    await Deno.remove(dir, { recursive: true });
+  }
+});
+
+Deno.test("bench --reads: a file that cannot be used is told before anything is made", async () => {
+  const dir = await Deno.makeTempDir();
+  try {
+    await Deno.writeTextFile(`${dir}/relative`, "/bin/sh\nbin/ls\n");
+    for (
+      const [name, said] of [
+        ["none", /^obd: Cannot use ".*none"/],
+        ["relative", /^obd: Cannot use ".*relative": "bin\/ls" is no absolute/],
+      ] as const
+    ) {
+      const { code, stderr } = await bench([
+        "--cache",
+        `${dir}/cache`,
+        "--reduced",
+        "--reads",
+        `${dir}/${name}`,
+        "oci:/none:v1",
+        "--",
+        "x",
+      ]);
+      assert.equal(code, 1);
+      assert.match(stderr, said);
+      assert.equal(stderr.trim().split("\n").length, 1);
+    }
+    await assert.rejects(Deno.stat(`${dir}/cache`), Deno.errors.NotFound);
   } finally {
     await Deno.remove(dir, { recursive: true });
   }

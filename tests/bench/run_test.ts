@@ -279,6 +279,7 @@ Deno.test({
         clearTimeout(late);
         await output;
         assert.equal(code, 130, text);
+        assert.match(text, /^bench: stopped, cleaning up$/m);
         assert.match(text, /^obd: Stopped by SIGINT$/m);
         await assertClean(child.pid, work, loops);
       }
@@ -412,3 +413,53 @@ Deno.test({
       assert.match(none.result.runs[0].failure, /none of the files/);
     }),
 });
+
+Deno.test({
+  name: "bench --reduced: what fails for every contender is told once",
+  ignore: !requires(...REGISTRY) || !requiresUserNamespaces(),
+  fn: () =>
+    withImage(async (work, image) => {
+      const loops = await orphanedLoops();
+      const run = async (args: string[]) => {
+        const child = startBench(work, [
+          "--reduced",
+          "--contenders",
+          "oci,obd,obd-trace",
+          ...args,
+        ]);
+        const { code, stdout, stderr } = await child.output();
+        await assertClean(child.pid, work, loops);
+        assert.equal(code, 1);
+        const text = new TextDecoder();
+        return { out: text.decode(stdout), err: text.decode(stderr) };
+      };
+      const times = (text: string, what: string) => text.split(what).length - 1;
+      const ended = await run([
+        "--ready-http",
+        `${freePort()}/x`,
+        image,
+        "--",
+        "/bin/busybox",
+        "cat",
+        "/hello",
+      ]);
+      const why =
+        "The command ended with 0 before it was ready: from the image";
+      assert.equal(times(ended.err, why), 1, ended.err);
+      assert.equal(times(ended.out, why), 1, ended.out);
+      assert.doesNotMatch(ended.err + ended.out, /container ended/);
+      assert.match(
+        ended.out,
+        /^ {2}oci, obd, obd-trace failed in 1 of 1 runs: Nothing can be replayed/m,
+      );
+      assert.equal(times(ended.err, "Nothing can be replayed"), 0, ended.err);
+      const missing = await run([`oci:${work}/none:v1`, "--", "x"]);
+      assert.equal(times(missing.err, "Cannot copy"), 1, missing.err);
+      assert.equal(times(missing.out, "Cannot copy"), 1, missing.out);
+    }),
+});
+
+function freePort(): number {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return listener.addr.port;
+}
