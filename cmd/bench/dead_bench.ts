@@ -84,13 +84,13 @@ export async function undoDeadBench(
   const dirs = [`${cache}/work`, ...(hasNames ? [runDir] : [])];
   const loops = hasNames ? await loopsBelow(runDir) : [];
   const mounts = await unmountBelow(dirs);
-  if (mounts > 0) undone.push(`${mounts} mounts`);
+  if (mounts > 0) undone.push(counted(mounts, "mount"));
   for (const loop of loops) {
     await runProgram("losetup", ["-d", loop]).catch(() => {});
     undone.push(loop);
   }
   const processes = await endMarked(id);
-  if (processes > 0) undone.push(`${processes} processes`);
+  if (processes > 0) undone.push(counted(processes, "process", "es"));
   // nbdfuse's own mount, where it could not undo it.
   await unmountBelow(dirs);
   if (!hasNames) return undone;
@@ -111,6 +111,10 @@ export async function undoDeadBench(
     undone.push(runDir);
   }
   return undone;
+}
+
+function counted(count: number, what: string, plural = "s"): string {
+  return `${count} ${what}${count === 1 ? "" : plural}`;
 }
 
 /** Whether a process runs that may be a bench with the same names: ids are reused, and cut to 16 bits in some. */

@@ -55,8 +55,8 @@ export async function runBench(run: BenchRun): Promise<Session> {
   const { cache, link } = options;
   await Deno.mkdir(cache, { recursive: true });
   await using stack = new AsyncDisposableStack();
-  await lockCache(stack, run);
   stack.use(tellCleanUp(context));
+  await lockCache(stack, run);
   const work = `${cache}/work`;
   await Deno.mkdir(work, { recursive: true });
   const sources = await imageSources(run);
