@@ -168,11 +168,7 @@ class GunzipMaker implements SpanMaker {
     };
   }
 
-  #spanJob(
-    index: number,
-    input: Uint8Array,
-    options: ReadOptions,
-  ): SpanJob {
+  #spanJob(index: number, input: Uint8Array, options: ReadOptions): SpanJob {
     const window = this.#checkpoints.window(index);
     return {
       ...options,
@@ -263,8 +259,7 @@ function checkTables(
 
 /**
  * What spans are decoded into, of all layers: as much as the memory cache has by
- * default. An idle process keeps about half of what is more (10 images after a
- * burst of reads: 149 MB with 48 MiB, 143 with 32; the budget is 150).
+ * default.
  */
 const outputs = new SpareBuffers(32 * 1024 * 1024);
 

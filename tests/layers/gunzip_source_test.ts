@@ -32,6 +32,7 @@ import {
   testSourceContract,
 } from "../testutil/source_contract.ts";
 import { RecordingLogger, TestSource } from "../testutil/test_source.ts";
+import { until } from "../testutil/until.ts";
 
 const KIB = 1024;
 const SPAN = 64 * KIB;
@@ -69,13 +70,6 @@ async function reads(
   const dst = new Uint8Array(length);
   await source.pread(dst, offset);
   assert.deepEqual(dst, want.subarray(offset, offset + length));
-}
-
-async function until(condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 500 && !condition(); i++) {
-    await new Promise((resolve) => setTimeout(resolve, 2));
-  }
-  assert.ok(condition(), "did not come true");
 }
 
 const BIG = makeGzipLayer(content(1_500_001), SPAN);

@@ -31,6 +31,25 @@ function open(
   return { source, inner };
 }
 
+/** One without a source on top of it, which fetches one block at once. */
+function openFetcher(
+  store?: CacheStore,
+): { fetcher: PieceFetcher; inner: TestSource } {
+  const inner = new TestSource(CONTENT);
+  const held = new StoredBlocks({
+    store,
+    key: "x",
+    size: inner.size,
+    blockSize: BLOCK,
+  });
+  const fetcher = new PieceFetcher(inner, held, {
+    maxBlocks: 1,
+    budget: new ByteBudget(2 ** 20),
+    stats: undefined,
+  });
+  return { fetcher, inner };
+}
+
 /** Reads and compares a range. */
 async function check(
   source: CachedSource,
@@ -398,18 +417,7 @@ Deno.test("CachedSource: blocks and pieces that are evicted under load never giv
 
 Deno.test("PieceFetcher: who hurries what has come already keeps nothing busy", async () => {
   await using store = await tempStore();
-  const inner = new TestSource(CONTENT);
-  const held = new StoredBlocks({
-    store,
-    key: "x",
-    size: inner.size,
-    blockSize: BLOCK,
-  });
-  const fetcher = new PieceFetcher(inner, held, {
-    maxBlocks: 1,
-    budget: new ByteBudget(2 ** 20),
-    stats: undefined,
-  });
+  const { fetcher, inner } = openFetcher(store);
   for (let block = 0; block < 5; block++) {
     const flight = fetcher.flightOf(4 * block);
     await flight.join();
@@ -429,18 +437,7 @@ Deno.test("PieceFetcher: who hurries what has come already keeps nothing busy", 
 });
 
 Deno.test("PieceFetcher: who hurries a flight that was given up fetches nothing", async () => {
-  const inner = new TestSource(CONTENT);
-  const held = new StoredBlocks({
-    store: undefined,
-    key: "x",
-    size: inner.size,
-    blockSize: BLOCK,
-  });
-  const fetcher = new PieceFetcher(inner, held, {
-    maxBlocks: 1,
-    budget: new ByteBudget(2 ** 20),
-    stats: undefined,
-  });
+  const { fetcher, inner } = openFetcher();
   const control = new AbortController();
   const left = fetcher.flightOf(5);
   const leaving = left.join(control.signal);

@@ -7,6 +7,7 @@ import { tempStore } from "../testutil/cache_store.ts";
 import { makeGzipLayer, TestInflater } from "../testutil/gzip_layer.ts";
 import { seededBytes, seededRandom } from "../testutil/source_contract.ts";
 import { TestSource } from "../testutil/test_source.ts";
+import { until } from "../testutil/until.ts";
 
 const KIB = 1024;
 const SIZE = 1000;
@@ -161,13 +162,6 @@ async function withLayer(
 /** Spans that were asked for ahead of any read. */
 function ahead(inflater: TestInflater): number {
   return inflater.jobs.filter((job) => job.priority === "prefetch").length;
-}
-
-async function until(condition: () => boolean): Promise<void> {
-  for (let i = 0; i < 500 && !condition(); i++) {
-    await new Promise((resolve) => setTimeout(resolve, 2));
-  }
-  assert.ok(condition(), "did not come true");
 }
 
 async function settled(inflater: TestInflater): Promise<void> {

@@ -5,6 +5,7 @@ import { equalBytes, MemorySource } from "../../lib/io/mod.ts";
 import { NbdClient } from "../../lib/nbd/mod.ts";
 import { seededBytes, seededRandom } from "../testutil/source_contract.ts";
 import { RecordingLogger } from "../testutil/test_source.ts";
+import { until } from "../testutil/until.ts";
 import {
   contextData,
   infoData,
@@ -12,7 +13,6 @@ import {
   pack,
   RawPeer,
   request,
-  until,
   withServer,
 } from "./peer.ts";
 import { MemoryBlockSource } from "./sources.ts";

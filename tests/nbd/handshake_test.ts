@@ -1,12 +1,12 @@
 import assert from "node:assert/strict";
 import { MemorySource } from "../../lib/io/mod.ts";
+import { until } from "../testutil/until.ts";
 import {
   contextData,
   infoData,
   option,
   pack,
   RawPeer,
-  until,
   withServer,
 } from "./peer.ts";
 import { MemoryBlockSource } from "./sources.ts";

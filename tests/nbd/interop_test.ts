@@ -5,7 +5,8 @@ import { equalBytes, FileSource, MemorySource } from "../../lib/io/mod.ts";
 import { formatNbdUri, NbdClient, NbdServer } from "../../lib/nbd/mod.ts";
 import { requires } from "../testutil/requires.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
-import { soon, until } from "./peer.ts";
+import { until } from "../testutil/until.ts";
+import { soon } from "./peer.ts";
 import { MemoryBlockSource, SparseSource } from "./sources.ts";
 
 const MiB = 1024 * 1024;

@@ -40,15 +40,6 @@ export async function soon<T>(work: Promise<T>, what = "work"): Promise<T> {
   }
 }
 
-/** Waits until something becomes true. */
-export async function until(check: () => boolean, what = "it"): Promise<void> {
-  const end = Date.now() + PATIENCE_MS;
-  while (!check()) {
-    if (Date.now() > end) throw new Error(`${what} does not happen`);
-    await new Promise((resolve) => setTimeout(resolve, 2));
-  }
-}
-
 /** Big-endian bytes: numbers as [value, bytes], strings and arrays as they are. */
 export function pack(
   ...fields: (readonly [number | bigint, 1 | 2 | 4 | 8] | string | Uint8Array)[]

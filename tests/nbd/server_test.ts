@@ -4,7 +4,8 @@ import { MemorySource, NotFoundError, UsageError } from "../../lib/io/mod.ts";
 import { NbdClient, NbdServer } from "../../lib/nbd/mod.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
 import { RecordingLogger } from "../testutil/test_source.ts";
-import { RawPeer, request, soon, until, withServer } from "./peer.ts";
+import { until } from "../testutil/until.ts";
+import { RawPeer, request, soon, withServer } from "./peer.ts";
 import { GatedSource, MemoryBlockSource } from "./sources.ts";
 
 const content = seededBytes(100_000, 1);

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { equalBytes, IntegrityError, MemorySource } from "../../lib/io/mod.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
 import { RecordingLogger } from "../testutil/test_source.ts";
-import { pack, RawPeer, request, until, withServer } from "./peer.ts";
+import { until } from "../testutil/until.ts";
+import { pack, RawPeer, request, withServer } from "./peer.ts";
 import { GatedSource, MemoryBlockSource, SparseSource } from "./sources.ts";
 
 const READ = 0, WRITE = 1, DISC = 2, FLUSH = 3, TRIM = 4, CACHE = 5;
