@@ -37,6 +37,8 @@ export interface Comparison {
   ratio?: number;
   /** The same of the speed probes of these runs: above 1 the second's machine was slower. */
   machineRatio?: number;
+  /** How likely, at most, the verdict is another than "within noise" though nothing changed. */
+  chance?: number;
   verdict: Verdict;
 }
 
@@ -71,6 +73,19 @@ export function compareResults(
   });
 }
 
+/**
+ * How likely, at most, the median of `second` runs lies outside of what `first`
+ * runs span though nothing changed. All orders of all runs are as likely then,
+ * and half of the second ones have to come before, or after, all of the first.
+ */
+export function chanceOutside(first: number, second: number): number {
+  let likely = 2;
+  for (let i = 0; i < Math.ceil(second / 2); i++) {
+    likely *= (second - i) / (first + second - i);
+  }
+  return Math.min(1, likely);
+}
+
 function runsOf(sessions: readonly Session[]): RunResult[] {
   return sessions.flatMap((session) => session.runs);
 }
@@ -83,12 +98,11 @@ function compareOne(
   speed: SpeedRatios,
 ): Comparison {
   const ready = (runs: RunResult[]) =>
-    spreadOf(
-      runs.flatMap((r) => r.measurement ? [r.measurement.readySeconds] : []),
-    );
+    runs.flatMap((r) => r.measurement ? [r.measurement.readySeconds] : []);
   const failed = (runs: RunResult[]) =>
     runs.filter((r) => r.failure !== undefined).length;
-  const [first, second] = [ready(a), ready(b)];
+  const times = [ready(a), ready(b)] as const;
+  const [first, second] = [spreadOf(times[0]), spreadOf(times[1])];
   const machineRatio = speed.isKnown ? speedRatio(a, b) : undefined;
   return {
     workload,
@@ -100,6 +114,9 @@ function compareOne(
       ? { ratio: second.median / first.median }
       : {}),
     ...(machineRatio === undefined ? {} : { machineRatio }),
+    ...(first && second
+      ? { chance: chanceOutside(times[0].length, times[1].length) }
+      : {}),
     verdict: a.length === 0
       ? "only in the second"
       : b.length === 0
@@ -188,8 +205,18 @@ export function renderComparison(
       "",
     );
   }
+  const chances = comparisons.flatMap((c) => c.chance ?? []);
+  if (chances.length > 0) lines.push(byChance(chances));
   if (comparisons.some((c) => c.verdict === "machine's speed")) {
     lines.push(MACHINE_SPEED);
   }
   return lines.join("\n").trimEnd();
+}
+
+function byChance(chances: readonly number[]): string {
+  const expected = chances.reduce((sum, chance) => sum + chance, 0);
+  return `chance: of ${chances.length} medians up to ${
+    expected.toFixed(1)
+  } would lie outside of the
+first's lowest to highest though nothing changed; with more runs, fewer.`;
 }

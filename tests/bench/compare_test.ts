@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import {
+  chanceOutside,
   compareResults,
   differences,
   renderComparison,
@@ -11,9 +12,11 @@ import {
   type MachineFacts,
   probesOf,
   type RunResult,
+  spreadOf,
   summarize,
 } from "../../cmd/bench/result.ts";
 import { ObdError } from "../../lib/io/mod.ts";
+import { seededRandom } from "../testutil/source_contract.ts";
 import { linesOf, MACHINE, runOf, sessionOf } from "./sessions.ts";
 
 async function withFile<T>(
@@ -164,6 +167,46 @@ Deno.test("compareResults() calls noise what lies within the first one's spread"
     /^ {2}obd +2\.00 \(1\.00–3\.00\) +2\.95 \(2\.90–3\.00\) +1\.475 +- +within noise$/m,
   );
   assert.match(text, /5\.10 \(5\.10–5\.10\), 1 failed/);
+});
+
+Deno.test("chanceOutside() is what drawing from one distribution gives", () => {
+  assert.equal(chanceOutside(1, 1), 1);
+  assert.equal(chanceOutside(5, 5), 1 / 6);
+  assert.equal(chanceOutside(5, 1), 1 / 3);
+  const random = seededRandom(5);
+  for (const [first, second] of [[5, 5], [9, 9], [3, 7], [5, 6]] as const) {
+    const draw = (n: number) => spreadOf(Array.from({ length: n }, random))!;
+    let outside = 0;
+    const rounds = 20_000;
+    for (let i = 0; i < rounds; i++) {
+      const { min, max } = draw(first);
+      const { median } = draw(second);
+      if (median < min || median > max) outside++;
+    }
+    const likely = chanceOutside(first, second);
+    const found = outside / rounds;
+    assert.ok(found <= likely + 0.01, `${first}, ${second}: ${found}`);
+    // Of an even number the median lies between two: less likely outside.
+    if (second % 2 === 1) assert.ok(found >= likely - 0.01);
+  }
+});
+
+Deno.test("compareResults() says how many verdicts chance alone would give", () => {
+  const runs = (n: number) =>
+    ["oci", "obd"].flatMap((name) =>
+      Array.from({ length: n }, (_, i) => runOf(name, i + 1, 9 + i))
+    );
+  const failed = [runOf("umoci", 1)];
+  const found = compareResults(
+    [sessionOf({ runs: [...runs(5), ...failed] })],
+    [sessionOf({ runs: [...runs(5), ...failed] })],
+  );
+  assert.deepEqual(found.map((c) => c.chance), [1 / 6, 1 / 6, undefined]);
+  assert.match(
+    renderComparison(found, []),
+    /^chance: of 2 medians up to 0\.3 would lie outside/m,
+  );
+  assert.ok(!renderComparison(found.slice(2), []).includes("chance"));
 });
 
 /** A run with probes that took so many CPU seconds. */
