@@ -9,6 +9,7 @@ import { Authenticator, type Scope } from "./auth.ts";
 import { answerError, redactUrl, RegistryError } from "./errors.ts";
 import type { RequestBody } from "./http.ts";
 import { noteRetryAfter, withRetries } from "./retry.ts";
+import { throwIfAborted } from "./signals.ts";
 import type { Exchange, Transport } from "./transport.ts";
 
 /** Rights that a request needs on its repository. */
@@ -127,27 +128,15 @@ export class Session {
         !isRefused || round >= AUTH_ROUNDS_MAX ||
         answer.url.origin !== base.origin
       ) return answer;
-      const challengeHeader = answer.headers.get("www-authenticate");
-      const next = await this.#renew(base, scopes, {
+      const refusal = await keep(answer);
+      throwIfAborted(request.signal);
+      const next = await this.#auth.renew(base, this.repository, scopes, {
         status: answer.status,
-        challengeHeader,
-      }, header).catch(async (error) => {
-        await answer.discard();
-        throw error;
-      });
-      if (next === undefined) return answer;
-      await answer.discard();
+        challengeHeader: answer.headers.get("www-authenticate"),
+      }, header);
+      if (next === undefined) return refusal;
       header = next;
     }
-  }
-
-  #renew(
-    base: URL,
-    scopes: readonly Scope[],
-    answer: { status: number; challengeHeader: string | null },
-    used: string | undefined,
-  ): Promise<string | undefined> {
-    return this.#auth.renew(base, this.repository, scopes, answer, used);
   }
 
   async #follow(
@@ -230,6 +219,32 @@ export class Session {
       { status, codes: plain.codes, method, url, temporary: false },
     );
   }
+}
+
+/**
+ * The answer with its body in memory. A token server may be on the registry's
+ * own host: if refusals kept that host's permits, tokens would wait for them,
+ * and they for the tokens.
+ */
+async function keep(answer: Exchange): Promise<Exchange> {
+  const { method, url, status, headers } = answer;
+  let rest = await answer.bytes(ERROR_BODY_SIZE_MAX)
+    .catch(() => new Uint8Array(0));
+  const read = (dst: Uint8Array) => {
+    const length = Math.min(dst.length, rest.length);
+    dst.set(rest.subarray(0, length));
+    rest = rest.subarray(length);
+    return Promise.resolve(length);
+  };
+  return {
+    method,
+    url,
+    status,
+    headers,
+    read,
+    bytes: () => Promise.resolve(rest),
+    discard: () => Promise.resolve(),
+  };
 }
 
 function isFollowed(request: SessionRequest, status: number): boolean {

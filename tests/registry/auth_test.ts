@@ -1,4 +1,5 @@
 import { deepEqual, equal, ok, rejects } from "node:assert/strict";
+import { withDeadline } from "../../lib/io/mod.ts";
 import { RegistryError } from "../../lib/registry/mod.ts";
 import { parseChallenges } from "../../lib/registry/challenge.ts";
 import { hostKind, mayRedirect } from "../../lib/registry/addresses.ts";
@@ -160,6 +161,29 @@ Deno.test("token: anonymous pull, one token for concurrent requests", async () =
   equal(tokens.length, 1, s.server.summary().join("\n"));
   ok(tokens[0]!.query.includes("scope=repository%3Aapp%3Apull"));
   ok(tokens[0]!.query.includes("service=test+registry"));
+});
+
+Deno.test("token: refusals of all connections do not keep the token from coming", async () => {
+  // The token server is on the registry's host, as it often is.
+  await using s = await setup(
+    { auth: { kind: "token", anonymousPull: true } },
+    { concurrency: 4 },
+  );
+  const blob = await s.server.putBlob("app", CONTENT);
+  const four = () =>
+    withDeadline(
+      "Four requests",
+      10_000,
+      () =>
+        Promise.all(
+          Array.from({ length: 4 }, () => s.repository.hasBlob(blob.digest)),
+        ),
+    );
+  deepEqual(await four(), [true, true, true, true]);
+  const refused = s.server.requests.filter((r) => r.status === 401);
+  equal(refused.length, 4);
+  s.server.revokeTokens();
+  deepEqual(await four(), [true, true, true, true]);
 });
 
 Deno.test("token: expires_in is honoured, a bit early; the default is 60 s", async () => {
