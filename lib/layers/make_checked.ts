@@ -164,6 +164,7 @@ async function make(
  */
 const WRONG_DATA = ["integrity", "format", "unsupported", "limit"];
 
-function isWrongData(error: unknown): boolean {
+/** Whether it may be the bytes that are wrong: for errors of a decoder. */
+export function isWrongData(error: unknown): error is ObdError {
   return error instanceof ObdError && WRONG_DATA.includes(error.code);
 }

@@ -23,6 +23,7 @@ import {
   startWorker,
 } from "../io/mod.ts";
 import { isCaching } from "./cache/mod.ts";
+import { isWrongData } from "./make_checked.ts";
 import type { PinnedFile, PinnedStore } from "./pinned_store.ts";
 import {
   PIN_CHUNK,
@@ -258,9 +259,7 @@ export class PinnedSource implements ByteSource {
       try {
         return await decoder.run(this.#control.signal);
       } catch (error) {
-        const isWrong = error instanceof ObdError &&
-          (error.code === "integrity" || error.code === "format");
-        if (!isWrong) throw error;
+        if (error !== decoder.said || !isWrongData(error)) throw error;
         const { digest, compressedStart } = this.#options;
         const cached = isCaching(this.#compressed) &&
           this.#compressed.discard(
@@ -311,6 +310,8 @@ class PinDecoder {
   offset: number;
   /** The span at which it failed. */
   failedSpan = 0;
+  /** The worker's error, not the source's. */
+  said: unknown;
   readonly #source: ByteSource;
   readonly #start: PinStart;
   readonly #verified: Uint8Array;
@@ -358,7 +359,7 @@ class PinDecoder {
         this.#onProgress();
       } else {
         this.failedSpan = data.span;
-        done.reject(unpackError(data.error));
+        done.reject(this.said = unpackError(data.error));
       }
     };
     worker.onerror = (event) => {

@@ -7,6 +7,7 @@ import {
   IntegrityError,
   LimitError,
   ObdError,
+  UnsupportedError,
 } from "../../lib/io/mod.ts";
 import {
   CachedSource,
@@ -270,6 +271,27 @@ Deno.test("a cache below that is to blame is read anew", async () => {
   await using store = await PinnedStore.open();
   await using source = await open(store, cached);
   await reads(source, 0, TAR.length);
+});
+
+Deno.test("so is one whose damage a decoder calls unsupported", async () => {
+  await using blobs = await tempStore();
+  const inner = new TestSource(BLOB.slice());
+  // The frame wants a dictionary, says its header.
+  inner.content[4]! |= 1;
+  const cached = new CachedSource(inner, { key: "x", store: blobs });
+  await cached.pread(new Uint8Array(BLOB.length), 0);
+  inner.content.set(BLOB);
+  await using store = await PinnedStore.open();
+  await using source = await open(store, cached);
+  await reads(source, 0, TAR.length);
+});
+
+Deno.test("a source that cannot be read is not taken for wrong bytes", async () => {
+  const inner = new TestSource(BLOB);
+  inner.failure = new UnsupportedError("ranges", "no ranges");
+  await using store = await PinnedStore.open();
+  await using source = await open(store, inner);
+  await assert.rejects(reads(source, 0, 10), /^UnsupportedError: no ranges/);
 });
 
 Deno.test("a layer that does not fit is refused, and room is taken from the cache", async () => {
