@@ -20,6 +20,8 @@ const VSIZE_MAX_GIB = 16_383;
 const SPAN_SIZE_MIN_KIB = 64;
 const SPAN_SIZE_MAX_KIB = 65_536;
 const JOBS_MAX = 256;
+/** A week; the runtime's timers go to 24 days. */
+const TIMEOUT_MAX_SECONDS = 7 * 24 * 3600;
 
 /** What a command's module exports. */
 interface CommandModule {
@@ -416,7 +418,7 @@ function addBench(add: Add): void {
     )
     .addOption(
       new Option("--timeout <seconds>", "for one run")
-        .argParser(positiveInteger).default(600),
+        .argParser(integerTo(TIMEOUT_MAX_SECONDS)).default(600),
     )
     .option(
       "--cache <dir>",

@@ -1,5 +1,6 @@
 /** The start of a run's clock, and commands that count in it. */
 
+import { ObdError } from "../../lib/io/mod.ts";
 import type { CostGroup } from "./cost.ts";
 import { type BenchProcess, runTool } from "./process.ts";
 import type { RunSettings } from "./settings.ts";
@@ -22,15 +23,28 @@ export async function startClock(
   return performance.now();
 }
 
-/** Waits for a command's good end. */
+/**
+ * Waits for a command's good end.
+ *
+ * @throws {ObdError} If it fails, or takes longer than a run may.
+ */
 export async function ended(
   process: BenchProcess,
-  { deadlineMs, signal }: RunSettings,
+  { deadlineMs, signal }: Pick<RunSettings, "deadlineMs" | "signal">,
   action: string,
 ): Promise<void> {
+  // Who listens later is not told.
+  signal.throwIfAborted();
   const stop = AbortSignal.any([signal, AbortSignal.timeout(deadlineMs)]);
   const stopped = new Promise<never>((_, reject) => {
-    stop.addEventListener("abort", () => reject(stop.reason), { once: true });
+    stop.addEventListener("abort", () => {
+      reject(
+        signal.aborted ? signal.reason : new ObdError(
+          "deadline",
+          `Cannot ${action}: it took more than ${deadlineMs / 1000} s`,
+        ),
+      );
+    }, { once: true });
   });
   await Promise.race([process.success(action), stopped]);
 }

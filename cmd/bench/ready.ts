@@ -64,13 +64,17 @@ async function until(
   signal: AbortSignal,
 ): Promise<void> {
   if (ready.kind === "http") return await untilHttp(ready, signal);
+  // Who listens later is not told.
+  signal.throwIfAborted();
   await new Promise<void>((resolve, reject) => {
     signal.addEventListener("abort", () => reject(signal.reason));
     if (ready.kind !== "log") return;
     let text = "";
     container.listen((piece) => {
-      text = (text + piece).slice(-64 * 1024);
+      text += piece;
       if (text.includes(ready.text)) resolve();
+      // What may be its beginning.
+      text = text.slice(-ready.text.length);
     });
   });
 }
