@@ -10,7 +10,7 @@ import { answerError, redactUrl, RegistryError } from "./errors.ts";
 import type { RequestBody } from "./http.ts";
 import { noteRetryAfter, withRetries } from "./retry.ts";
 import { throwIfAborted } from "./signals.ts";
-import type { Exchange, Transport } from "./transport.ts";
+import type { Exchange, ExchangeRequest, Transport } from "./transport.ts";
 
 /** Rights that a request needs on its repository. */
 export type Access = "pull" | "push";
@@ -25,6 +25,7 @@ export interface SessionRequest extends Urgent {
   scopes?: readonly Scope[] | undefined;
   headers?: Record<string, string> | undefined;
   body?: RequestBody | undefined;
+  isUpload?: ExchangeRequest["isUpload"];
   /** Leave redirects of these statuses to the caller. */
   keepRedirects?: readonly number[] | undefined;
   signal?: AbortSignal | undefined;
@@ -156,6 +157,7 @@ export class Session {
           ...(authorization !== undefined && isOwn && { authorization }),
         },
         body: request.body,
+        isUpload: request.isUpload,
         signal: request.signal,
         priority: request.priority,
         urgency: request.urgency,

@@ -36,7 +36,11 @@ import {
 export interface TransportLimits {
   /** From the start of a request to the headers of its answer. */
   answerMs: number;
-  /** The same, from the last byte of an upload: registries move blobs about then. */
+  /**
+   * The same for content that is stored: registries move blobs about then.
+   * From its last byte where it is streamed, which each piece may take
+   * `answerMs` for; else from the start.
+   */
   commitMs: number;
   /** A body must bring {@linkcode stallBytes} in each such time. */
   stallMs: number;
@@ -96,6 +100,8 @@ export interface ExchangeRequest extends Urgent {
   signal?: AbortSignal | undefined;
   /** It reads content that has a digest, which a P2P agent may have. */
   isBlob?: boolean | undefined;
+  /** It has content stored: the answer may take as long as that does. */
+  isUpload?: boolean | undefined;
 }
 
 /** An answer whose body is still to be read. One of its methods must see the end of it. */
@@ -341,9 +347,11 @@ class Guard {
     at: URL,
     headers: Headers,
   ): Promise<Exchange> {
-    const { method, url, body } = this.#request;
+    const { method, url, body, isUpload } = this.#request;
     try {
-      this.#armAnswer(this.#limits.answerMs);
+      const isWhole = isUpload === true && body instanceof Uint8Array;
+      const { answerMs, commitMs } = this.#limits;
+      this.#armAnswer(isWhole ? commitMs : answerMs);
       const response = await engine.send({
         method,
         url: at,

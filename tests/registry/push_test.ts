@@ -175,6 +175,32 @@ Deno.test("pushBlob(): a lost answer to the commit, errors at each step", async 
   equal(writes(s).filter((w) => w.startsWith("PUT")).length, 3);
 });
 
+Deno.test("pushBlob(): a registry may take its time to store what it was sent", async () => {
+  await using s = await setup({}, {
+    limits: { answerMs: 400, commitMs: 20_000 },
+  });
+  const delay = { kind: "delay", milliseconds: 900 } as const;
+  s.server.faults.add({ method: "PUT", times: 2, fault: delay });
+  await s.repository.pushBlob(describe(SMALL), blobFromBytes(SMALL));
+  deepEqual(writes(s), ["POST 202", "PUT 201"]);
+  s.server.requests.length = 0;
+  s.server.faults.add({
+    method: "PATCH",
+    fault: { kind: "status", status: 411 },
+  });
+  s.server.faults.add({ method: "PATCH", times: 3, fault: delay });
+  await s.repository.pushBlob(describe(LARGE), blobFromBytes(LARGE));
+  deepEqual(writes(s), [
+    "POST 202",
+    "PATCH 411",
+    "POST 202",
+    "PATCH 202",
+    "PATCH 202",
+    "PATCH 202",
+    "PUT 201",
+  ]);
+});
+
 Deno.test("pushBlob(): content that is not what its descriptor says is never committed", async () => {
   await using s = await setup();
   for (const bytes of [SMALL, LARGE]) {
