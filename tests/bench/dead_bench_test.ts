@@ -8,13 +8,18 @@ import {
 import { runDirectory } from "../../cmd/bench/run_files.ts";
 
 /** A process that does nothing, with arguments and environment to be told by. */
-function startSleeper(args: string[], env: Record<string, string> = {}) {
+async function startSleeper(args: string[], env: Record<string, string> = {}) {
   const child = new Deno.Command("/bin/sh", {
     // The shell stays: its arguments are what is looked at.
-    args: ["-c", "sleep 300 & wait", "sh", ...args],
+    args: ["-c", "sleep 300 >/dev/null & echo; wait", "sh", ...args],
     env,
+    stdout: "piped",
     detached: true,
   }).spawn();
+  // Then both processes are there.
+  const reader = child.stdout.getReader();
+  await reader.read();
+  await reader.cancel();
   const end = async () => {
     try {
       Deno.kill(-child.pid, "SIGKILL");
@@ -34,12 +39,12 @@ Deno.test("undoDeadBench() ends processes of that bench, and leaves names that a
   const cache = await Deno.makeTempDir({ prefix: "obd-dead-bench-" });
   const id = crypto.randomUUID();
   const env = { OBD_BENCH_ID: id };
-  const marked = startSleeper([], env);
-  const other = startSleeper([`${cache}/work/run`], {
+  const marked = await startSleeper([], env);
+  const other = await startSleeper([`${cache}/work/run`], {
     OBD_BENCH_ID: crypto.randomUUID(),
   });
   // The process id of the dead one is another bench's now.
-  const living = startSleeper(["bench"]);
+  const living = await startSleeper(["bench"]);
   const runDir = runDirectory(cache, living.pid);
   try {
     await Deno.mkdir(runDir, { recursive: true });

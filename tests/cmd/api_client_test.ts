@@ -11,6 +11,9 @@ import {
 import { fixture } from "./fake_control.ts";
 import { withTempDir } from "./run_obd.ts";
 
+const ROOT = new URL("../../", import.meta.url).pathname;
+const MODULE = new URL("../../cmd/api_client.ts", import.meta.url).href;
+
 /** Serves an API on a socket for the client. */
 async function withSocket(
   api: { fetch(request: Request): Response | Promise<Response> },
@@ -51,23 +54,22 @@ Deno.test("the client over a Unix socket", async () => {
 
 Deno.test("no proxy of the environment comes between client and serve", async () => {
   const { api } = fixture();
-  const before = ["HTTP_PROXY", "NO_PROXY"].map((name) =>
-    [name, Deno.env.get(name)] as const
-  );
-  try {
-    for (const exception of ["localhost,127.0.0.1", "*", ""]) {
-      Deno.env.set("HTTP_PROXY", "http://127.0.0.1:9");
-      Deno.env.set("NO_PROXY", exception);
-      await withSocket(api, async (address) => {
-        using client = createApiClient(address);
-        assert.equal((await client.status()).version, "1.2.3");
-      });
-    }
-  } finally {
-    for (const [name, value] of before) {
-      if (value === undefined) Deno.env.delete(name);
-      else Deno.env.set(name, value);
-    }
+  // In processes of their own: tests beside this one share its environment.
+  const ask = (address: string) =>
+    `import { createApiClient } from ${JSON.stringify(MODULE)};
+     using client = createApiClient(${JSON.stringify(address)});
+     console.log((await client.status()).version);`;
+  for (const exception of ["localhost,127.0.0.1", "*", ""]) {
+    await withSocket(api, async (address) => {
+      const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+        args: ["eval", ask(address)],
+        cwd: ROOT,
+        env: { HTTP_PROXY: "http://127.0.0.1:9", NO_PROXY: exception },
+        stdin: "null",
+      }).output();
+      const text = new TextDecoder();
+      assert.equal(text.decode(stdout), "1.2.3\n", text.decode(stderr));
+    });
   }
 });
 

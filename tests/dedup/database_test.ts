@@ -359,8 +359,9 @@ async function untilStopped(pid: number): Promise<void> {
   const states = async () => {
     const found: string[] = [];
     for await (const { name } of Deno.readDir(`/proc/${pid}/task`)) {
-      const stat = await Deno.readTextFile(`/proc/${pid}/task/${name}/stat`);
-      found.push(stat.slice(stat.lastIndexOf(")") + 2)[0]!);
+      const stat = await Deno.readTextFile(`/proc/${pid}/task/${name}/stat`)
+        .catch(() => ""); // A thread that has just ended.
+      if (stat !== "") found.push(stat.slice(stat.lastIndexOf(")") + 2)[0]!);
     }
     return found;
   };

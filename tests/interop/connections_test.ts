@@ -161,7 +161,7 @@ Deno.test({
     }
     const fuse = (file: string, connections: number) =>
       new Deno.Command("timeout", {
-        args: ["60", "nbdfuse", "-r", "-C", `${connections}`, file, uri],
+        args: ["300", "nbdfuse", "-r", "-C", `${connections}`, file, uri],
         stdout: "null",
         stderr: "piped",
       });

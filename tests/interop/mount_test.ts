@@ -6,6 +6,7 @@
 import { deepEqual, equal, match, ok } from "node:assert/strict";
 import { createApiClient } from "../../cmd/api_client.ts";
 import { runTool } from "../testutil/debian_image.ts";
+import { withOwnMounts } from "../testutil/mount_namespace.ts";
 import { ObdSandbox } from "../testutil/obd_command.ts";
 import {
   dir as directory,
@@ -120,10 +121,12 @@ Deno.test({
       await runTool("sh", "-c", overlay);
       await busy(new RegExp(`overlay "${box.dir}/over"`));
       await runTool("umount", `${box.dir}/over`);
-      const hidden = new Deno.Command("unshare", {
-        args: ["-m", "sh", "-c", `${overlay}; echo; exec sleep 60`],
-        stdout: "piped",
-      }).spawn();
+      const [program, ...args] = withOwnMounts(
+        ["sh", "-c", `${overlay}; echo; exec sleep 60`],
+        box.dir,
+      );
+      const hidden = new Deno.Command(program!, { args, stdout: "piped" })
+        .spawn();
       try {
         const reader = hidden.stdout.getReader();
         await reader.read();

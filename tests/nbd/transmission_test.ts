@@ -564,12 +564,13 @@ test("a request past its deadline is EIO, and is cancelled", async () => {
 });
 
 test("a deadline is each request's own", () =>
-  withServer({ requestDeadlineMs: 300 }, async (server, socket) => {
+  // The second request has half of it left when the first one's answer comes.
+  withServer({ requestDeadlineMs: 1000 }, async (server, socket) => {
     const source = new GatedSource(content);
     const { stats } = server.addExport({ name: "", source });
     using peer = await RawPeer.inTransmission(socket);
     await peer.send(request({ type: READ, cookie: 1n, length: 100 }));
-    await new Promise((resolve) => setTimeout(resolve, 150));
+    await new Promise((resolve) => setTimeout(resolve, 500));
     await peer.send(request({ type: READ, cookie: 2n, offset: 9, length: 9 }));
     const late = await peer.reply();
     assert.deepEqual([late.cookie, late.error], [1n, EIO]);

@@ -3,6 +3,8 @@
 import assert from "node:assert/strict";
 import { putImage } from "../testutil/oci_image.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
+import { hasIpv6 } from "../testutil/requires.ts";
+import { until } from "../testutil/until.ts";
 import {
   build,
   checkFiles,
@@ -121,12 +123,10 @@ async function untilDisconnected(
   name: string,
 ): Promise<void> {
   using api = serve.api();
-  for (let i = 0; i < 200; i++) {
+  await until(async () => {
     const { exports } = await api.status();
-    if (exports.find((e) => e.name === name)?.connections === 0) return;
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-  assert.fail("the connection stays");
+    return exports.find((e) => e.name === name)?.connections === 0;
+  }, "the end of the connection");
 }
 
 Deno.test(
@@ -234,6 +234,19 @@ Deno.test(
     assert.match((await api.log()).join("\n"), /export added/);
   }),
 );
+
+Deno.test({
+  name: "API: the ready line's address is one that --api takes, also of IPv6",
+  ignore: !hasIpv6(),
+  fn: withPlace(async ({ config }) => {
+    await using serve = await ServeProcess.start(
+      await config({ api: { listen: "[::1]:0" } }),
+    );
+    assert.match(serve.ready.api, /^\[::1\]:[1-9]/);
+    using api = serve.api();
+    assert.equal((await api.status()).pid, serve.pid);
+  }),
+});
 
 Deno.test(
   "API: over TCP, changes need the token and Host is checked",
