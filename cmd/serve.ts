@@ -7,6 +7,7 @@ import {
   ObdError,
   UsageError,
 } from "../lib/io/mod.ts";
+import { formatNbdAddress } from "../lib/nbd/mod.ts";
 import { createApi, createMetricsApi } from "./api.ts";
 import {
   type ImageConfig,
@@ -23,6 +24,8 @@ import { readPrefetchFiles } from "./trace_files.ts";
 
 /** For requests in flight when the process is told to stop. */
 const STOP_DEADLINE_MS = 20_000;
+/** For requests of the API that are being answered then. */
+const API_STOP_DEADLINE_MS = 3_000;
 
 /** A listening API and how to be rid of it. */
 interface ApiListener {
@@ -146,7 +149,7 @@ async function serve(
     if (!signal.aborted || !isCancelled(error)) throw error;
   } finally {
     if (signal.aborted) sayStopping(context);
-    for (const api of apis) await api.close();
+    await Promise.all(apis.map((api) => api.close()));
     await session.close(STOP_DEADLINE_MS);
   }
 }
@@ -206,7 +209,7 @@ async function listenApi(
       return {
         address: `unix:${address.path}`,
         close: async () => {
-          await bound.listener.shutdown();
+          await shutDown(bound.listener);
           await bound.remove();
         },
       };
@@ -218,8 +221,12 @@ async function listenApi(
       (r) => app.fetch(r),
     );
     return {
-      address: `${hostname}:${server.addr.port}`,
-      close: () => server.shutdown(),
+      address: formatNbdAddress({
+        transport: "tcp",
+        hostname,
+        port: server.addr.port,
+      }),
+      close: () => shutDown(server),
     };
   } catch (error) {
     throw new ObdError(
@@ -228,6 +235,16 @@ async function listenApi(
       { cause: error },
     );
   }
+}
+
+/** Waits for the requests that are being answered, but not for ever: a client may stall. */
+async function shutDown(server: Deno.HttpServer): Promise<void> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, API_STOP_DEADLINE_MS);
+  });
+  await Promise.race([server.shutdown(), late]);
+  clearTimeout(timer);
 }
 
 /** Names under which a TCP listener may be addressed. */

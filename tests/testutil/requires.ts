@@ -59,6 +59,18 @@ export function installed(tool: string): boolean {
   return false;
 }
 
+/** Whether loopback has IPv6, which not every container has. */
+export function hasIpv6(): boolean {
+  try {
+    Deno.listen({ hostname: "::1", port: 0 }).close();
+    return true;
+  } catch {
+    const file = Deno.env.get("OBD_SKIP_FILE");
+    if (file) Deno.writeTextFileSync(file, "no IPv6\n", { append: true });
+    return false;
+  }
+}
+
 /** Whether this process is root with loop devices and FUSE, as mount tests need. */
 export function requiresMount(): boolean {
   if (Deno.uid() !== 0) return missing("mounting needs root");
