@@ -232,12 +232,7 @@ export class ServeSession implements ServeControl {
           writesResult: true,
         },
       );
-      const nbd = this.#server.addExport({
-        name,
-        source: new CountedSource(image.source, reads),
-        description: image.name,
-        readOnly: true,
-      });
+      const nbd = await this.#addExport(name, image, reads);
       const replay = new AbortController();
       const replaying = prefetchImage(this.#environment, image, {
         trace: trace?.records,
@@ -264,6 +259,25 @@ export class ServeSession implements ServeControl {
       );
     } finally {
       this.#opening.delete(name);
+    }
+  }
+
+  /** Owns the image if it fails. */
+  async #addExport(
+    name: string,
+    image: OpenedImage,
+    reads: ReadStats,
+  ): Promise<NbdExport> {
+    try {
+      return this.#server.addExport({
+        name,
+        source: new CountedSource(image.source, reads),
+        description: image.name,
+        readOnly: true,
+      });
+    } catch (error) {
+      await image[Symbol.asyncDispose]();
+      throw error;
     }
   }
 
