@@ -3,7 +3,8 @@
  *
  * The registry often redirects to a storage with a signed URL. That URL is
  * remembered, so that a read costs one round trip; when it has expired the
- * registry is asked again, once per read.
+ * registry is asked again, once per read, and when its host fails, with the
+ * next attempt.
  */
 
 import {
@@ -172,22 +173,41 @@ export class RegistryBlobSource implements ByteSource {
       const storage = this.#storage;
       if (!storage) return await this.#askRegistry(wanted, options);
       this.#requests++;
+      const answer = await this.#askStorage(storage, wanted, options);
+      const isMoved = answer.status >= 300 && answer.status < 400;
+      if (!mayAskAgain || !(isMoved || EXPIRED.includes(answer.status))) {
+        return answer;
+      }
+      await answer.discard();
+      this.#forget(storage);
+    }
+  }
+
+  /** One that fails is forgotten: the registry may know another by the next attempt. */
+  async #askStorage(
+    storage: URL,
+    wanted: WantedRange,
+    options: ReadOptions,
+  ): Promise<Exchange> {
+    try {
       const answer = await this.#session.transport.exchange({
         method: "GET",
         url: storage,
         headers: { range: rangeHeader(wanted) },
         ...options,
       });
-      const isMoved = answer.status >= 300 && answer.status < 400;
-      if (!mayAskAgain || !(isMoved || EXPIRED.includes(answer.status))) {
-        return answer;
-      }
-      await answer.discard();
-      if (this.#storage === storage) {
-        this.#storage = undefined;
-        this.#knowsTarget = false;
-      }
+      if (answer.status >= 500) this.#forget(storage);
+      return answer;
+    } catch (error) {
+      if (!options.signal?.aborted) this.#forget(storage);
+      throw error;
     }
+  }
+
+  #forget(storage: URL): void {
+    if (this.#storage !== storage) return;
+    this.#storage = undefined;
+    this.#knowsTarget = false;
   }
 
   async #askRegistry(

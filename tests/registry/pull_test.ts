@@ -148,6 +148,28 @@ Deno.test("blob source: an expired URL is asked for again, once for all readers"
   await rejects(readBytes(source, 0, 10), { name: "NotFoundError" });
 });
 
+Deno.test("blob source: a storage that has gone is asked for anew at the registry", async () => {
+  const faults: Fault[] = [
+    { kind: "status", status: 503 },
+    { kind: "silence" },
+  ];
+  for (const fault of faults) {
+    await using s = await setup(PUBLIC, { limits: { answerMs: 300 } });
+    const blob = await s.server.putBlob("app", CONTENT);
+    const source = await s.repository.openBlob(blob);
+    await readBytes(source, 0, 10);
+    s.server.requests.length = 0;
+    // That URL stays away, another one is good.
+    s.server.expireUrls();
+    s.server.faults.add({ path: /signature=1$/, times: 99, fault });
+    deepEqual(await readBytes(source, 7, 100), CONTENT.subarray(7, 107));
+    const asked = s.server.requests.map((r) => r.origin);
+    deepEqual(asked, ["storage", "registry", "storage"]);
+    deepEqual(await readBytes(source, 9, 100), CONTENT.subarray(9, 109));
+    equal(s.server.requests.length, 4);
+  }
+});
+
 Deno.test("blob source: a storage that always refuses is an error, not a loop", async () => {
   await using s = await setup(PUBLIC);
   const blob = await s.server.putBlob("app", CONTENT);
