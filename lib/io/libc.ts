@@ -13,7 +13,8 @@ const SONAMES: Record<string, string[]> = {
 
 const SYMBOLS = {
   preadv2: {
-    parameters: ["i32", "buffer", "i32", "i64", "i64", "i32"],
+    // The C library's: the system call alone has its offset in two halves.
+    parameters: ["i32", "buffer", "i32", "i64", "i32"],
     result: "isize",
   },
   fallocate: {
@@ -69,14 +70,7 @@ export function preadCached(
 ): boolean {
   iovec[0] = BigInt(Deno.UnsafePointer.value(Deno.UnsafePointer.of(dst)));
   iovec[1] = BigInt(dst.length);
-  const got = libc.preadv2(
-    fd,
-    iovecBytes,
-    1,
-    BigInt(offset),
-    0n,
-    RWF_NOWAIT,
-  );
+  const got = libc.preadv2(fd, iovecBytes, 1, BigInt(offset), RWF_NOWAIT);
   return Number(got) === dst.length;
 }
 

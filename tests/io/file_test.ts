@@ -1,6 +1,7 @@
 /** FileSource: what can be opened and must not be. */
 
 import assert from "node:assert/strict";
+import * as fs from "node:fs";
 import {
   FileSource,
   LimitError,
@@ -52,6 +53,55 @@ Deno.test("readFileUpTo() reads all of a file that is small enough, and no endle
     await assert.rejects(readFileUpTo(path, bytes.length - 1), LimitError);
     await assert.rejects(readFileUpTo("/dev/zero", 1_000_000), LimitError);
     assert.equal((await readFileUpTo("/dev/null", 0)).length, 0);
+  } finally {
+    await Deno.remove(path);
+  }
+});
+
+const POSIX_FADV_DONTNEED = 4; // fadvise64(2)
+
+/** Has the kernel forget what it holds of a file that is on the disk. */
+function dropPages(path: string): void {
+  const libc = Deno.dlopen("libc.so.6", {
+    posix_fadvise: { parameters: ["i32", "i64", "i64", "i32"], result: "i32" },
+  });
+  const fd = fs.openSync(path, "r+");
+  try {
+    fs.fsyncSync(fd);
+    const error = libc.symbols.posix_fadvise(fd, 0n, 0n, POSIX_FADV_DONTNEED);
+    assert.equal(error, 0);
+  } finally {
+    fs.closeSync(fd);
+    libc.close();
+  }
+}
+
+Deno.test("FileSource.preadNow() does not wait for the disk", async () => {
+  const path = await Deno.makeTempFile({ prefix: "obd-file-test-" });
+  try {
+    const bytes = new Uint8Array(seededBytes(4 * 2 ** 20, 1));
+    await Deno.writeFile(path, bytes);
+    dropPages(path);
+    await using file = await FileSource.open(path);
+    const part = new Uint8Array(4096);
+    const places = [3, 1, 2, 0].map((mib) => mib * 2 ** 20);
+    for (const at of places) {
+      assert.equal(file.preadNow(part, at), false, `${at} is on the disk only`);
+    }
+    for (const at of places) {
+      await file.pread(part, at);
+      assert.deepEqual(part, bytes.subarray(at, at + part.length));
+    }
+    // Others cannot tell, and are always waited for.
+    const { type } = fs.statfsSync(path);
+    const EXT4 = 0xef53;
+    const XFS = 0x58465342;
+    if (type !== EXT4 && type !== XFS) return;
+    for (const at of places) {
+      part.fill(0);
+      assert.equal(file.preadNow(part, at), true, `${at} is in the page cache`);
+      assert.deepEqual(part, bytes.subarray(at, at + part.length));
+    }
   } finally {
     await Deno.remove(path);
   }
