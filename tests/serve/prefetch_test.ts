@@ -102,19 +102,22 @@ Deno.test({
 
       const found = await fetchedAhead(dir, { image }, /trace replayed/);
       assert.ok(found >= 4_000_000 && found < 8_000_000, `${found} bytes`);
+      // A list says when fetching ahead has ended: its file is all that came.
+      const list = `${dir}/list`;
+      await Deno.writeTextFile(list, "etc/conf/a\n");
       for (
         const [setting, more] of [
           [{ trace: false }, {}],
           [{}, { prefetchConfig: { enable: false } }],
         ]
       ) {
-        const none = await fetchedAhead(
+        const alone = await fetchedAhead(
           dir,
-          { image, ...setting },
-          /export added/,
+          { image, prefetchFiles: list, ...setting },
+          /trace replayed/,
           more,
         );
-        assert.ok(none < 200_000, `${none} bytes`);
+        assert.ok(alone >= 1_000_000 && alone < 3_000_000, `${alone} bytes`);
       }
       // A trace of another image is refused before it is pushed.
       const wrong = await obd("trace", "push", image, `${trace}.files`);
