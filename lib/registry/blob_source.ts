@@ -194,6 +194,7 @@ export class RegistryBlobSource implements ByteSource {
         method: "GET",
         url: storage,
         headers: { range: rangeHeader(wanted) },
+        isBlob: true,
         ...options,
       });
       if (answer.status >= 500) this.#forget(storage);

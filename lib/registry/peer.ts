@@ -47,9 +47,9 @@ export class Peer {
   async try<T extends { status: number; discard(): Promise<void> }>(
     url: URL,
     send: (url: URL) => Promise<T>,
+    signal?: AbortSignal,
   ): Promise<T | undefined> {
     if (this.#clock.now() < this.#pausedUntilMs) return undefined;
-    let problem: string;
     try {
       const answer = await send(new URL(`${this.#address}/${url.href}`));
       const { status } = answer;
@@ -57,17 +57,31 @@ export class Peer {
       await answer.discard();
       // An agent that does not have it, or is not what one took it for.
       if (status < 500) return undefined;
-      problem = `status ${answer.status}`;
+      this.#leaveAlone(`status ${answer.status}`);
     } catch (error) {
-      if (error instanceof CancelledError) throw error;
-      problem = errorText(error);
+      this.failed(error, signal);
     }
+    return undefined;
+  }
+
+  /**
+   * What it said broke off.
+   *
+   * @throws {unknown} `error`, if it is not the agent's: whoever asked gave up.
+   */
+  failed(error: unknown, signal?: AbortSignal): void {
+    if (error instanceof CancelledError || signal?.aborted) throw error;
+    this.#leaveAlone(errorText(error));
+  }
+
+  #leaveAlone(problem: string): void {
+    // Many reads may see one failure.
+    if (this.#clock.now() < this.#pausedUntilMs) return;
     this.#pausedUntilMs = this.#clock.now() + PAUSE_MS;
     this.#logger.warn("P2P agent failed: blobs are fetched directly", {
       agent: redactUrl(new URL(this.#address)),
       error: problem,
       forSeconds: PAUSE_MS / 1000,
     });
-    return undefined;
   }
 }

@@ -265,8 +265,17 @@ export class Transport implements AsyncDisposable {
     const answer = await peer?.try(
       request.url,
       (url) => this.#exchangeAt(request, url),
+      request.signal,
     );
-    return answer ?? await this.#exchangeAt(request, request.url);
+    if (!answer) return await this.#exchangeAt(request, request.url);
+    return {
+      ...answer,
+      read: (dst) =>
+        answer.read(dst).catch((error) => {
+          peer!.failed(error, request.signal);
+          throw error;
+        }),
+    };
   }
 
   /** @param at The URL that is really asked. */

@@ -135,12 +135,25 @@ Deno.test("a credential service that fails is told about, and never quoted", asy
   }
 });
 
+function brokenOff(): ReadableStream<Uint8Array> {
+  return new ReadableStream({
+    pull: (stream) => stream.error(new Error("broken off on purpose")),
+  });
+}
+
 /** A P2P agent: fetches what its path names. */
 class Agent implements AsyncDisposable {
   readonly asked: string[] = [];
   status: number | undefined;
+  /** Its answers have less than they say. */
+  breaks = false;
   readonly #server = Deno.serve(
-    { hostname: "127.0.0.1", port: 0, onListen: () => {} },
+    {
+      hostname: "127.0.0.1",
+      port: 0,
+      onListen: () => {},
+      onError: () => new Response(null, { status: 500 }),
+    },
     async (request) => {
       const { pathname, search } = new URL(request.url);
       const target = pathname.replace(/^\/dadip2p\//, "") + search;
@@ -148,7 +161,11 @@ class Agent implements AsyncDisposable {
       if (this.status) return new Response("no", { status: this.status });
       const headers = new Headers(request.headers);
       headers.delete("host");
-      return await fetch(target, { headers, redirect: "manual" });
+      const answer = await fetch(target, { headers, redirect: "manual" });
+      if (!this.breaks) return answer;
+      await answer.body?.cancel();
+      const { status } = answer;
+      return new Response(brokenOff(), { status, headers: answer.headers });
     },
   );
 
@@ -218,6 +235,35 @@ for (const redirect of [false, true]) {
     });
   });
 }
+
+Deno.test("every read of a blob goes through the P2P agent, and none while its bodies break off", async () => {
+  await using server = await RegistryServer.start({ redirect: true });
+  const bytes = seededBytes(300_000, 5);
+  const blob = await server.putBlob("a", bytes);
+  await using agent = new Agent();
+  const logger = keepingLogger();
+  await using client = new RegistryClient({
+    peerAddress: agent.address,
+    logger,
+    credentials: onlyCredentials(),
+    limits: { pauseMs: 1 },
+  });
+  await using repository = await openRepository(`${server.host}/a`, { client });
+  await using source = await repository.openBlob(blob);
+  const read = async (at: number) =>
+    deepEqual(await readBytes(source, at, 99), bytes.slice(at, at + 99));
+  await read(5000);
+  agent.asked.length = 0;
+  await read(7000);
+  equal(agent.asked.length, 1);
+  ok(agent.asked[0]!.includes(server.storageHost));
+  equal(server.requests.filter((r) => r.origin === "storage").length, 2);
+  agent.breaks = true;
+  await read(9000);
+  await read(11_000);
+  equal(agent.asked.length, 2);
+  equal(logger.lines.filter((l) => l.startsWith("P2P agent")).length, 1);
+});
 
 Deno.test("a client certificate for all hosts gives way to a host's own", async () => {
   await withTempDir(async (dir) => {
