@@ -95,6 +95,7 @@ export async function startRegistry(
   await ip("-n", namespace, "addr", "add", `${there}/30`, "dev", inner);
   await ip("-n", namespace, "link", "set", inner, "up");
   await ip("-n", namespace, "link", "set", "lo", "up");
+  exceptFromProxies(there);
 
   await serveRegistry(stack, options, { hostname: there, port: PORT }, [
     "ip",
@@ -144,6 +145,7 @@ export async function startUserRegistry(
   await using stack = new AsyncDisposableStack();
   await Deno.mkdir(options.work, { recursive: true });
   const target = { hostname: "127.0.0.1", port: freePort() };
+  exceptFromProxies();
   await serveRegistry(stack, options, target, []);
   const bytesPerSecond = link.rate === undefined
     ? undefined
@@ -167,6 +169,17 @@ export async function startUserRegistry(
   };
 }
 
+/**
+ * Proxies of the environment are for what is elsewhere. This process heeds it
+ * from its first request on, and so does all that it starts.
+ */
+function exceptFromProxies(...addresses: string[]): void {
+  const names = ["NO_PROXY", "no_proxy"];
+  const own = names.map((name) => Deno.env.get(name)).find((value) => value);
+  const all = [...own ? [own] : [], "127.0.0.1", "localhost", ...addresses];
+  for (const name of names) Deno.env.set(name, all.join(","));
+}
+
 /** One that nobody listens at now. */
 function freePort(): number {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
@@ -186,8 +199,19 @@ async function serveRegistry(
     config,
     registryConfig(storage, `${hostname}:${port}`),
   );
+  // It takes these for its configuration, REGISTRY_AUTH_FILE of others too.
+  const unset = Object.keys(Deno.env.toObject())
+    .filter((name) => name.startsWith("REGISTRY_"))
+    .flatMap((name) => ["-u", name]);
   const server = stack.use(
-    new BenchProcess([...prefix, "docker-registry", "serve", config]),
+    new BenchProcess([
+      ...prefix,
+      "env",
+      ...unset,
+      "docker-registry",
+      "serve",
+      config,
+    ]),
   );
   const isUp = await waitUntil(
     async () => {

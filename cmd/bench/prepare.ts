@@ -67,6 +67,9 @@ export async function prepareImage(options: {
         "build",
         "--json",
         "--plain-http",
+        // Rows of a registry that nobody else sees are of no use to anybody.
+        "--dedup-db",
+        "none",
         ...more,
         direct,
       ], signal),

@@ -50,10 +50,12 @@ export interface BenchRun {
 }
 
 /** Runs everything; what fails is in the result. */
-export async function runBench(run: BenchRun): Promise<Session> {
-  const { context, options, mode, line } = run;
-  const { cache, link } = options;
-  await Deno.mkdir(cache, { recursive: true });
+export async function runBench(given: BenchRun): Promise<Session> {
+  await Deno.mkdir(given.options.cache, { recursive: true });
+  // By its own name: mounts are known by theirs, and runc takes no links.
+  const cache = await Deno.realPath(given.options.cache);
+  const run = { ...given, options: { ...given.options, cache } };
+  const { context, options: { link }, mode, line } = run;
   await using stack = new AsyncDisposableStack();
   stack.use(tellCleanUp(context));
   await lockCache(stack, run);
@@ -267,6 +269,11 @@ async function runWorkloads(
       const result = await measure(context, contender, round, () => {
         if (contender === "obd-native" && nativeFailure) {
           throw new ObdError("state", nativeFailure);
+        }
+        // Its caches come from the recording; without them it would be cold.
+        const { failure } = session.touched[index]!;
+        if (contender === "obd-warm" && failure !== undefined) {
+          throw new ObdError("state", `No run filled its caches: ${failure}`);
         }
         return mode.run(contender, one);
       }, { workload: one.workload.name, of: options.runs });

@@ -1,14 +1,14 @@
 /** The files of one run: removed with what is mounted among them, and measured. */
 
 import { runProgram } from "../mount_process.ts";
+import { readMounts } from "../mount_table.ts";
 import { runTool } from "./process.ts";
 
 const REMOVE_DEADLINE_MS = 120_000;
 
 /** Removes a directory; what is still mounted below it is unmounted first, never deleted. */
 export async function removeTree(path: string): Promise<void> {
-  const mounts = (await Deno.readTextFile("/proc/self/mounts")).split("\n")
-    .map((line) => line.split(" ")[1] ?? "")
+  const mounts = (await readMounts()).map((entry) => entry.mountPoint)
     .filter((dir) => dir.startsWith(`${path}/`));
   for (const dir of mounts.reverse()) {
     await runProgram("umount", ["-l", dir]).catch(() => {});
