@@ -95,7 +95,11 @@ export interface ServeControl {
   status(): ServeStatus;
   recentLog(): readonly string[];
   add(image: ImageConfig): Promise<ExportStatus>;
-  /** @throws {ObdError} `conflict` while clients are connected, `not-found`. */
+  /**
+   * Removes an export; the opening of one is called off.
+   *
+   * @throws {ObdError} `conflict` while clients are connected, `not-found`.
+   */
   remove(name: string): Promise<void>;
 }
 

@@ -13,6 +13,7 @@ import {
   ReadStats,
 } from "../lib/image/mod.ts";
 import {
+  CancelledError,
   errorText,
   type Logger,
   NotFoundError,
@@ -53,6 +54,13 @@ interface Served {
   replaying: Promise<void>;
 }
 
+/** One that is being opened. */
+interface Opening {
+  control: AbortController;
+  /** Settles when it is served, or nothing is left of it. */
+  ended: Promise<void>;
+}
+
 /** Options of {@linkcode ServeSession.open}. */
 export interface SessionOptions {
   config: ServeConfig;
@@ -69,7 +77,7 @@ export class ServeSession implements ServeControl {
   readonly #options: SessionOptions;
   readonly #started = new Date();
   readonly #served = new Map<string, Served>();
-  readonly #opening = new Set<string>();
+  readonly #opening = new Map<string, Opening>();
   #address: NbdAddress | undefined;
   #ready = false;
   readonly #recordings = new TraceRecordings(
@@ -164,7 +172,16 @@ export class ServeSession implements ServeControl {
     return this.#exportStatus(served);
   }
 
+  /** One that is being opened is called off: whoever asked for it may be gone. */
   async remove(name: string): Promise<void> {
+    const opening = this.#opening.get(name);
+    if (opening) {
+      opening.control.abort(
+        new CancelledError(`Export "${name}" was removed while it was opened`),
+      );
+      await opening.ended;
+      if (!this.#served.has(name)) return;
+    }
     const served = this.#served.get(name);
     if (!served) throw new NotFoundError(`No export "${name}"`);
     await this.#server.removeExport(name);
@@ -212,8 +229,11 @@ export class ServeSession implements ServeControl {
     if (this.#served.has(name) || this.#opening.has(name)) {
       throw new ObdError("conflict", `Export "${name}" is there already`);
     }
-    this.#opening.add(name);
+    const control = new AbortController();
+    const { promise: ended, resolve: end } = Promise.withResolvers<void>();
+    this.#opening.set(name, { control, ended });
     const { config: settings, log } = this.#options;
+    const signal = AbortSignal.any([this.#options.signal, control.signal]);
     try {
       // What is wrong with these is told before anything is opened.
       const { trace, fileList } = await readPrefetchFiles(config);
@@ -221,7 +241,7 @@ export class ServeSession implements ServeControl {
         (config.trace ?? settings.prefetch.traces) !== false;
       const reads = new ReadStats();
       const image = await openImage(
-        { ...this.#environment, readStats: reads },
+        { ...this.#environment, readStats: reads, signal },
         config.image ?? config.config!,
         {
           platform: config.platform,
@@ -232,7 +252,7 @@ export class ServeSession implements ServeControl {
           writesResult: true,
         },
       );
-      const nbd = await this.#addExport(name, image, reads);
+      const nbd = await this.#addExport(name, image, reads, signal);
       const replay = new AbortController();
       const replaying = prefetchImage(this.#environment, image, {
         trace: trace?.records,
@@ -259,6 +279,7 @@ export class ServeSession implements ServeControl {
       );
     } finally {
       this.#opening.delete(name);
+      end();
     }
   }
 
@@ -267,8 +288,10 @@ export class ServeSession implements ServeControl {
     name: string,
     image: OpenedImage,
     reads: ReadStats,
+    signal: AbortSignal,
   ): Promise<NbdExport> {
     try {
+      signal.throwIfAborted();
       return this.#server.addExport({
         name,
         source: new CountedSource(image.source, reads),

@@ -168,6 +168,33 @@ Deno.test(
 );
 
 Deno.test(
+  "API: an export that is being opened is called off by its removal",
+  withPlace(async ({ dir, host, server, config }) => {
+    await using serve = await ServeProcess.start(await config());
+    server.faults.add({
+      fault: { kind: "silence" },
+      path: /manifests/,
+      times: 99,
+    });
+    const body = { name: "x", image: `${host}/app:v2` };
+    const asked = server.requests.length;
+    const adding = call(dir, "POST", "/v1/exports", body);
+    await until(() => server.requests.length > asked);
+    // Whoever asked for it may be gone: `obd mount` after Ctrl-C.
+    assert.equal((await call(dir, "DELETE", "/v1/exports/x")).status, 204);
+    const { text } = await adding;
+    assert.equal(JSON.parse(text).code, "cancelled", text);
+    server.faults.clear();
+    assert.equal((await call(dir, "DELETE", "/v1/exports/x")).status, 404);
+    const again = await call(dir, "POST", "/v1/exports", body);
+    assert.equal(again.status, 201, again.text);
+    using api = serve.api();
+    const { exports } = await api.status();
+    assert.deepEqual(exports.map(({ name }) => name), ["app", "x"]);
+  }),
+);
+
+Deno.test(
   "API: metrics move, the page and health answer",
   withPlace(async ({ dir, host, config }) => {
     await using serve = await ServeProcess.start(await config());
