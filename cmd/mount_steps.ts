@@ -153,7 +153,7 @@ export function absoluteImage(image: string): string {
   return isConfigFile(image) ? absolutePath(image) : image;
 }
 
-/** The same rule as where images are opened: it exists, and it looks like no reference. */
+/** The rule of `lib/image/config_file.ts`, all of which would be loaded for it. */
 function isConfigFile(image: string): boolean {
   if (/^docker:/.test(image)) return false;
   if (!image.includes("/") && !image.endsWith(".json")) return false;

@@ -47,6 +47,17 @@ const configSchema = v.looseObject({
   download: v.optional(v.looseObject({})),
 });
 
+/** Whether an IMAGE argument is a configuration's path: it is a file, and looks like no reference. */
+export function isConfigFile(image: string): boolean {
+  if (/^(oci|oci-archive|docker):/.test(image)) return false;
+  if (!image.includes("/") && !image.endsWith(".json")) return false;
+  try {
+    return Deno.statSync(image).isFile;
+  } catch {
+    return false;
+  }
+}
+
 /** One read-only layer of a configuration. */
 export type Lower = v.InferOutput<typeof lowerSchema>;
 /** The writable layer. */

@@ -27,6 +27,7 @@ import {
   parseReference,
   type Repository,
 } from "../registry/mod.ts";
+import { isConfigFile } from "./config_file.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import type { MetaWay } from "./find_meta.ts";
 import { MetaBlobs } from "./meta_blobs.ts";
@@ -120,7 +121,7 @@ export async function openImage(
   text: string,
   options: OpenImageOptions = {},
 ): Promise<OpenedImage> {
-  const image = options.isConfigFile || await isFile(text)
+  const image = options.isConfigFile || isConfigFile(text)
     ? await openConfigImage(environment, text, options)
     : await openReference(environment, text, options);
   if (options.requireSpans && image.integrity !== "spans") {
@@ -148,17 +149,6 @@ export async function openImage(
     });
   }
   return image;
-}
-
-/** Whether an IMAGE argument is a path: it exists, and it looks like no reference. */
-async function isFile(text: string): Promise<boolean> {
-  if (/^(oci|oci-archive|docker):/.test(text)) return false;
-  if (!text.includes("/") && !text.endsWith(".json")) return false;
-  try {
-    return (await Deno.stat(text)).isFile;
-  } catch {
-    return false;
-  }
 }
 
 async function openReference(

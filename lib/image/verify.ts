@@ -13,6 +13,7 @@ import {
   type Repository,
   withTarget,
 } from "../registry/mod.ts";
+import { isConfigFile } from "./config_file.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import { layerGroups, layerRoles, misfit } from "./meta_image.ts";
 import { openImage } from "./open.ts";
@@ -61,7 +62,7 @@ export async function verifyImage(
   text: string,
   options: VerifyOptions = {},
 ): Promise<Verification> {
-  if (await isConfigFile(text)) {
+  if (isConfigFile(text)) {
     const { layers, findings, facts } = await verifyConfig(environment, text);
     const attempt = attempts(findings, {});
     await attempt("stack", () => checkStack(facts));
@@ -133,18 +134,6 @@ export async function verifyImage(
     }
   }
   return { digest: image.resolved.descriptor.digest, layers, findings };
-}
-
-/** Whether the argument is a file and no reference. */
-async function isConfigFile(text: string): Promise<boolean> {
-  if (!text.endsWith(".json") || /^(oci|oci-archive|docker):/.test(text)) {
-    return false;
-  }
-  try {
-    return (await Deno.stat(text)).isFile;
-  } catch {
-    return false;
-  }
 }
 
 /** Layers of one device, each naming the one below where it names any. */

@@ -1,7 +1,7 @@
 /** `config.v1.json` by overlaybd's rules: where layers are looked for, what is told to whom. */
 
 import assert from "node:assert/strict";
-import { openImage } from "../../lib/image/mod.ts";
+import { openImage, verifyImage } from "../../lib/image/mod.ts";
 import { ObdError } from "../../lib/io/mod.ts";
 import { Transport } from "../../lib/registry/transport.ts";
 import { digestOf } from "../testutil/oci_image.ts";
@@ -74,6 +74,21 @@ Deno.test("a layer is looked for as file, then in dir, then in the registry", as
       lowers: [{ dir: `${dir}/none`, digest }],
     });
     assert.equal(await letter(slash.config), "r");
+  });
+});
+
+Deno.test("a configuration may have any name, for verify too", async () => {
+  await withTempDir(async (dir) => {
+    await Deno.writeFile(`${dir}/layer`, layer("n"));
+    const config = `${dir}/config`;
+    const lowers = [{ file: `${dir}/layer` }];
+    await Deno.writeTextFile(config, JSON.stringify({ lowers }));
+    assert.equal(await letter(config), "n");
+    await using environment = await testEnvironment();
+    const { layers } = await verifyImage(environment, config);
+    assert.deepEqual(layers.map(({ kind, ok }) => ({ kind, ok })), [
+      { kind: "native", ok: true },
+    ]);
   });
 });
 
