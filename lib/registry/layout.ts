@@ -10,7 +10,6 @@ import {
   ObdError,
   syncDirectory,
   UsageError,
-  utf8,
   writeAll,
   writeFileAtomic,
 } from "../io/mod.ts";
@@ -26,7 +25,7 @@ import {
   LayoutReader,
   REF_NAME_ANNOTATION,
 } from "./layout_reader.ts";
-import { type Descriptor, parseManifest } from "./manifest.ts";
+import { type Descriptor, parseManifest, writeIndex } from "./manifest.ts";
 import { MediaType } from "./media_types.ts";
 import { isRefName } from "./reference.ts";
 import { throwIfAborted } from "./signals.ts";
@@ -247,11 +246,9 @@ export class LayoutRepository extends LayoutReader implements Repository {
     }
   }
 
-  async #writeIndex(index: Record<string, unknown>): Promise<void> {
-    await writeFileAtomic(
-      `${this.#path}/index.json`,
-      utf8(JSON.stringify(index)),
-    );
+  async #writeIndex(index: Parameters<typeof writeIndex>[1]): Promise<void> {
+    const path = `${this.#path}/index.json`;
+    await writeFileAtomic(path, writeIndex(`"${path}"`, index));
   }
 
   /** Runs `work` while no other process (or caller here) changes the layout. */

@@ -8,7 +8,7 @@
  */
 
 import * as v from "valibot";
-import { FormatError, UnsupportedError } from "../io/mod.ts";
+import { FormatError, LimitError, UnsupportedError, utf8 } from "../io/mod.ts";
 import { checkDigest, isDigest } from "./digest.ts";
 import { MediaType } from "./media_types.ts";
 
@@ -300,6 +300,26 @@ export function parseManifest(
       toDescriptor(what, `layers.${i}`, d)
     ),
   };
+}
+
+/**
+ * The bytes of an index that is written.
+ *
+ * @throws {LimitError} If it is more than {@linkcode parseManifest} reads: the
+ * one that is there must not give way to it.
+ */
+export function writeIndex(
+  what: string,
+  index: Record<string, unknown> & { manifests: readonly unknown[] },
+): Uint8Array<ArrayBuffer> {
+  const bytes = utf8(JSON.stringify(index));
+  const { length } = index.manifests;
+  if (length <= INDEX_ENTRY_COUNT_MAX && bytes.length <= MANIFEST_SIZE_MAX) {
+    return bytes;
+  }
+  throw new LimitError(
+    `Cannot add to ${what}: it would have ${length} entries and ${bytes.length} bytes, at most ${INDEX_ENTRY_COUNT_MAX} and ${MANIFEST_SIZE_MAX} are read`,
+  );
 }
 
 /**

@@ -4,14 +4,16 @@
  * (§Referrers Tag Schema).
  */
 
-import { LimitError, NotFoundError, ObdError, utf8 } from "../io/mod.ts";
+import { LimitError, NotFoundError, ObdError } from "../io/mod.ts";
 import { sortedByDigest } from "./layout_reader.ts";
 import {
   type Descriptor,
   type ImageIndex,
   INDEX_ENTRY_COUNT_MAX,
+  type Manifest,
   MANIFEST_SIZE_MAX,
   parseManifest,
+  writeIndex,
 } from "./manifest.ts";
 import { MediaType } from "./media_types.ts";
 import type { RequestOptions, ResolvedManifest } from "./repository.ts";
@@ -102,12 +104,21 @@ async function readPage(
   };
 }
 
-/** Reads the fallback index; absent is empty. */
+/** Reads the fallback index; absent is empty, and so is what is no index. */
 export async function readFallback(
   tags: TagAccess,
   digest: string,
   options: RequestOptions,
 ): Promise<ImageIndex | undefined> {
+  const found = await readTagged(tags, digest, options);
+  return found?.kind === "index" ? found : undefined;
+}
+
+async function readTagged(
+  tags: TagAccess,
+  digest: string,
+  options: RequestOptions,
+): Promise<Manifest | undefined> {
   let resolved: ResolvedManifest;
   try {
     resolved = await tags.resolve(fallbackTag(digest), options);
@@ -115,14 +126,15 @@ export async function readFallback(
     if (error instanceof NotFoundError) return undefined;
     throw error;
   }
-  const index = parseManifest(resolved.bytes, resolved.descriptor.mediaType);
-  return index.kind === "index" ? index : undefined;
+  return parseManifest(resolved.bytes, resolved.descriptor.mediaType);
 }
 
 /**
  * Adds a referrer to the fallback index of its subject. Another writer may
  * replace the index between our read and our write, so it is read again
  * afterwards and the work repeated until the entry stays.
+ *
+ * @throws {ObdError} If the tag is of something else, or has no more room.
  */
 export async function addToFallback(
   session: Session,
@@ -133,14 +145,22 @@ export async function addToFallback(
 ): Promise<void> {
   const { clock } = session.transport;
   for (let attempt = 0; attempt < UPDATE_ATTEMPTS_MAX; attempt++) {
-    const index = await readFallback(tags, subject, options);
+    const index = await readTagged(tags, subject, options);
+    if (index?.kind === "image") {
+      throw new ObdError(
+        "conflict",
+        `Cannot add "${entry.digest}" to the referrers tag "${
+          fallbackTag(subject)
+        }": what it names is no index`,
+      );
+    }
     const entries = index?.manifests ?? [];
     if (entries.some((e) => e.digest === entry.digest)) return;
-    const bytes = utf8(JSON.stringify({
+    const bytes = writeIndex(`referrers tag "${fallbackTag(subject)}"`, {
       schemaVersion: 2,
       mediaType: MediaType.ociIndex,
       manifests: sortedByDigest([...entries, entry]),
-    }));
+    });
     await tags.put(
       fallbackTag(subject),
       bytes,

@@ -155,6 +155,33 @@ Deno.test("layout: writers at once lose no entry, unknown fields stay", async ()
   });
 });
 
+Deno.test("layout: an index that has no room is left as it is, and readable", async () => {
+  await withTempDir(async (dir) => {
+    const repository = await LayoutRepository.open(dir, { create: true });
+    const image = await pushImage(repository, "v0", 1);
+    const entry = (i: number, filler = "") => ({
+      ...image,
+      annotations: {
+        "org.opencontainers.image.ref.name": `t${i}`,
+        ...(filler && { filler }),
+      },
+    });
+    const full = [
+      Array.from({ length: 10_000 }, (_, i) => entry(i)),
+      [entry(0, "x".repeat(4 * 1024 * 1024 - 400))],
+    ];
+    for (const manifests of full) {
+      const text = JSON.stringify({ schemaVersion: 2, manifests });
+      await Deno.writeTextFile(`${dir}/index.json`, text);
+      await rejects(pushImage(repository, "more", 1), { name: "LimitError" });
+      equal(await Deno.readTextFile(`${dir}/index.json`), text);
+      deepEqual((await repository.resolve("t0")).descriptor, image);
+      // A tag that moves takes no more room.
+      if (manifests.length > 1) await pushImage(repository, "t1", 2);
+    }
+  });
+});
+
 Deno.test("layout: wrong content is refused on the way in and out", async () => {
   await withTempDir(async (dir) => {
     const repository = await LayoutRepository.open(dir, { create: true });

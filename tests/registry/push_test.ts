@@ -324,6 +324,56 @@ Deno.test("referrers: writers of one fallback tag lose no entry", async () => {
   deepEqual(found.map((d) => d.annotations?.name).sort(), names);
 });
 
+Deno.test("referrers: a fallback tag that is something else is left as it is", async () => {
+  await using s = await setup({ referrersApi: false });
+  const subject = await pushImage(s, "v1");
+  const tag = fallbackTag(subject.digest);
+  const other = await pushImage(s, tag);
+  await rejects(
+    s.repository.pushManifest(
+      referrerBytes(subject, "a"),
+      MediaType.ociManifest,
+    ),
+    { name: "ObdError", code: "conflict", message: /is no index/ },
+  );
+  equal(s.server.tags("app").get(tag), other.digest);
+  deepEqual(await s.repository.referrers(subject.digest), []);
+});
+
+Deno.test("referrers: a list that has no room is left as it is", async () => {
+  await using s = await setup({ referrersApi: false });
+  const subject = await pushImage(s, "v1");
+  const tag = fallbackTag(subject.digest);
+  const entry = (size: number) => ({
+    mediaType: MediaType.ociManifest,
+    digest: sha256Digest(new Uint8Array(size)),
+    size,
+  });
+  const full = [
+    Array.from({ length: 10_000 }, (_, i) => entry(i)),
+    [{ ...entry(1), annotations: { a: "x".repeat(4 * 1024 * 1024 - 400) } }],
+  ];
+  for (const manifests of full) {
+    const { digest } = s.server.putManifest("app", tag, {
+      schemaVersion: 2,
+      mediaType: MediaType.ociIndex,
+      manifests,
+    }, MediaType.ociIndex);
+    await rejects(
+      s.repository.pushManifest(
+        referrerBytes(subject, "a"),
+        MediaType.ociManifest,
+      ),
+      { name: "LimitError" },
+    );
+    equal(s.server.tags("app").get(tag), digest);
+    equal(
+      (await s.repository.referrers(subject.digest)).length,
+      manifests.length,
+    );
+  }
+});
+
 Deno.test("referrers: registries that answer oddly are read by the tag", async () => {
   await using s = await setup();
   const subject = await pushImage(s, "v1");
