@@ -46,8 +46,7 @@ export async function* fetchBlob(
       options.onProgress?.(verifier.seen);
       yield piece;
     }
-    // A body without a stated length may go on.
-    if (answer && await answer.read(new Uint8Array(1)) > 0) {
+    if (answer && await goesOn(answer, options.signal)) {
       throw new IntegrityError(
         `Size of blob "${digest}"`,
         `${size} bytes`,
@@ -57,6 +56,19 @@ export async function* fetchBlob(
     verifier.finish();
   } finally {
     await answer?.discard();
+  }
+}
+
+/** Whether a body without a stated length has more than it should. One that breaks off here has brought all. */
+async function goesOn(
+  answer: Exchange,
+  signal: AbortSignal | undefined,
+): Promise<boolean> {
+  try {
+    return await answer.read(new Uint8Array(1)) > 0;
+  } catch {
+    throwIfAborted(signal);
+    return false;
   }
 }
 

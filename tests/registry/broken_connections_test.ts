@@ -163,6 +163,40 @@ Deno.test("a read that tells its progress tells of bytes that stay, also where c
   equal(s.relay.connections, 4);
 });
 
+Deno.test("a blob whose last byte came before its connection broke is whole", async () => {
+  // Of a body in chunks nothing tells that this was the last.
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr as Deno.NetAddr;
+  const bytes = CONTENT.subarray(0, 1000);
+  let connections = 0;
+  const serving = (async () => {
+    for await (const conn of listener) {
+      connections++;
+      await conn.read(new Uint8Array(4096));
+      const head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" +
+        `${bytes.length.toString(16)}\r\n`;
+      for (const part of [new TextEncoder().encode(head), bytes]) {
+        await conn.write(part);
+      }
+      conn.close();
+    }
+  })();
+  try {
+    await using client = new RegistryClient({
+      clock: new FakeClock(),
+      credentials: onlyCredentials(),
+    });
+    const digest = sha256Digest(bytes);
+    const blob = { mediaType: "x", digest, size: bytes.length };
+    const repository = client.open(`127.0.0.1:${port}`, "app");
+    deepEqual(await collect(repository.fetchBlob(blob)), bytes);
+    equal(connections, 1);
+  } finally {
+    listener.close();
+    await serving;
+  }
+});
+
 for (const [seed, size] of [[20, 100_000], [21, 20_000_000]] as const) {
   Deno.test(`uploads survive connections that are cut anywhere: ${size} bytes`, async () => {
     await using s = await start();
