@@ -37,7 +37,7 @@ export interface Context {
   readonly log: StderrLogger;
   readonly progress: Progress;
   readonly registry: RegistrySettings;
-  /** Aborted by SIGINT, SIGTERM and SIGHUP. */
+  /** Aborted by SIGINT, SIGTERM and, unless it was ignored at the start, SIGHUP. */
   readonly signal: AbortSignal;
   /** Prints for people on stdout; nothing under `--json`. */
   say(line: string): void;
@@ -71,8 +71,10 @@ export async function runWithContext(
   log.beforeWrite = () => progress.clear?.();
   const stop = new AbortController();
   let stoppedBy: Deno.Signal | undefined;
+  const ignoresHangup = isHangupIgnored();
   const handlers = SIGNALS.map((name) => {
     const handler = () => {
+      if (name === "SIGHUP" && ignoresHangup) return;
       // A second signal ends a clean-up that hangs.
       if (stoppedBy) Deno.exit(name === "SIGINT" ? 130 : 1);
       stoppedBy = name;
@@ -117,6 +119,17 @@ export async function runWithContext(
     for (const [name, handler] of handlers) {
       Deno.removeSignalListener(name, handler);
     }
+  }
+}
+
+/** Whether this process was started to outlive its terminal, as by nohup(1); a handler of ours would undo that. */
+function isHangupIgnored(): boolean {
+  try {
+    const status = Deno.readTextFileSync("/proc/self/status");
+    const mask = /^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1];
+    return mask !== undefined && (BigInt(`0x${mask}`) & 1n) !== 0n;
+  } catch {
+    return false;
   }
 }
 

@@ -55,7 +55,11 @@ export class StderrLogger implements Logger {
     if (this.#kept.length > KEPT_LINES) this.#kept.shift();
     if (ORDER.indexOf(level) < this.#minimum) return;
     this.beforeWrite();
-    console.error(line);
+    try {
+      console.error(line);
+    } catch {
+      // A full disk. Whoever logs serves a device, and goes on.
+    }
     this.afterWrite();
   }
 }

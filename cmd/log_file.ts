@@ -20,9 +20,9 @@ export function keepStderrSmall(log: StderrLogger, sizeMax: number): void {
       if (!isFile || size <= sizeMax) return;
       // By its name: the runtime opens no links of /proc for writing.
       Deno.truncateSync(Deno.readLinkSync("/proc/self/fd/2"), 0);
+      console.error(log.recent.join("\n"));
     } catch {
-      return; // A log that cannot be cut is no reason to stop serving.
+      // A log that cannot be cut is no reason to stop serving.
     }
-    console.error(log.recent.join("\n"));
   };
 }

@@ -114,7 +114,7 @@ export class ServeProcess implements AsyncDisposable {
   /** Starts it and waits for the ready line. */
   static async start(
     config: string,
-    options: { args?: string[]; env?: Record<string, string> } = {},
+    options: SpawnOptions = {},
   ): Promise<ServeProcess> {
     const child = spawnServe(config, options);
     const stdout = new Text(child.stdout);
@@ -187,11 +187,19 @@ export class ServeProcess implements AsyncDisposable {
   }
 }
 
+/** How it is started. */
+interface SpawnOptions {
+  args?: string[];
+  env?: Record<string, string>;
+  /** Instead of {@linkcode OBD}. */
+  command?: readonly string[];
+}
+
 function spawnServe(
   config: string,
-  options: { args?: string[]; env?: Record<string, string> },
+  options: SpawnOptions,
 ): Deno.ChildProcess {
-  const [program, ...args] = OBD;
+  const [program, ...args] = options.command ?? OBD;
   return new Deno.Command(program!, {
     args: [...args, "serve", "--config", config, ...options.args ?? []],
     stdin: "null",

@@ -12,6 +12,7 @@ import {
   content,
   type Files,
   imageOf,
+  OBD,
   obd,
   ServeProcess,
   sh,
@@ -286,6 +287,21 @@ Deno.test(
     const { code, stderr } = await serve.end();
     assert.equal(code, 0, stderr);
     assert.ok(!await exists(`${dir}/api.sock`), "api.sock was left behind");
+  }),
+);
+
+Deno.test(
+  "serve: under nohup SIGHUP does not stop it",
+  withPlace(async ({ config }) => {
+    await using serve = await ServeProcess.start(await config(), {
+      command: ["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", ...OBD],
+    });
+    Deno.kill(serve.pid, "SIGHUP");
+    using api = serve.api();
+    assert.equal((await api.status()).pid, serve.pid);
+    const { code, stderr } = await serve.end();
+    assert.equal(code, 0, stderr);
+    assert.match(stderr, / stopping reason="Stopped by SIGTERM"/);
   }),
 );
 
