@@ -126,7 +126,9 @@ export const configSchema = v.looseObject({
       v.pipe(text, v.regex(/^\/[\w./-]*$/, "must be a path such as /metrics")),
     ),
   })),
-  userAgent: v.optional(text),
+  userAgent: v.optional(
+    v.pipe(text, v.regex(/^[ -~]*$/, "must be printable ASCII")),
+  ),
 });
 
 /** A configuration as read; see {@linkcode configSchema}. */

@@ -50,7 +50,7 @@ export interface CredentialOptions {
   logger?: Logger | undefined;
 }
 
-/** Looks for credentials of a repository; null is "none". */
+/** Looks for credentials of a repository; undefined is "none". */
 export type CredentialSource = {
   find(
     registry: string,
@@ -311,7 +311,15 @@ function entryCredentials(
     return { kind: "refresh", token: entry.identitytoken };
   }
   if (entry.registrytoken) {
-    return { kind: "bearer", token: entry.registrytoken };
+    const token = entry.registrytoken.trim();
+    if (!/^[ -~]+$/.test(token)) {
+      throw new FormatError(
+        `credentials file "${path}"`,
+        `auths.${key}.registrytoken`,
+        "has odd characters",
+      );
+    }
+    return { kind: "bearer", token };
   }
   if (entry.auth) {
     let decoded: string;

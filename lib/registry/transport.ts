@@ -280,6 +280,8 @@ export class Transport implements AsyncDisposable {
 
   /** @param at The URL that is really asked. */
   async #exchangeAt(request: ExchangeRequest, at: URL): Promise<Exchange> {
+    // Throws if one cannot be said; a permit would be kept for ever.
+    const headers = this.#wireHeaders(request);
     const engine = await this.#engine(at);
     const held = Promise.withResolvers<void>();
     const granted = Promise.withResolvers<void>();
@@ -295,7 +297,7 @@ export class Transport implements AsyncDisposable {
       held.resolve();
     });
     this.#open.add(guard.cancel);
-    return await guard.send(engine, at, this.#wireHeaders(request));
+    return await guard.send(engine, at, headers);
   }
 
   #wireHeaders(request: ExchangeRequest): Headers {

@@ -259,6 +259,8 @@ Deno.test("values out of bounds name their key", () => {
       '{ "prefetchConfig": { "concurrency": 1000 } }',
       /key "prefetchConfig\.concurrency"/,
     ],
+    ['{ "userAgent": "a\\nb" }', /key "userAgent": must be printable ASCII/],
+    ['{ "userAgent": "ä" }', /key "userAgent"/],
     ['{ "images": [{}] }', /needs either "image" or "config"/],
     [
       '{ "images": [{ "image": "a", "config": "b" }] }',

@@ -1,5 +1,5 @@
 import { deepEqual, equal, ok, rejects } from "node:assert/strict";
-import type { Logger } from "../../lib/io/mod.ts";
+import { FormatError, type Logger } from "../../lib/io/mod.ts";
 import {
   createCredentialSource,
   type CredentialOptions,
@@ -32,6 +32,20 @@ async function find(
   });
   return found;
 }
+
+Deno.test("a token that no header can hold is told, but not shown", async () => {
+  for (const registrytoken of ["sec\nret", "secrét"]) {
+    await rejects(
+      find({ auths: { "h.io": { registrytoken } } }, "h.io", "a"),
+      (e) => {
+        ok(e instanceof FormatError, String(e));
+        ok(/auths\.h\.io\.registrytoken has odd/.test(e.message), e.message);
+        ok(!/sec/.test(e.message), e.message);
+        return true;
+      },
+    );
+  }
+});
 
 Deno.test("the longest key that fits wins", async () => {
   const auths = {

@@ -9,6 +9,7 @@ import { Session } from "../../lib/registry/session.ts";
 import { type Exchange, Transport } from "../../lib/registry/transport.ts";
 import { isTemporaryStatus, redactText } from "../../lib/registry/errors.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
+import { startOnFreePort } from "../testutil/free_port.ts";
 import { requires } from "../testutil/requires.ts";
 import {
   collect,
@@ -124,6 +125,14 @@ Deno.test("requests ask for the stored bytes and say who they are", async () => 
   } finally {
     await server.shutdown();
   }
+});
+
+Deno.test("requests that cannot be said keep no place of others", async () => {
+  await using s = await setup({}, { concurrency: 2, userAgent: "a\nb" });
+  for (let i = 0; i < 3; i++) {
+    await rejects(s.repository.hasBlob(DIGEST), /header/i);
+  }
+  equal(s.server.requests.length, 0);
 });
 
 Deno.test("redirects: at most ten, none from here to plain HTTP or without a target", async () => {
@@ -425,30 +434,32 @@ Deno.test({
     withTempDir(async (dir) => {
       await makeCertificates(dir);
       // openssl's own server insists on a client certificate.
-      const port = await freePort();
-      const server = new Deno.Command("openssl", {
-        args: [
-          "s_server",
-          "-accept",
-          `127.0.0.1:${port}`,
-          "-cert",
-          `${dir}/server.crt`,
-          "-key",
-          `${dir}/server.key`,
-          "-CAfile",
-          `${dir}/ca.crt`,
-          "-Verify",
-          "1",
-          "-verify_return_error",
-          "-www",
-          "-quiet",
-        ],
-        stdin: "null",
-        stdout: "null",
-        stderr: "null",
-      }).spawn();
+      const start = (port: number) =>
+        new Deno.Command("openssl", {
+          args: [
+            "s_server",
+            "-accept",
+            `127.0.0.1:${port}`,
+            "-cert",
+            `${dir}/server.crt`,
+            "-key",
+            `${dir}/server.key`,
+            "-CAfile",
+            `${dir}/ca.crt`,
+            "-Verify",
+            "1",
+            "-verify_return_error",
+            "-www",
+            "-quiet",
+          ],
+          stdin: "null",
+          stdout: "null",
+          stderr: "null",
+        }).spawn();
+      const { child: server, port } = await startOnFreePort(
+        (port) => Promise.resolve(start(port)),
+      );
       try {
-        await untilListening(port);
         const host = `127.0.0.1:${port}`;
         const own = `${dir}/certs.d/${host}`;
         await Deno.mkdir(own, { recursive: true });
@@ -492,22 +503,3 @@ Deno.test("TLS: plain HTTP where TLS is expected is explained", async () => {
     message: /--plain-http missing/,
   });
 });
-
-async function freePort(): Promise<number> {
-  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const { port } = listener.addr as Deno.NetAddr;
-  listener.close();
-  return await Promise.resolve(port);
-}
-
-async function untilListening(port: number): Promise<void> {
-  for (let i = 0; i < 100; i++) {
-    try {
-      (await Deno.connect({ hostname: "127.0.0.1", port })).close();
-      return;
-    } catch {
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
-  }
-  throw new Error(`nothing listens on ${port}`);
-}
