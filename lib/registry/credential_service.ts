@@ -5,6 +5,8 @@
  * src/image_service.cpp: reload_auth).
  */
 
+import { once } from "node:events";
+import http from "node:http";
 import { errorText, LimitError, ObdError, UsageError } from "../io/mod.ts";
 import { apiHost } from "./reference.ts";
 
@@ -44,28 +46,67 @@ export async function askCredentialService(
     url.search === "" ? "?" : `${url.search}&`
   }remote_url=https://${apiHost(registry)}/v2/${repository}/blobs/${SOME_BLOB}`;
   const timeoutMs = service.timeoutMs ?? TIMEOUT_MS;
-  const client = await createClient(service);
+  const signal = AbortSignal.timeout(timeoutMs);
   try {
-    const response = await fetch(url, {
-      client,
-      redirect: "error",
-      signal: AbortSignal.timeout(timeoutMs),
-    });
-    const text = await readText(response);
-    if (response.status !== 200) {
-      throw problem(service, `answered with status ${response.status}`);
+    const { status, text } = service.mode === "uds"
+      ? await askSocket(service.path, url, signal)
+      : await askUrl(service, url, signal);
+    if (status !== 200) {
+      throw problem(service, `answered with status ${status}`);
     }
     return authsOf(service, text);
   } catch (error) {
     if (error instanceof ObdError) throw error;
-    const isLate = error instanceof DOMException &&
-      error.name === "TimeoutError";
     throw problem(
       service,
-      isLate ? `did not answer in ${timeoutMs} ms` : errorText(error),
+      signal.aborted ? `did not answer in ${timeoutMs} ms` : errorText(error),
     );
+  }
+}
+
+interface Answer {
+  status: number;
+  text: string;
+}
+
+async function askUrl(
+  service: CredentialService,
+  url: URL,
+  signal: AbortSignal,
+): Promise<Answer> {
+  const client = await createClient(service);
+  try {
+    const response = await fetch(url, { client, redirect: "error", signal });
+    const text = await readText(response.body ?? []);
+    return { status: response.status, text };
   } finally {
     client.close();
+  }
+}
+
+/** Over node:http: to `fetch` a Unix socket is a proxy, which `NO_PROXY` switches off. */
+async function askSocket(
+  socketPath: string,
+  { pathname, search }: URL,
+  signal: AbortSignal,
+): Promise<Answer> {
+  const request = http.request({
+    socketPath,
+    path: pathname + search,
+    agent: false,
+    signal,
+    headers: { connection: "close" },
+  });
+  // A connection that breaks during the answer fails the answer, and once more the request.
+  request.on("error", () => {});
+  try {
+    const answered = once(request, "response");
+    request.end();
+    const [response] = await answered as [http.IncomingMessage];
+    const text = await readText(response);
+    return { status: response.statusCode ?? 0, text };
+  } finally {
+    request.destroy();
   }
 }
 
@@ -93,13 +134,7 @@ function serviceUrl({ mode, path }: CredentialService): URL {
 async function createClient(
   service: CredentialService,
 ): Promise<Deno.HttpClient> {
-  const { mode, path, clientCertFile, clientKeyFile, caFile } = service;
-  if (mode === "uds") {
-    return Deno.createHttpClient({
-      http2: false,
-      proxy: { transport: "unix", path },
-    });
-  }
+  const { mode, clientCertFile, clientKeyFile, caFile } = service;
   const pem = (file: string) => Deno.readTextFile(file);
   const isSecure = mode === "https";
   return Deno.createHttpClient({
@@ -111,10 +146,12 @@ async function createClient(
   });
 }
 
-async function readText(response: Response): Promise<string> {
+async function readText(
+  body: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
+): Promise<string> {
   const pieces: Uint8Array[] = [];
   let size = 0;
-  for await (const piece of response.body ?? []) {
+  for await (const piece of body) {
     size += piece.length;
     if (size > ANSWER_SIZE_MAX) {
       throw new LimitError(

@@ -24,6 +24,7 @@ import {
 import { apiHost } from "./reference.ts";
 import { abortError } from "./signals.ts";
 import { Peer } from "./peer.ts";
+import { keepLoopbackDirect } from "./proxies.ts";
 import {
   CERTS_DIRECTORIES,
   type ClientPair,
@@ -151,6 +152,7 @@ export class Transport implements AsyncDisposable {
 
   constructor(options: TransportOptions = {}) {
     useSystemCas();
+    keepLoopbackDirect();
     this.#options = options;
     this.limits = { ...DEFAULT_LIMITS, ...options.limits };
     this.clock = options.clock ?? systemClock;
