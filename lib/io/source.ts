@@ -80,6 +80,14 @@ export interface ByteSource extends AsyncDisposable {
     options?: { signal?: AbortSignal | undefined },
   ): Promise<void>;
 
+  /**
+   * Has caches forget a range whose bytes turned out to be wrong: reading it
+   * again may give others. Absent: nothing of it is kept.
+   *
+   * @returns Whether anything was.
+   */
+  discard?(offset: number, length: number): boolean;
+
   /** Sparse map of a range, in order and without gaps; absent means "everything is data". */
   extents?(offset: number, length: number): Iterable<Extent>;
 
@@ -170,6 +178,7 @@ export class SliceSource implements ByteSource {
   readonly #borrow: boolean;
   readonly preadNow?: (dst: Uint8Array, offset: number) => boolean;
   readonly prefetch?: NonNullable<ByteSource["prefetch"]>;
+  readonly discard?: NonNullable<ByteSource["discard"]>;
 
   constructor(
     inner: ByteSource,
@@ -192,6 +201,12 @@ export class SliceSource implements ByteSource {
       this.prefetch = (at, length, options) => {
         checkRange(this.size, at, length);
         return inner.prefetch!(at + offset, length, options);
+      };
+    }
+    if (inner.discard) {
+      this.discard = (at, length) => {
+        checkRange(this.size, at, length);
+        return inner.discard!(at + offset, length);
       };
     }
   }

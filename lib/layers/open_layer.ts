@@ -12,6 +12,7 @@ import {
   type LsmtLayer,
   openLsmtLayer,
 } from "./lsmt/mod.ts";
+import { isWrongData } from "./make_checked.ts";
 import { checkTarWrapper, findTarPayload, unwrapTar } from "./tar_wrapper.ts";
 
 /** A container that was peeled off. */
@@ -38,24 +39,40 @@ export async function openLayer(
   source: ByteSource,
   kind: LayerKind | "auto" = "auto",
 ): Promise<OpenedLayer> {
-  const containers: Container[] = [];
-  let data = source;
   try {
-    const inner = await unwrapTar(data);
-    if (inner !== data) containers.push("tar");
-    data = inner;
-    if (await isZFile(data)) {
-      data = await openZFile(data);
-      containers.push("zfile");
-    }
-    if (!(await isLsmt(data))) {
-      throw new FormatError("overlaybd layer", "content", describe(containers));
-    }
-    return { ...await openLsmtLayer(data, kind), data, containers };
+    return await open(source, kind);
   } catch (error) {
-    await data[Symbol.asyncDispose]();
+    if (!source.discard || !isWrongData(error)) {
+      await source[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+  // A cache below may be to blame.
+  source.discard(0, source.size);
+  try {
+    return await open(source, kind);
+  } catch (error) {
+    source.discard(0, source.size);
+    await source[Symbol.asyncDispose]();
     throw error;
   }
+}
+
+async function open(
+  source: ByteSource,
+  kind: LayerKind | "auto",
+): Promise<OpenedLayer> {
+  const containers: Container[] = [];
+  let data = await unwrapTar(source);
+  if (data !== source) containers.push("tar");
+  if (await isZFile(data)) {
+    data = await openZFile(data);
+    containers.push("zfile");
+  }
+  if (!(await isLsmt(data))) {
+    throw new FormatError("overlaybd layer", "content", describe(containers));
+  }
+  return { ...await openLsmtLayer(data, kind), data, containers };
 }
 
 /**

@@ -38,7 +38,8 @@ export interface ZFileGeometry {
 /**
  * Random access to the content. Each read fetches the stored blocks that it
  * touches in as few inner reads as possible, and checks each block's CRC and
- * its decoded length before any of its bytes are handed out.
+ * its decoded length before any of its bytes are handed out. What is wrong is
+ * fetched once more where a cache lies below.
  */
 export class ZFileSource implements ByteSource {
   readonly size: number;
@@ -180,8 +181,17 @@ export class ZFileSource implements ByteSource {
   ): Promise<void> {
     const at = this.#table.position(first);
     const stored = new Uint8Array(this.#table.position(limit) - at);
-    await this.#inner.pread(stored, at, options);
-    this.#decode(stored, first, limit, dst, offset);
+    for (let attempt = 1;; attempt++) {
+      await this.#inner.pread(stored, at, options);
+      try {
+        return this.#decode(stored, first, limit, dst, offset);
+      } catch (error) {
+        // A cache below may be to blame, and must not keep what is wrong.
+        if (!this.#inner.discard) throw error;
+        this.#inner.discard(at, stored.length);
+        if (attempt > 1) throw error;
+      }
+    }
   }
 
   /** Decodes blocks `first … limit-1` and copies what `dst` (at `offset`) wants of them. */

@@ -55,17 +55,12 @@ export interface CachingSource extends ByteSource {
     options?: ReadOptions,
     onProgress?: OnProgress,
   ): Promise<void>;
-  /**
-   * Forgets what is cached of a range.
-   *
-   * @returns Whether anything was: reading again may give other bytes.
-   */
   discard(offset: number, length: number): boolean;
 }
 
 /** Whether a source is a {@linkcode CachingSource}. */
 export function isCaching(source: ByteSource): source is CachingSource {
-  return "discard" in source && typeof source.discard === "function";
+  return "preadOnce" in source && typeof source.preadOnce === "function";
 }
 
 /**

@@ -7,6 +7,8 @@ import type { CacheStore } from "./store.ts";
 const PIECE_BYTES = 64 * 1024;
 /** Blocks whose pieces are kept in memory, per source, where the store did not take them. */
 const MAX_RECENT_BLOCKS = 4;
+/** Pieces that are looked up one by one to be discarded: 256 MiB of them. */
+const MAX_LOOKUPS = 4096;
 
 /** What a {@linkcode StoredBlocks} is made of. */
 export interface StoredBlocksOptions {
@@ -141,7 +143,8 @@ export class StoredBlocks {
   }
 
   /**
-   * Forgets what is held of a range.
+   * Forgets what is held of a range; of a long one only what was come to
+   * through this source.
    *
    * @returns Whether anything was.
    */
@@ -149,7 +152,7 @@ export class StoredBlocks {
     const first = Math.floor(offset / this.pieceSize);
     const end = Math.ceil((offset + length) / this.pieceSize);
     let any = false;
-    for (let piece = first; piece < end; piece++) {
+    for (const piece of this.#piecesToDiscard(first, end)) {
       any = this.#recent.delete(piece) || any;
       for (const entry of [this.#ofBlock(piece), this.#ofPiece(piece, false)]) {
         if (!entry) continue;
@@ -158,6 +161,19 @@ export class StoredBlocks {
       }
     }
     return any;
+  }
+
+  /** Pieces `first … end - 1`; if they are many, one of each entry that is known, as a source may claim to be of any size. */
+  #piecesToDiscard(first: number, end: number): number[] {
+    const blocks = this.#blockEntries;
+    const pieces = this.#pieceEntries;
+    if (end - first <= MAX_LOOKUPS) {
+      return Array.from({ length: end - first }, (_, i) => first + i);
+    }
+    return [
+      ...[...blocks.keys()].map((block) => block * this.piecesPerBlock),
+      ...[...pieces.keys(), ...this.#recent.keys()],
+    ].filter((piece) => piece < end && piece + this.piecesPerBlock > first);
   }
 
   #find(piece: number): CacheEntry | undefined {
