@@ -299,7 +299,10 @@ export class NbdClient implements BlockSource {
     return (this.info.flags & flag) !== 0;
   }
 
-  /** Runs `work` over pieces of at most one request, a few at once. */
+  /**
+   * Runs `work` over pieces of at most one request, a few at once. Settles when
+   * all of them have, also when one failed: each has its part of the buffer.
+   */
   async #split(
     length: number,
     work: (at: number, count: number) => Promise<void>,
@@ -311,11 +314,19 @@ export class NbdClient implements BlockSource {
         const at = next;
         const count = Math.min(most, length - at);
         next += count;
-        await work(at, count);
+        try {
+          await work(at, count);
+        } catch (error) {
+          next = length;
+          throw error;
+        }
       }
     };
     const lanes = Math.min(SPLIT_DEPTH, Math.ceil(length / most));
-    await Promise.all(Array.from({ length: lanes }, lane));
+    const results = await Promise.allSettled(
+      Array.from({ length: lanes }, lane),
+    );
+    for (const r of results) if (r.status === "rejected") throw r.reason;
   }
 
   #request(

@@ -211,7 +211,12 @@ export class NbdServer implements AsyncDisposable {
     while (!signal.aborted) {
       try {
         const conn = await listener.accept();
-        if ("setNoDelay" in conn) (conn as Deno.TcpConn).setNoDelay(true);
+        if ("setNoDelay" in conn) {
+          const tcp = conn as Deno.TcpConn;
+          tcp.setNoDelay(true);
+          // A machine that is gone says no goodbye.
+          tcp.setKeepAlive(true);
+        }
         this.serveStream(conn);
       } catch (error) {
         if (signal.aborted) return;

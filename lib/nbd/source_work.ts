@@ -85,6 +85,10 @@ export async function warmRange(
       try {
         const dst = buffer.subarray(0, count);
         await source.pread(dst, at, { signal, priority: "prefetch" });
+      } catch (error) {
+        // The request is answered with this: nobody would end the other lanes.
+        next = end;
+        throw error;
       } finally {
         give();
       }

@@ -49,6 +49,9 @@ const MAX_SKIP = 2 * MAX_PAYLOAD;
 /** After so much work without a pause the loop lets other connections run. */
 const YIELD_REQUESTS = 64;
 const YIELD_BYTES = 1024 * 1024;
+/** Bytes of any answer without data. */
+const SMALL_ANSWER = 64;
+
 /** What all connections of a server share. */
 export interface TransmissionShared extends WorkMemory, WaitingLimits {
   readonly logger: Logger;
@@ -173,6 +176,8 @@ export class Transmission {
           this.#out.flush();
           await this.#waiting.changed();
         }
+        // Answers without data would pile up behind a client that takes none.
+        if (!this.#out.reserve(SMALL_ANSWER)) await this.#whenRoom(() => {});
         if (this.#dead) return;
         this.#out.flushIfFull();
         this.#bytesSinceYield += request.length;

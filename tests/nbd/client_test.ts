@@ -15,6 +15,7 @@ import {
   seededRandom,
   testSourceContract,
 } from "../testutil/source_contract.ts";
+import { until } from "../testutil/until.ts";
 import { pack, soon, withServer } from "./peer.ts";
 import { GatedSource, MemoryBlockSource, SparseSource } from "./sources.ts";
 
@@ -329,6 +330,33 @@ Deno.test("NbdClient: falls back to EXPORT_NAME and simple replies", async () =>
     const dst = new Uint8Array(100);
     await soon(client.pread(dst, 100));
     assert.ok(dst.every((b) => b === 4));
+  });
+});
+
+Deno.test("NbdClient: a read that fails gives its buffer back when nothing more comes into it", async () => {
+  const simple = (error: number, cookie: bigint, data = pack()) =>
+    pack([0x67446698, 4], [error, 4], [cookie, 8], data);
+  const half = new Uint8Array(128 * 1024).fill(7);
+  const says = [
+    GREETING,
+    GO,
+    pack(simple(5, 0n), simple(0, 0x1_0000_0001n, half)),
+    // After the flush, which is the third request and in the first one's place.
+    pack(half, simple(0, 0x2_0000_0000n)),
+  ];
+  await withLiar(says, async (socket) => {
+    await using client = await NbdClient.connect(at(socket), {
+      structured: false,
+    });
+    const dst = new Uint8Array(512 * 1024);
+    let settled = false;
+    const read = client.pread(dst, 0).finally(() => settled = true);
+    read.catch(() => {});
+    await until(() => dst[256 * 1024] === 7);
+    assert.equal(settled, false);
+    await soon(client.flush());
+    await assert.rejects(soon(read), { errno: 5 });
+    assert.ok(dst.subarray(256 * 1024).every((b) => b === 7));
   });
 });
 

@@ -96,6 +96,22 @@ Deno.test("NbdServer: listens on TCP, also at several places", async () => {
   }
 });
 
+Deno.test("NbdServer: notices clients whose machine is gone", async () => {
+  await using server = new NbdServer();
+  server.addExport({ name: "", source: readable() });
+  const address = await server.listen("127.0.0.1:0");
+  assert.ok(address.transport === "tcp");
+  using _client = await Deno.connect({
+    hostname: "127.0.0.1",
+    port: address.port,
+  });
+  await until(() => server.connectionCount === 1);
+  const port = address.port.toString(16).toUpperCase().padStart(4, "0");
+  const table = await Deno.readTextFile("/proc/net/tcp");
+  // proc(5): local address, state 01 (established), timer 02 (keepalive).
+  assert.match(table, new RegExp(`0100007F:${port} \\S+ 01 \\S+ 02:`));
+});
+
 Deno.test("NbdServer: takes sockets of others, as of systemd", () =>
   withDir(async (dir) => {
     const server = new NbdServer();

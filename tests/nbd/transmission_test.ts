@@ -449,6 +449,51 @@ test("CACHE reads its range once", () =>
     assert.equal(source.reads, 4);
   }));
 
+test("CACHE that fails reads no further", () =>
+  withServer({}, async (server, socket) => {
+    let reads = 0;
+    const source = {
+      size: 100 * MiB,
+      async pread(_dst: Uint8Array, offset: number) {
+        reads++;
+        await new Promise((resolve) => setTimeout(resolve, 2));
+        if (offset === 0) throw new Error("gone");
+      },
+      [Symbol.asyncDispose]: () => Promise.resolve(),
+    };
+    server.addExport({ name: "", source });
+    using peer = await RawPeer.inTransmission(socket);
+    await peer.send(request({ type: CACHE, length: source.size }));
+    assert.equal((await peer.reply()).error, EIO);
+    const before = reads;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    assert.ok(before <= 8, `${before} reads`);
+    assert.equal(reads, before);
+  }));
+
+test("answers without data wait for the client, too", () =>
+  withServer({}, async (server, socket) => {
+    const source = new SparseSource(new Uint8Array(4096));
+    const { stats } = server.addExport({ name: "", source });
+    using peer = await RawPeer.inTransmission(socket);
+    const total = 200_000;
+    const one = request({ type: CACHE, length: 1 });
+    const all = new Uint8Array(one.length * total);
+    for (let i = 0; i < total; i++) all.set(one, i * one.length);
+    const sending = peer.send(all);
+    let before = -1;
+    await until(async () => {
+      before = stats.caches;
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      return before > 0 && stats.caches === before;
+    });
+    // Two buffers of 16,600 answers, and what the socket holds.
+    assert.ok(before < total / 2, `${before} answered, none taken`);
+    await peer.receive(16 * total);
+    await sending;
+    assert.equal(stats.caches, total);
+  }));
+
 test("many requests in one write are all answered", () =>
   withServer({}, async (server, socket) => {
     server.addExport({ name: "", source: readable() });
