@@ -3,6 +3,7 @@
 import {
   CancelledError,
   errorText,
+  printable,
   type Progress,
   UsageError,
 } from "../lib/io/mod.ts";
@@ -147,11 +148,7 @@ export function reportFailure(
   return error instanceof UsageError ? 2 : 1;
 }
 
-/** One line whatever the text is: names of others may have control characters, which could move the cursor. */
+/** One line whatever the text is. */
 function errorLine(text: string): string {
-  const line = text.replaceAll(/\s*\n\s*/g, " ").replaceAll(
-    /\p{Cc}/gu,
-    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
-  );
-  return `obd: ${line}`;
+  return `obd: ${printable(text.replaceAll(/\s*\n\s*/g, " "))}`;
 }

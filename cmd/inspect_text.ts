@@ -12,7 +12,11 @@ import type {
   Problem,
   StackInspection,
 } from "../lib/image/mod.ts";
-import { formatSize, type SourceDescription } from "../lib/io/mod.ts";
+import {
+  formatSize,
+  printable,
+  type SourceDescription,
+} from "../lib/io/mod.ts";
 
 /** Width of the column of names. */
 const NAME_WIDTH = 10;
@@ -345,12 +349,4 @@ function row(name: string, text: string): string {
 
 function count(n: number, one: string, many = `${one}s`): string {
   return `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
-}
-
-/** Text of others for the screen: control characters, which could move the cursor, are escaped. */
-function printable(text: string): string {
-  return text.replaceAll(
-    /\p{Cc}/gu,
-    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
-  );
 }

@@ -1,6 +1,6 @@
 /** Log lines on stderr, as text or JSON, with the last ones kept for `obd report`. */
 
-import type { LogFields, Logger } from "../lib/io/mod.ts";
+import { type LogFields, type Logger, printable } from "../lib/io/mod.ts";
 
 /** Levels, most severe last. */
 export type LogLevel = "debug" | "info" | "warn" | "error";
@@ -76,7 +76,7 @@ function textLine(
     const text = String(value);
     // Control characters would let a hostile name forge a second line.
     const plain = /^[^\s"=\p{Cc}]+$/u.test(text);
-    line += ` ${key}=${plain ? text : JSON.stringify(text)}`;
+    line += ` ${key}=${plain ? text : printable(JSON.stringify(text))}`;
   }
   return line;
 }

@@ -6,6 +6,7 @@ import {
   type ByteString,
   fromUtf8,
   latin1FromBytes,
+  printable,
   utf8,
 } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
@@ -136,8 +137,5 @@ export function byteString(path: string): ByteString {
 
 /** A name for the screen; control characters, which could move the cursor, are escaped. */
 function shown(name: ByteString): string {
-  return fromUtf8(bytesFromLatin1(name)).replaceAll(
-    /\p{Cc}/gu,
-    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
-  );
+  return printable(fromUtf8(bytesFromLatin1(name)));
 }

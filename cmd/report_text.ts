@@ -1,6 +1,6 @@
 /** `obd report` for people. */
 
-import { formatSize } from "../lib/io/mod.ts";
+import { formatSize, printable } from "../lib/io/mod.ts";
 import type { ServeStatus } from "./api.ts";
 import type { Report } from "./report_collect.ts";
 
@@ -102,12 +102,4 @@ function mountLines({ mounts }: Report): string[] {
       `  ${id} ${problem ?? JSON.stringify(state)}`
     ),
   ];
-}
-
-/** Control characters, which could move the cursor, are escaped. */
-function printable(line: string): string {
-  return line.replaceAll(
-    /\p{Cc}/gu,
-    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
-  );
 }

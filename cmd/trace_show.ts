@@ -6,7 +6,7 @@ import {
   tracedReads,
   type TraceRecord,
 } from "../lib/image/mod.ts";
-import { formatSize } from "../lib/io/mod.ts";
+import { formatSize, printable } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
 import { readTraceFile } from "./trace_files.ts";
@@ -80,19 +80,11 @@ function sayReads(context: Context, reads: TracedReads): void {
   }
   context.say("");
   for (const { path, bytes, size } of reads.files) {
-    context.say(`${shown(path)}\t${bytes}\t${size}`);
+    context.say(`${printable(path)}\t${bytes}\t${size}`);
   }
   context.say(
     `${reads.files.length} files, ${
       formatSize(reads.otherBytes)
     } of no file (directories, tables)`,
-  );
-}
-
-/** Control characters in a name could move the cursor. */
-function shown(path: string): string {
-  return path.replaceAll(
-    /\p{Cc}/gu,
-    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
   );
 }

@@ -162,12 +162,21 @@ export function formatSize(bytes: number): string {
  */
 export type ByteString = string;
 
+/** Text of others for the screen: control characters, which could move the cursor, are escaped. */
+export function printable(text: string): string {
+  return text.replaceAll(
+    /\p{Cc}/gu,
+    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`,
+  );
+}
+
 /**
  * A name for people: as UTF-8, quoted, control characters escaped, cut after
  * 200 bytes. Never for comparing.
  */
 export function quoteName(name: ByteString): string {
   const shown = name.length > 200 ? name.slice(0, 200) : name;
-  const text = JSON.stringify(fromUtf8(bytesFromLatin1(shown)));
+  // JSON leaves those above U+007E as they are.
+  const text = printable(JSON.stringify(fromUtf8(bytesFromLatin1(shown))));
   return shown === name ? text : `${text}… (${name.length} bytes)`;
 }

@@ -1,6 +1,7 @@
-/** Log lines where they cannot be written. */
+/** Log lines: what they hold, and where they cannot be written. */
 
-import { equal } from "node:assert/strict";
+import { equal, match } from "node:assert/strict";
+import { StderrLogger } from "../../cmd/log.ts";
 import { withTempDir } from "./run_obd.ts";
 
 Deno.test("a full disk takes log lines, and nothing else", () =>
@@ -27,3 +28,9 @@ console.log("goes on", log.recent.length);`,
     }).output();
     equal(new TextDecoder().decode(stdout), "goes on 1\n");
   }));
+
+Deno.test("a value in a log line holds no control character, of any set", () => {
+  const log = new StderrLogger({ level: "error", format: "text" });
+  log.info("read", { path: "a\n\x1b[2J\x7f\u009b2J" });
+  match(log.recent[0]!, / path="a\\n\\u001b\[2J\\x7f\\x9b2J"$/);
+});

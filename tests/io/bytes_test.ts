@@ -1,5 +1,11 @@
 import assert from "node:assert/strict";
-import { copyBytes, equalBytes } from "../../lib/io/mod.ts";
+import {
+  copyBytes,
+  equalBytes,
+  latin1FromBytes,
+  quoteName,
+  utf8,
+} from "../../lib/io/mod.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
 
 Deno.test("copyBytes() copies to and from shared memory, however the two lie", () => {
@@ -26,4 +32,10 @@ Deno.test("copyBytes() copies to and from shared memory, however the two lie", (
     }
   }
   assert.throws(() => copyBytes(plain(), new Uint8Array(200_101)), RangeError);
+});
+
+Deno.test("quoteName() lets no control character through, of any set", () => {
+  // The last one moves a terminal's cursor as ESC [ does.
+  const name = latin1FromBytes(utf8('a"\n\x1b\x7f\u009b2J\u00e9'));
+  assert.equal(quoteName(name), '"a\\"\\n\\u001b\\x7f\\x9b2J\u00e9"');
 });
