@@ -490,6 +490,41 @@ Deno.test("CacheStore: gives space back when the file system runs low", () =>
     await mustRead(store, "new", seededBytes(MIB, 3));
   }));
 
+Deno.test("CacheStore: with its index lost it takes no space that it does not know of", () =>
+  inTempDir(async (dir) => {
+    let diskSize = 20 * MIB;
+    const taken = async () => (await Deno.stat(`${dir}/data`)).blocks! * 512;
+    const open = () =>
+      openStore(dir, {
+        keepFreeBytes: 8 * MIB,
+        wrapFile: (file) =>
+          fileWith(file, {
+            space: async () => ({
+              free: diskSize - await taken(),
+              total: diskSize,
+            }),
+          }),
+      });
+    {
+      await using store = await open();
+      for (let i = 0; i < 11; i++) {
+        store.put(`k${i}`, seededBytes(MIB, i));
+        await store.settled();
+      }
+      assert.equal(store.storedBytes, 11 * MIB);
+    }
+    await Deno.writeFile(`${dir}/index`, new Uint8Array(100));
+    diskSize -= 2 * MIB; // somebody else's file
+    await using store = await open();
+    assert.equal(await taken(), 0);
+    for (let i = 0; i < 20; i++) {
+      store.put(`n${i}`, seededBytes(MIB, i));
+      await store.settled();
+    }
+    await mustRead(store, "n19", seededBytes(MIB, 19));
+    assert.ok(await taken() <= 10 * MIB);
+  }));
+
 Deno.test("CacheStore: without hole punching a low disk empties the file", () =>
   inTempDir(async (dir) => {
     let free = 1000 * MIB;

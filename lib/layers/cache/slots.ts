@@ -39,6 +39,11 @@ export class SlotAllocator {
   /** Slots that others take of the capacity; what is above it then is to be released. */
   reserved = 0;
 
+  /** Slots of the file: behind the last one that was ever taken. */
+  get end(): number {
+    return this.#end;
+  }
+
   /** Slots that are free; negative while more are used than there should be. */
   get available(): number {
     return this.#freeCount + this.capacity - this.#end - this.reserved;

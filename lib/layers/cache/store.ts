@@ -153,12 +153,13 @@ export class CacheStore implements AsyncDisposable {
         slotLimit: Math.min(held, capacity),
         maxEntrySize: MAX_ENTRY_BYTES,
       });
-      // A cache that was made smaller gives the storage back at once.
-      if (held > capacity) await file.truncate(capacity * SLOT_SIZE);
       const used = known.flatMap((e) => e.runs).sort((a, b) =>
         a.start - b.start
       );
       const slots = new SlotAllocator(capacity, used);
+      // A cache that was made smaller, or whose index is lost, gives the storage
+      // back at once: nobody would know of it when the disk runs low.
+      if (held > slots.end) await file.truncate(slots.end * SLOT_SIZE);
       const store = new CacheStore(options, slots, file, journal, lock);
       store.#adopt(known);
       return store;
