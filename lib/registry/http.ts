@@ -203,7 +203,12 @@ class NodeEngine implements HttpEngine {
       outgoing.on("error", reject); // stays: an abort may raise it later
     });
     answered.catch(() => {});
-    await writeBody(outgoing, body, answered);
+    try {
+      await writeBody(outgoing, body, answered);
+    } catch (error) {
+      outgoing.destroy(); // the rest never comes
+      throw error;
+    }
     return new NodeResponse(await answered);
   }
 

@@ -1,4 +1,5 @@
 import { deepEqual, equal, ok, rejects } from "node:assert/strict";
+import { withDeadline } from "../../lib/io/mod.ts";
 import { Authenticator } from "../../lib/registry/auth.ts";
 import {
   noCredentials,
@@ -424,6 +425,46 @@ Deno.test({
         ok(/certificate.*--ca-file/.test(e.message), e.message);
         return true;
       });
+    }),
+});
+
+Deno.test({
+  name: "TLS: an upload whose content fails ends, also without checks",
+  ignore: !requires("openssl"),
+  fn: () =>
+    withTempDir(async (dir) => {
+      await makeCertificates(dir);
+      const tls = {
+        cert: await Deno.readTextFile(`${dir}/server.crt`),
+        key: await Deno.readTextFile(`${dir}/server.key`),
+      };
+      for (
+        const way of [{ caFile: `${dir}/ca.crt` }, { tlsSkipVerify: true }]
+      ) {
+        await using client = new RegistryClient({
+          ...way,
+          certsDirectories: [],
+          credentials: onlyCredentials(),
+        });
+        const server = await RegistryServer.start({ tls });
+        const content = {
+          async *open() {
+            for (let i = 0; i < 5; i++) yield patternBytes(1_000_000, i);
+            throw new Error("cannot read");
+          },
+        };
+        const descriptor = { mediaType: "x", digest: DIGEST, size: 10_000_000 };
+        await rejects(
+          client.open(server.host, "app").pushBlob(descriptor, content),
+          /cannot read/,
+        );
+        // It waits for requests that are under way.
+        await withDeadline(
+          "Stopping the server",
+          10_000,
+          () => server[Symbol.asyncDispose](),
+        );
+      }
     }),
 });
 
