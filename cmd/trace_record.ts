@@ -1,5 +1,6 @@
 /** `obd trace record EXPORT|DIR --output FILE`. */
 
+import { resolve } from "node:path";
 import {
   DEVICE_LAYER,
   encodeTrace,
@@ -57,6 +58,9 @@ export async function recordTrace(
 ): Promise<void> {
   const { output } = flags;
   if (output === undefined) throw new UsageError("record needs --output FILE");
+  if (flags.files !== undefined && resolve(flags.files) === resolve(output)) {
+    throw new UsageError(`--files "${flags.files}" is the file of --output`);
+  }
   const seconds = readSeconds(flags.seconds);
   for (const path of [output, flags.files]) {
     if (path !== undefined) await requireWritable(path);

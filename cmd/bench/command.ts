@@ -1,5 +1,6 @@
 /** `obd bench`: cold start against plain OCI, on the user's own machine and images. */
 
+import { ObdError } from "../../lib/io/mod.ts";
 import type { Context } from "../context.ts";
 import {
   readResultFiles,
@@ -104,6 +105,12 @@ function createLines(
   path: string | undefined,
 ): (value: unknown) => Promise<void> {
   if (path === undefined) return () => Promise.resolve();
-  return (value) =>
-    Deno.writeTextFile(path, JSON.stringify(value) + "\n", { append: true });
+  return async (value) => {
+    const line = JSON.stringify(value) + "\n";
+    try {
+      await Deno.writeTextFile(path, line, { append: true });
+    } catch (error) {
+      throw new ObdError("state", `Cannot write "${path}"`, { cause: error });
+    }
+  };
 }

@@ -163,6 +163,7 @@ export function differences(
     const [a, b] = [all(first, of), all(second, of)];
     return a === b ? [] : [`${name}: ${a} against ${b}`];
   });
+  notes.push(...mixtures("first", first), ...mixtures("second", second));
   const fewest = Math.min(
     ...summarize(runsOf(first)).map((s) => s.readyRuns.length),
   );
@@ -172,6 +173,25 @@ export function differences(
     );
   }
   return [...notes, ...speedRatios(first, second).notes];
+}
+
+/** Benches of one workload in one file that cannot have one median. */
+function mixtures(name: string, sessions: readonly Session[]): string[] {
+  const settings = new Map<string, Set<string>>();
+  for (const { machine: { mode, link }, runs } of sessions) {
+    for (const { workload } of runs) {
+      const found = settings.get(workload) ?? new Set();
+      const rate = link.rate ?? "not shaped";
+      settings.set(workload, found.add(`${mode}, ${rate}, ${link.rttMs} ms`));
+    }
+  }
+  return [...settings].filter(([, found]) => found.size > 1).map((
+    [workload, found],
+  ) =>
+    `${workload}: the ${name} result has runs of ${
+      [...found].join(" and ")
+    }, which are taken together`
+  );
 }
 
 /** The comparison for a terminal. */

@@ -103,7 +103,7 @@ export async function recordObd(
     throw error;
   }
   const stopRecording = await recording;
-  const start = async (name: string) => {
+  const start = async (name: string, atReady?: () => Promise<void>) => {
     await using own = new AsyncDisposableStack();
     const root = await mountOverlay(own, settings, lower, name);
     await requireFreePort(workload.ready);
@@ -115,10 +115,15 @@ export async function recordObd(
       group,
     });
     await waitForReady(container, workload.ready, deadlineMs, signal);
-    return since(started);
+    const seconds = since(started);
+    await atReady?.();
+    return seconds;
   };
-  await start("first");
-  const ranges = await stopRecording();
+  let ranges: TraceRange[] = [];
+  // Before it is ended: a service goes on reading.
+  await start("first", async () => {
+    ranges = await stopRecording();
+  });
   await builtState(api, settings.metaDigest, signal);
   await Deno.writeFile(
     settings.traceFile,

@@ -1,7 +1,7 @@
 /** Results in files: lines of JSON as `--output` appends them, or the one object of `--json`. */
 
 import * as v from "valibot";
-import { errorText, ObdError } from "../../lib/io/mod.ts";
+import { errorText, ObdError, utf8 } from "../../lib/io/mod.ts";
 import type { Session } from "./result.ts";
 import { STAGES } from "./stages.ts";
 
@@ -175,11 +175,25 @@ export async function requireWritable(
       throw new ObdError("state", `Cannot write "${name}"`, { cause: error });
     }
   };
-  if (output !== undefined) await probe(output, output);
+  if (output !== undefined) {
+    await probe(output, output);
+    await endLine(output);
+  }
   if (html === undefined) return;
   const part = `${html}.${Deno.pid}.tmp`;
   await probe(part, html);
   await Deno.remove(part);
+}
+
+/** A bench that was killed, or found the disk full, may have left half a line: what comes is none of it. */
+async function endLine(path: string): Promise<void> {
+  const { isFile, size } = await Deno.stat(path);
+  if (!isFile || size === 0) return;
+  using file = await Deno.open(path, { read: true, append: true });
+  const last = new Uint8Array(1);
+  await file.seek(size - 1, Deno.SeekMode.Start);
+  await file.read(last);
+  if (last[0] !== 0x0a) await file.write(utf8("\n"));
 }
 
 async function readResults(path: string): Promise<Session[]> {

@@ -22,19 +22,20 @@ export async function removeTree(path: string): Promise<void> {
     .catch(() => {});
 }
 
-/** Bytes that directories take on disk. */
+/** Bytes that directories take on disk; what goes while they are looked at does not count. */
 export async function diskUse(
   paths: string[],
   signal: AbortSignal,
 ): Promise<number> {
   const out = await runTool(
     "measure disk use",
-    ["du", "-skx", ...paths],
+    ["sh", "-c", 'du -skx "$@" || [ $? = 1 ]', "sh", ...paths],
     signal,
   );
-  let kibibytes = 0;
-  for (const line of out.trim().split("\n")) kibibytes += parseInt(line);
-  return kibibytes * 1024;
+  const kibibytes = [...out.matchAll(/^(\d+)\t/gm)].map(([, text]) =>
+    Number(text)
+  );
+  return kibibytes.reduce((sum, one) => sum + one, 0) * 1024;
 }
 
 /**

@@ -7,7 +7,10 @@ import {
   differences,
   renderComparison,
 } from "../../cmd/bench/compare.ts";
-import { readResultFiles } from "../../cmd/bench/result_file.ts";
+import {
+  readResultFiles,
+  requireWritable,
+} from "../../cmd/bench/result_file.ts";
 import {
   type MachineFacts,
   probesOf,
@@ -359,4 +362,25 @@ Deno.test("differences() says what makes results hard to compare", () => {
     "mode: full against reduced",
     "link: 500mbit against not shaped",
   ]);
+  // As they stand in one file: the same on both sides, and yet no one figure.
+  assert.deepEqual(differences([first, other], [first, other]), [
+    "w: the first result has runs of full, 500mbit, 5 ms and reduced, not shaped, 5 ms, which are taken together",
+    "w: the second result has runs of full, 500mbit, 5 ms and reduced, not shaped, 5 ms, which are taken together",
+  ]);
+});
+
+Deno.test("requireWritable() ends a line that another bench has left half", async () => {
+  for (
+    const [before, after] of [
+      ["", ""],
+      ['{"event":"run"}\n', '{"event":"run"}\n'],
+      ['{"event":"ru', '{"event":"ru\n'],
+    ] as const
+  ) {
+    const found = await withFile(before, async (path) => {
+      await requireWritable({ output: path });
+      return await Deno.readTextFile(path);
+    });
+    assert.equal(found, after);
+  }
 });

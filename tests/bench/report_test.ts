@@ -10,6 +10,7 @@ import { installed } from "../testutil/requires.ts";
 import {
   imageOf,
   MACHINE,
+  measured,
   runOf,
   sessionOf,
   STAGES,
@@ -85,6 +86,16 @@ Deno.test("headline() says what came out", () => {
   assert.equal(say(runOf("obd", 1, 2)), "obd answers after 2.00 s");
   assert.equal(say(runOf("oci", 1), runOf("obd", 1)), "Every run failed");
   assert.equal(say(runOf("oci", 1, 2)), "obd was not measured");
+});
+
+Deno.test("renderReport() shows all bytes that came until the service answered", () => {
+  // The curve's last point is of a moment later.
+  const traffic = { ...measured(2).traffic, bytes: 5e6 };
+  traffic.curve = [[0, 0], [1.99, 3e6], [2.001, 5e6]];
+  const html = renderReport([
+    sessionOf({ runs: [runOf("obd", 1, 2, { traffic })] }),
+  ]);
+  assert.match(html, /data-seconds="2" data-bytes="5000000"/);
 });
 
 Deno.test("renderReport() has nothing of anybody in it but as text", () => {

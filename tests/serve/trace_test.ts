@@ -287,6 +287,7 @@ Deno.test("trace: wrong use, exit 2", async () => {
       ["frob", "app"],
       ["show", "file", "--seconds", "3"],
       ["record", "app", "--output", "x", "--seconds", "-3"],
+      ["record", "app", "--output", "x", "--files", "./x"],
     ]
   ) {
     const { code, stderr } = await obd("trace", ...args);
