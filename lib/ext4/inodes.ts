@@ -74,7 +74,7 @@ export class Inodes {
     writeInode(block.view, this.#offset(ino), this.#size, inode);
   }
 
-  /** The room for xattrs behind an inode's fields, for writing; empty in 128-byte inodes. */
+  /** The room for xattrs behind an inode's fields, for writing; empty in inodes that have no fields beyond 128 bytes. */
   xattrRoom(ino: number): Uint8Array {
     const bytes = this.#touch(ino).bytes;
     const at = this.#offset(ino);
@@ -134,6 +134,8 @@ export class Inodes {
     if (this.#size === INODE.SIZE_OLD) return this.#size;
     const view = this.#peek(ino)?.view ?? EMPTY;
     const extra = view.getUint16(this.#offset(ino) + INODE.extraSize, true);
+    // As tune2fs -I leaves inodes: readers look for no attributes in them.
+    if (extra === 0) return this.#size;
     return Math.min(INODE.SIZE_OLD + extra, this.#size);
   }
 

@@ -209,7 +209,8 @@ async function loadInodes(loading: Loading): Promise<StoredInode[]> {
   const { reader, state } = loading;
   const { inodesPerGroup, firstIno } = state.sb;
   const directories: StoredInode[] = [];
-  const seenXattrs = new Set<number>();
+  /** How many more inodes may use an xattr block. */
+  const sharersLeft = new Map<number, number>();
   for (const [group, bits] of loading.inodeBits) {
     for (let index = 0; index < inodesPerGroup; index++) {
       if (!testBit(bits, index)) continue;
@@ -226,10 +227,19 @@ async function loadInodes(loading: Loading): Promise<StoredInode[]> {
       if (type === S_IFLNK && hasBlocks(inode)) {
         state.longTargets.set(ino, await reader.readlink(ino));
       }
-      if (inode.xattrBlock !== 0 && !seenXattrs.has(inode.xattrBlock)) {
-        seenXattrs.add(inode.xattrBlock);
-        await loadXattrBlock(loading, inode.xattrBlock);
+      const block = inode.xattrBlock;
+      if (block === 0) continue;
+      const left = sharersLeft.get(block) ??
+        await loadXattrBlock(loading, block);
+      // Else one's new attributes would become another's.
+      if (left === 0) {
+        throw new FormatError(
+          `xattr block ${block}`,
+          "h_refcount",
+          "is less than the inodes that use it",
+        );
       }
+      sharersLeft.set(block, left - 1);
     }
   }
   return directories;
@@ -242,8 +252,16 @@ function isFlatTree({ inode }: StoredInode): boolean {
   return view.byteLength >= EH.SIZE && readExtentHeader(view, 0).depth === 0;
 }
 
-/** Keeps an xattr block that several inodes share; others are written without being read. */
-async function loadXattrBlock(loading: Loading, block: number): Promise<void> {
+/**
+ * Keeps an xattr block that several inodes share; others are written without
+ * being read.
+ *
+ * @returns How many inodes share it.
+ */
+async function loadXattrBlock(
+  loading: Loading,
+  block: number,
+): Promise<number> {
   const { reader, device, state } = loading;
   const name = `xattr block ${block}`;
   if (block >= state.sb.blocksCount) {
@@ -265,9 +283,11 @@ async function loadXattrBlock(loading: Loading, block: number): Promise<void> {
   if (sharers === 0 || sharers > XATTR_REFCOUNT_MAX) {
     throw new FormatError(name, "h_refcount", `is ${sharers}`);
   }
-  if (sharers === 1) return;
-  state.blocks.insert(block, bytes);
-  state.xattrSharers.set(block, sharers);
+  if (sharers > 1) {
+    state.blocks.insert(block, bytes);
+    state.xattrSharers.set(block, sharers);
+  }
+  return sharers;
 }
 
 /** All directories, checked to form a tree over inodes that are in use. */

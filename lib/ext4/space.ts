@@ -1,7 +1,7 @@
 /** How much a set of files needs at most, to tell a user which device would do. */
 
 import { type FileBody, logicalRuns } from "./body.ts";
-import { direntSize, FAST_SYMLINK_MAX } from "./format.ts";
+import { direntSize, EXTENT_LENGTH_MAX, FAST_SYMLINK_MAX } from "./format.ts";
 import { extentNodeCount } from "./extent_build.ts";
 import {
   BLOCK_SIZE,
@@ -50,9 +50,12 @@ export class SpaceCounter {
         if ((node.targetLength ?? 0) > FAST_SYMLINK_MAX) this.#blocks++;
         break;
       case "file": {
-        const runs = logicalRuns(node.body ?? { size: 0 });
-        for (const { count } of runs) this.#blocks += count;
-        this.#blocks += extentNodeCount(runs.length);
+        let extents = 0;
+        for (const { count } of logicalRuns(node.body ?? { size: 0 })) {
+          this.#blocks += count;
+          extents += Math.ceil(count / EXTENT_LENGTH_MAX);
+        }
+        this.#blocks += extentNodeCount(extents);
         break;
       }
     }

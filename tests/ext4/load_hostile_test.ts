@@ -7,6 +7,7 @@ import {
   type MappedRanges,
 } from "../../lib/ext4/mod.ts";
 import {
+  FormatError,
   isZero,
   MemorySource,
   ObdError,
@@ -170,6 +171,34 @@ Deno.test({
     });
     const refused = await damage(await Deno.readFile(disk.path), 7, ROUNDS);
     assert.ok(refused > ROUNDS / 20 && refused < ROUNDS, `${refused} refused`);
+  },
+});
+
+Deno.test({
+  name: "an xattr block with more users than it counts is refused",
+  ignore: !requires("mke2fs", "debugfs"),
+  fn: async () => {
+    await using disk = await Disk.made(16 * 2 ** 20, async (path, dir) => {
+      await Deno.mkdir(`${dir}/tree`);
+      await Deno.writeTextFile(`${dir}/tree/one`, "");
+      await Deno.writeTextFile(`${dir}/tree/two`, "");
+      await Deno.writeTextFile(`${dir}/value`, "v".repeat(700));
+      const args = ["-q", "-F", "-t", "ext4", "-b", "4096"];
+      await run("mke2fs", [...args, "-d", `${dir}/tree`, path]);
+      const write = (request: string) =>
+        run("debugfs", ["-w", "-R", request, path]);
+      await write(`ea_set -f ${dir}/value /one user.big`);
+      const stat = await run("debugfs", ["-R", "stat /one", path]);
+      const block = /File ACL: (\d+)/.exec(stat)![1]!;
+      assert.notEqual(block, "0");
+      await write(`sif /two file_acl ${block}`);
+    });
+    await using source = await disk.source();
+    await assert.rejects(
+      Ext4Model.load(source, disk.ranges()),
+      (error: unknown) =>
+        error instanceof FormatError && error.field === "h_refcount",
+    );
   },
 });
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
-import { Ext4Model } from "../../lib/ext4/mod.ts";
+import { Ext4Model, Ext4Reader } from "../../lib/ext4/mod.ts";
 import { requires } from "../testutil/requires.ts";
-import { Disk, run } from "./writer_disk.ts";
+import { attrs, Disk, run } from "./writer_disk.ts";
 import {
   drawChange,
   listDevice,
@@ -172,3 +172,29 @@ for (const device of DEVICES) {
     },
   });
 }
+
+Deno.test({
+  name: "attributes of inodes that tune2fs made larger are where readers look",
+  ignore: !tools,
+  fn: async () => {
+    await using disk = await Disk.made(64 * MIB, async (path, dir) => {
+      const features = "^flex_bg,^metadata_csum";
+      await mke2fs(path, dir, ["-t", "ext4", "-I", "128", "-O", features]);
+      await run("tune2fs", ["-I", "256", path]);
+      await run("e2fsck", ["-fy", path], [0, 1]);
+    });
+    await using source = await disk.source();
+    const model = await Ext4Model.load(source, disk.ranges());
+    const ino = model.lookup(model.root, "three")!;
+    const value = new Uint8Array([1, 2, 3]);
+    const xattrs: [string, Uint8Array][] = [["user.a", value]];
+    model.setAttributes(ino, attrs(0o600, { xattrs }));
+    disk.apply(model.emit());
+    await disk.check();
+    await using changed = await disk.source();
+    const reader = await Ext4Reader.open(changed);
+    // 0 until the kernel writes the inode: it has no room for attributes.
+    assert.equal((await reader.inode(ino)).inode.extraSize, 0);
+    assert.deepEqual(await reader.xattrs(ino), [["user.a", value]]);
+  },
+});

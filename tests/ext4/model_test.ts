@@ -419,3 +419,18 @@ Deno.test("SpaceCounter never counts less than the model takes", () => {
   assert.equal(inodes, free.inodes - model.freeInodes + 1);
   assert.equal(counter.virtualSize(), GIB);
 });
+
+Deno.test("SpaceCounter counts the extent trees of large files", () => {
+  const model = Ext4Model.create();
+  const counter = new SpaceCounter();
+  const free = model.freeBytes;
+  // An extent holds 128 MiB, an inode four extents.
+  const sizes = [GIB / 2, GIB / 2 + 1, 3 * GIB, 45 * GIB];
+  for (const size of sizes) {
+    model.createFile(model.root, `f${size}`, attrs(0o644), { size });
+    counter.add({ type: "file", nameLength: 12, body: { size } });
+  }
+  model.emit();
+  const taken = (free - model.freeBytes) / BLOCK_SIZE;
+  assert.ok(counter.need.blocks >= taken, `${counter.need.blocks} < ${taken}`);
+});
