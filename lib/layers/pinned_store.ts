@@ -113,7 +113,7 @@ export class PinnedStore implements AsyncDisposable {
   pin(diffId: string, size: number, spans: number): Promise<PinnedFile> {
     return this.#alone(async () => {
       const known = this.#files.get(diffId);
-      const file = known?.size === size
+      const file = known?.size === size && await isUsable(known)
         ? known
         : await this.#create(diffId, size);
       if (file.verified.length !== spans) {
@@ -153,6 +153,7 @@ export class PinnedStore implements AsyncDisposable {
     }
     if (old) await this.#remove(diffId, old);
     this.#directory ??= await Deno.makeTempDir({ prefix: "obd-pinned-" });
+    await Deno.mkdir(this.#directory, { recursive: true, mode: 0o700 });
     await this.#checkRoom(diffId, size);
     const path = `${this.#directory}/${hex}${SUFFIX}`;
     const file = await Deno.open(path, {
@@ -190,7 +191,8 @@ export class PinnedStore implements AsyncDisposable {
         (this.#options.directory === undefined
           ? TEMPORARY_KEEP_FREE
           : defaultKeepFree(blocks * bsize));
-      const missing = size + keep - bavail * bsize;
+      const promised = await this.#unwritten();
+      const missing = size + keep + promised - bavail * bsize;
       if (missing <= 0) return;
       if (!tried && await this.#makeRoom(missing) <= 0) continue;
       throw this.#tooLarge(
@@ -198,7 +200,9 @@ export class PinnedStore implements AsyncDisposable {
         size,
         `the disk has ${formatSize(bavail * bsize)} free, ${
           formatSize(keep)
-        } of it not to be used`,
+        } of it not to be used, ${
+          formatSize(promised)
+        } promised to other layers`,
       );
     }
   }
@@ -219,6 +223,16 @@ export class PinnedStore implements AsyncDisposable {
 
   #used(): number {
     return this.#files.values().reduce((sum, file) => sum + file.size, 0);
+  }
+
+  /** Bytes that the files will still take of the disk: they are sparse until all of a layer is decoded. */
+  async #unwritten(): Promise<number> {
+    let bytes = 0;
+    for (const { path, size } of this.#files.values()) {
+      const info = await Deno.stat(path).catch(() => undefined);
+      if (info) bytes += Math.max(0, size - (info.blocks ?? 0) * 512);
+    }
+    return bytes;
   }
 
   /** Removes files that nobody uses, oldest first; returns how many bytes are still missing. */
@@ -256,4 +270,11 @@ export class PinnedStore implements AsyncDisposable {
     if (this.#options.directory !== undefined || !this.#directory) return;
     await Deno.remove(this.#directory, { recursive: true }).catch(() => {});
   }
+}
+
+/** Whether a file is there as we left it; of one that is open it does not matter. */
+async function isUsable({ path, size, users }: Pinned): Promise<boolean> {
+  if (users > 0) return true;
+  const info = await Deno.stat(path).catch(() => undefined);
+  return info?.isFile === true && info.size === size;
 }

@@ -1,6 +1,7 @@
 /** zstd layers of one large frame: decoded once into a pinned file. */
 
 import assert from "node:assert/strict";
+import { statfsSync } from "node:fs";
 import { zstdCompressSync } from "node:zlib";
 import {
   DeadlineError,
@@ -341,5 +342,46 @@ Deno.test("a layer that does not fit is refused, and room is taken from the cach
     const other = await pinned.pin(`sha256:${"0".repeat(64)}`, 7 * MIB, 7);
     assert.equal(pinned.usedBytes, 7 * MIB);
     await other.release();
+  });
+});
+
+Deno.test("what layers that are open will still take of the disk is not given to another", async () => {
+  await withTempDir(async (dir) => {
+    const { bavail, bsize } = statfsSync(dir);
+    const half = Math.floor(bavail * bsize * 0.6);
+    await using store = await PinnedStore.open({
+      directory: `${dir}/pinned`,
+      keepFreeBytes: 0,
+    });
+    const digest = (digit: string) => `sha256:${digit.repeat(64)}`;
+    const first = await store.pin(digest("1"), half, 1);
+    await assert.rejects(store.pin(digest("2"), half, 1), {
+      name: "LimitError",
+      message: /the disk has .* free, .* promised to other layers/,
+    });
+    // Unused, it makes room.
+    await first.release();
+    const second = await store.pin(digest("2"), half, 1);
+    assert.equal(store.usedBytes, half);
+    await second.release();
+  });
+});
+
+Deno.test("a file that somebody removed is made anew, with its directory", async () => {
+  await withTempDir(async (dir) => {
+    await using store = await PinnedStore.open({
+      directory: `${dir}/pinned`,
+      keepFreeBytes: 0,
+    });
+    const readAll = async () => {
+      await using source = await open(store, new TestSource(BLOB));
+      await reads(source, 0, TAR.length);
+    };
+    await readAll();
+    await Deno.remove(pinnedFile(`${dir}/pinned`));
+    await readAll();
+    await Deno.remove(`${dir}/pinned`, { recursive: true });
+    await readAll();
+    assert.equal(store.usedBytes, TAR.length);
   });
 });
