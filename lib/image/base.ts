@@ -69,7 +69,7 @@ export async function openBase(
   const reference = parseReference(text);
   const { repository, from } = await locateBase(finder, reference, destination);
   const image = await resolveSource(repository, reference, {
-    platform: source.config.platform,
+    platform: source.platform,
     signal,
   });
   const roles = layerRoles(image.manifest);
@@ -194,13 +194,15 @@ function isFloor(
 ): boolean {
   const [lowest, next] = groups;
   if (lowest?.length !== 1 || lowest[0]!.kind !== "native") return false;
-  if (opened[0]![0]!.opened.uuid.toUpperCase() === BASE_LAYER_UUID) return true;
+  const uuid = opened[0]![0]!.opened.uuid.toUpperCase();
+  const chain = chainUuid(chainId(source.config.diffIds.slice(0, 1)));
+  if (uuid === chain) return false;
+  if (uuid === BASE_LAYER_UUID) return true;
   if (!next) return false;
   const [first] = source.manifest.layers;
   if (next[0]!.kind === "turbo") {
     return next[0]!.targetDigest === first!.digest;
   }
-  const chain = chainUuid(chainId(source.config.diffIds.slice(0, 1)));
   if (opened[1]!.at(-1)!.opened.uuid.toUpperCase() === chain) return true;
   // The convertor leaves the history: its steps that are not empty are one for each source layer.
   const { history } = image.config.raw as { history?: unknown };

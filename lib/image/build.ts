@@ -312,7 +312,7 @@ function describeImage(
       key: chainKey(parameters, n),
       count: n,
     })),
-    platform: formatPlatform(source.config.platform),
+    platform: formatPlatform(source.platform),
     layerReports: layers.length === count
       ? layers.map((layer, i) => layerReport(source, layer, i))
       : [flatReport(source, layers[0]!)],

@@ -5,13 +5,17 @@ import {
   blobFromRepository,
   type Descriptor,
   formatRepository,
+  indexImages,
+  isRefName,
+  isTag,
+  parseManifest,
   parseReference,
   type Reference,
   type Repository,
   withTarget,
 } from "../registry/mod.ts";
 import type { ImageEnvironment } from "./environment.ts";
-import type { SourceImage } from "./source.ts";
+import type { PlainManifest, SourceImage } from "./source.ts";
 
 /** A parsed destination. */
 export interface Destination {
@@ -30,7 +34,7 @@ export interface Destination {
  * @param ending Of the tag: what kind of image it names.
  * @param isFurther Whether a name that was asked for belongs to another image,
  * so that this one gets it with its ending.
- * @throws {UsageError} For an archive without DEST, or two different tags.
+ * @throws {UsageError} For an archive without DEST, two different tags, or one that cannot be.
  */
 export function chooseDestination(
   source: Reference,
@@ -66,6 +70,12 @@ export function chooseDestination(
   const own = wanted === undefined || isFurther
     ? `${wanted ?? base}${ending}`
     : wanted;
+  const isName = reference.kind === "registry" ? isTag : isRefName;
+  if (tag !== false && !isName(own)) {
+    throw new UsageError(
+      `"${own}" cannot be a tag: name one with --tag, or none with --no-tag`,
+    );
+  }
   return {
     reference,
     tag: tag === false ? undefined : own,
@@ -90,12 +100,57 @@ export async function copySource(
   source: SourceImage,
   destination: Repository,
 ): Promise<void> {
-  const { signal, progress } = environment;
+  await copyManifest(environment, source, source, destination);
+}
+
+/**
+ * Puts the source's index into the destination, where its images are already,
+ * with what it names beside them (attestations): registries refuse an index of
+ * which something is missing. What is not there any more costs a warning: the
+ * meta images need the index for nothing.
+ */
+export async function copyIndex(
+  environment: ImageEnvironment,
+  source: SourceImage,
+  destination: Repository,
+): Promise<void> {
+  const { signal, log } = environment;
+  const { resolved, index } = source.index!;
+  const images = new Set(indexImages(index));
+  try {
+    for (const entry of index.manifests) {
+      if (images.has(entry)) continue;
+      const other = await source.repository.resolve(entry.digest, { signal });
+      const manifest = parseManifest(other.bytes, entry.mediaType);
+      if (manifest.kind === "index") continue; // the registry will say
+      const part = { resolved: other, manifest };
+      await copyManifest(environment, source, part, destination);
+    }
+    const { bytes, descriptor } = resolved;
+    await destination.pushManifest(bytes, descriptor.mediaType, undefined, {
+      signal,
+    });
+  } catch (error) {
+    if (!(error instanceof ObdError) || error.code === "cancelled") throw error;
+    log.warn("the source's index cannot be copied", {
+      repository: destination.name,
+      index: resolved.descriptor.digest,
+      reason: errorText(error),
+    });
+  }
+}
+
+/** Puts one manifest of the source's repository into the destination, its blobs first. */
+async function copyManifest(
+  { signal, progress }: ImageEnvironment,
+  source: Pick<SourceImage, "reference" | "repository">,
+  { resolved, manifest }: PlainManifest,
+  destination: Repository,
+): Promise<void> {
   const mountFrom = source.reference.kind === "registry"
     ? [source.reference.repository]
     : [];
-  const blobs = [source.manifest.config, ...source.manifest.layers];
-  for (const blob of blobs) {
+  for (const blob of [manifest.config, ...manifest.layers]) {
     const task = progress.start(`copy ${shortDigest(blob)}`, blob.size);
     let sent = 0;
     try {
@@ -115,7 +170,7 @@ export async function copySource(
       task.done();
     }
   }
-  const { bytes, descriptor } = source.resolved;
+  const { bytes, descriptor } = resolved;
   await destination.pushManifest(bytes, descriptor.mediaType, undefined, {
     signal,
   });

@@ -9,8 +9,8 @@ import {
 } from "../io/mod.ts";
 import {
   type Descriptor,
-  formatPlatform,
   type ImageManifest,
+  normalizePlatform,
   parseManifest,
   type Reference,
   type Repository,
@@ -201,17 +201,15 @@ async function resolveFitting(
   let manifest = parseManifest(bytes, descriptor.mediaType);
   if (manifest.kind === "index") {
     // A meta index has one meta image per platform: the one with our subject
-    // counts; Docker's types have none, there the platform does.
+    // counts; Docker's types have none, there the content does.
     const wanted = source.resolved.descriptor.digest;
-    const platform = isNative
-      ? formatPlatform((await whole()).config.platform)
-      : undefined;
     for (const entry of manifest.manifests) {
       const inner = await resolve(entry.digest);
       const parsed = parseManifest(inner.bytes, entry.mediaType);
       if (parsed.kind !== "image") continue;
       const isOurs = parsed.subject === undefined && isNative
-        ? entry.platform && formatPlatform(entry.platform) === platform
+        ? isOfMachine(entry, await whole()) &&
+          !await nativeMisfit(repository, parsed, await whole())
         : parsed.subject?.digest === wanted;
       if (isOurs) {
         ({ descriptor, bytes } = inner);
@@ -227,6 +225,16 @@ async function resolveFitting(
     ? await nativeMisfit(repository, manifest, await whole())
     : misfit(manifest, source);
   return problem ?? { descriptor, manifest };
+}
+
+/** Variants are not compared: who asks for an image by its digest may not know it. */
+function isOfMachine(
+  { platform }: Descriptor,
+  source: SourceImage,
+): boolean {
+  if (!platform) return false;
+  const [a, b] = [platform, source.platform].map(normalizePlatform);
+  return a!.os === b!.os && a!.architecture === b!.architecture;
 }
 
 function compareFound(a: FoundMeta, b: FoundMeta): number {

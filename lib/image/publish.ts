@@ -23,6 +23,7 @@ import {
   parseReference,
   type Reference,
   referenceTarget,
+  RegistryError,
   type Repository,
   withTarget,
 } from "../registry/mod.ts";
@@ -43,6 +44,7 @@ import {
 import {
   checkTargets,
   chooseDestination,
+  copyIndex,
   copySource,
   type Destination,
   shortDigest,
@@ -260,7 +262,7 @@ async function publishWith(
       for (const [i, format] of formats.entries()) {
         const own = images.filter((image) => image.format === format);
         report.indexes.push(
-          await publisher.pushIndex(own, destinations[i]!, index),
+          await publisher.pushIndex(own, destinations[i]!),
         );
       }
       report.index = report.indexes[0]!;
@@ -457,21 +459,31 @@ class Publisher {
         signal,
         referrer,
       });
-    for (const { key } of image.chains) await push(chainTag(key), false);
+    for (const { key } of image.chains) {
+      try {
+        await push(chainTag(key), false);
+      } catch (error) {
+        if (!(error instanceof RegistryError) || error.temporary) throw error;
+        // Where tags must not change, that of an earlier image is as good.
+        this.#environment.log.info("the tag of a chain is left as it is", {
+          tag: chainTag(key),
+          reason: errorText(error),
+        });
+      }
+    }
     await push(tag, this.#referrer);
   }
 
   async pushIndex(
     images: readonly BuiltImage[],
     destination: Destination,
-    source: NonNullable<SourceImage["index"]>,
   ): Promise<IndexReport> {
-    const { format } = images[0]!;
+    const { format, source } = images[0]!;
     const isNative = format === "overlaybd";
     const isDocker = isNative && this.#nativeTypes === "docker";
     const type = isDocker ? MediaType.dockerList : MediaType.ociIndex;
     const { signal } = this.#environment;
-    const { mediaType, digest, size } = source.resolved.descriptor;
+    const { mediaType, digest, size } = source.index!.resolved.descriptor;
     const bytes = utf8(JSON.stringify({
       schemaVersion: 2,
       mediaType: type,
@@ -485,7 +497,7 @@ class Publisher {
           mediaType,
           digest,
           size,
-          platform: image.source.config.platform,
+          platform: image.source.platform,
         };
       }),
       ...(isDocker ? {} : { subject: { mediaType, digest, size } }),
@@ -493,12 +505,7 @@ class Publisher {
     }));
     // Of a native image the source's own manifests need not be there.
     if (!destination.isSource && !isNative) {
-      await this.#target.pushManifest(
-        source.resolved.bytes,
-        mediaType,
-        undefined,
-        { signal },
-      );
+      await copyIndex(this.#environment, source, this.#target);
     }
     const pushed = await this.#target.pushManifest(
       bytes,

@@ -17,6 +17,7 @@ import {
   type ResolvedManifest,
   selectPlatform,
 } from "../registry/mod.ts";
+import { layerRoles } from "./meta_image.ts";
 
 /** Most bytes of an image config that are read. */
 const CONFIG_SIZE_MAX = 4 * 1024 * 1024;
@@ -28,10 +29,14 @@ export interface PlainManifest {
   manifest: ImageManifest;
   /** The index it was chosen from, if any. */
   index?: { resolved: ResolvedManifest; index: ImageIndex };
+  /** As the index names it, if it does. */
+  platform?: Platform;
 }
 
 /** One image of one platform. */
 export interface SourceImage extends PlainManifest {
+  /** As the index names it, else as the config does, which may leave out its variant or all of it. */
+  platform: Platform;
   repository: Repository;
   reference: Reference;
   config: ImageConfig;
@@ -101,7 +106,13 @@ async function resolveEntry(
       `Index "${repository.name}" has an index inside it (${entry.digest}), which is not supported`,
     );
   }
-  return { resolved, manifest, index };
+  const { platform } = entry;
+  return {
+    resolved,
+    manifest,
+    index,
+    ...(platform?.os && platform.architecture ? { platform } : {}),
+  };
 }
 
 /** The second half of {@linkcode resolveSource}: reads the config. */
@@ -127,7 +138,8 @@ export async function loadSource(
       `has ${config.diffIds.length} entries, the manifest has ${manifest.layers.length} layers`,
     );
   }
-  return { ...plain, repository, reference, config, configBytes };
+  const platform = plain.platform ?? config.platform;
+  return { ...plain, repository, reference, config, configBytes, platform };
 }
 
 /** @throws {FormatError} If a blob that is to be read whole is too large for that. */
@@ -166,7 +178,8 @@ export async function readSmallBlob(
 }
 
 /**
- * Refuses layer types that cannot be built, by name, before anything is read.
+ * Refuses images and layer types that cannot be built, by name, before anything
+ * is read.
  *
  * @param log Gets a line for a base that its annotation misnames.
  */
@@ -175,6 +188,13 @@ export function checkLayers(source: SourceImage, log: Logger): void {
     throw new UnsupportedError(
       "image without layers",
       `Image ${source.repository.name}@${source.resolved.descriptor.digest} has no layers: there is nothing to build`,
+    );
+  }
+  // Its layers are tars too: what is in them is metadata.
+  if (layerRoles(source.manifest)) {
+    throw new UnsupportedError(
+      "building overlaybd images",
+      `Image ${source.repository.name}@${source.resolved.descriptor.digest} is an overlaybd image already: there is nothing to build`,
     );
   }
   source.manifest.layers.forEach((layer, index) => {

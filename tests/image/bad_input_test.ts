@@ -243,6 +243,29 @@ for (const { name, image: make, spoil, message } of CASES) {
   });
 }
 
+Deno.test("build: what is an overlaybd image already is not built again", async () => {
+  await withTempDir(async (layout) => {
+    const image = makeImage({ layers: [good] });
+    await writeLayout(layout, [{ tag: "v1", image }]);
+    await build({
+      source: `oci:${layout}:v1`,
+      formats: ["turbo", "overlaybd"],
+      virtualSize: GIB,
+    });
+    const before = await fingerprint(layout);
+    const tags = [...(await layoutTags(layout)).keys()];
+    ok(tags.length === 5, tags.join());
+    for (const tag of tags.filter((tag) => tag !== "v1")) {
+      await rejects(
+        build({ source: `oci:${layout}:${tag}`, virtualSize: GIB }),
+        { code: "unsupported", message: /is an overlaybd image already/ },
+        tag,
+      );
+    }
+    deepEqual(await fingerprint(layout), before);
+  });
+});
+
 Deno.test("obd build: what goes wrong in a layer names the layer", async () => {
   await withTempDir(async (dir) => {
     const image = second({ entries: [hardlink("in", "none")] })();

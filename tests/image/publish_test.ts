@@ -161,6 +161,43 @@ Deno.test("publish: --tag and --no-tag", async () => {
   );
 });
 
+Deno.test("publish: a tag that there cannot be is told before anything is read or written", async () => {
+  await withTempDir(async (dir) => {
+    await using server = await RegistryServer.start();
+    // As other tools name images in layouts, and as long as tags may be.
+    const name = "registry.example/team/app:v1";
+    const long = "v".repeat(126);
+    await writeLayout(dir, [{ tag: name, image }]);
+    await putImage(server, "app", long, image);
+    const cases: Parameters<typeof build>[0][] = [
+      { source: `oci:${dir}:${name}`, dest: `${server.host}/other` },
+      { source: `${server.host}/app:${long}` },
+      { source: `${server.host}/app:${long}`, tag: "not/one" },
+      { source: `${server.host}/app:${long}`, tag: "" },
+      { source: `oci:${dir}:${name}`, tag: "no one" },
+    ];
+    for (const options of cases) {
+      await rejects(
+        build({ ...options, virtualSize: GIB }),
+        (error) =>
+          error instanceof UsageError && /cannot be a tag/.test(error.message),
+      );
+    }
+    deepEqual(writes(server), []);
+    const layer = image.layers[0]!.digest;
+    deepEqual(server.requests.filter((r) => r.path.endsWith(layer)), []);
+    // Layouts may have such names themselves, and any image can be given another.
+    await build({ source: `oci:${dir}:${name}`, virtualSize: GIB });
+    ok((await layoutTags(dir)).has(`${name}-obd`));
+    await build({
+      source: `${server.host}/app:${long}`,
+      tag: "short",
+      virtualSize: GIB,
+    });
+    ok(server.tags("app").has("short"));
+  });
+});
+
 Deno.test("publish: a DEST elsewhere in the registry gets the source mounted, with all targets", async () => {
   await using server = await RegistryServer.start();
   await putImage(server, "app", "v1", image);

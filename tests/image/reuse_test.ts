@@ -269,3 +269,42 @@ function plant(
     "application/vnd.oci.image.manifest.v1+json",
   );
 }
+Deno.test("build: where tags must not change, those of chains stay as they are", async () => {
+  await using server = await RegistryServer.start();
+  await putImage(server, "app", "one", image);
+  await build({ source: `${server.host}/app:one`, virtualSize: GIB });
+  const other = makeImage({
+    layers: [layers[0]!, layers[1]!, { entries: [file("other", "layer")] }],
+  });
+  await putImage(server, "app", "two", other);
+  const before = new Map(server.tags("app"));
+  server.faults.add({
+    fault: {
+      kind: "status",
+      status: 400,
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({
+        errors: [{
+          code: "TAG_INVALID",
+          message:
+            "The image tag already exists and cannot be overwritten because the repository is immutable",
+        }],
+      }),
+    },
+    method: "PUT",
+    path: new RegExp(`/manifests/(${[...before.keys()].join("|")})$`),
+    times: Infinity,
+  });
+  const { reused } = await reusedLayers(`${server.host}/app:two`);
+  deepEqual(reused, [true, true, false]);
+  ok(server.tags("app").has("two-obd"));
+  for (const [tag, digest] of before) {
+    equal(server.tags("app").get(tag), digest);
+  }
+  // Tags that are new are there: the whole chain is found again.
+  deepEqual((await reusedLayers(`${server.host}/app:two`)).reused, [
+    true,
+    true,
+    true,
+  ]);
+});

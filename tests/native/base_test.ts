@@ -382,3 +382,31 @@ Deno.test("build --base: layers of another repository of the registry are mounte
   ) => JSON.parse(line).path);
   assert.ok(paths.includes("a") && paths.includes("b"));
 });
+
+Deno.test("build --base: a history that is one step short makes no file system of the first layer", async () => {
+  await withTempDir(async (dir) => {
+    const layout = `${dir}/l`;
+    const layers = ["a", "b", "c"].map((name) => ({
+      entries: [file(name, name)],
+    }));
+    // As tools leave it that add a layer and no step.
+    const config = { history: [{ created_by: "x" }] };
+    await writeLayout(layout, [
+      { tag: "two", image: makeImage({ layers: layers.slice(0, 2), config }) },
+      { tag: "three", image: makeImage({ layers }) },
+    ]);
+    const formats = ["overlaybd"] as const;
+    await build({ source: `oci:${layout}:two`, formats });
+    const { report } = await build({
+      source: `oci:${layout}:three`,
+      base: `oci:${layout}:two-overlaybd`,
+      formats,
+    });
+    assert.deepEqual(
+      report.platforms[0]!.layers.map(({ reused }) => reused),
+      [true, true, false],
+    );
+    const made = await readImage(layout, "three-overlaybd");
+    assert.equal(made.layers.length, 3);
+  });
+});
