@@ -27,6 +27,7 @@ import {
 import {
   type LayerCheck,
   type LayerFacts,
+  verifyAcceleration,
   verifyNative,
   verifyPlain,
   verifyTurbo,
@@ -112,7 +113,7 @@ export async function verifyImage(
         facts.push(await verifyNative(check, layer, diffId));
       } else if (role.kind === "turbo") {
         facts.push(await verifyTurbo(check, role, diffId));
-      }
+      } else await verifyAcceleration(check, layer);
     } finally {
       task.done();
     }

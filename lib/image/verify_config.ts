@@ -87,13 +87,13 @@ export async function verifyConfig(
     const isTurbo = lower.targetFile !== "" || lower.targetDigest !== "";
     try {
       const size = await check.attempt("blob", () => blobSize(check, lower));
-      if (size !== undefined) {
-        found.facts.push(
-          isTurbo
-            ? await verifyTurboLower(check, lower)
-            : await verifyNativeLower(check, lower),
-        );
-      }
+      found.facts.push(
+        size === undefined
+          ? undefined
+          : isTurbo
+          ? await verifyTurboLower(check, lower)
+          : await verifyNativeLower(check, lower),
+      );
       found.layers.push({
         digest: name,
         kind: isTurbo ? "turbo" : "native",

@@ -10,6 +10,7 @@ import {
   toHex,
 } from "../io/mod.ts";
 import {
+  ACCELERATION_SIZE_MAX,
   checkContainers,
   checkWindows,
   KIND,
@@ -17,6 +18,7 @@ import {
   type OpenedLayer,
   openLayer,
   openTarget,
+  readAccelerationLayer,
   readGzipMeta,
   scanLayer,
   SpanCache,
@@ -28,6 +30,7 @@ import type { ImageEnvironment } from "./environment.ts";
 import { fetchMetaBlob } from "./meta_blobs.ts";
 import type { LayerRole } from "./meta_image.ts";
 import { servicesOf } from "./open.ts";
+import { readSmallBlob } from "./source.ts";
 
 /** Bytes read at once. */
 const PIECE = 1024 * 1024;
@@ -174,6 +177,24 @@ export async function verifyTurbo(
     });
   }
   return facts;
+}
+
+/** A trace on top of a native image: its blob's digest, and that it is one. */
+export async function verifyAcceleration(
+  { repository, environment, attempt, task }: LayerCheck,
+  layer: Descriptor,
+): Promise<void> {
+  const tar = await attempt("blob", () =>
+    readSmallBlob(
+      repository,
+      layer,
+      ACCELERATION_SIZE_MAX,
+      "acceleration layer",
+      environment.signal,
+    ));
+  if (!tar) return;
+  task.add(tar.length);
+  await attempt("trace", () => Promise.resolve(readAccelerationLayer(tar)));
 }
 
 /** What a pass over a target found. */

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { gunzipSync, gzipSync } from "node:zlib";
-import { verifyImage } from "../../lib/image/mod.ts";
+import { pushAcceleration, verifyImage } from "../../lib/image/mod.ts";
 import {
   blobPath,
   digestOf,
@@ -335,5 +335,61 @@ Deno.test("obd verify: exit 0 and 1, a list, one JSON object", async () => {
     assert.match(bad.stdout, /layer 1 {2}BAD/);
     assert.match(bad.stdout, /layer 1: blob digest: /);
     assert.equal(bad.stderr.trim().split("\n").length, 1, bad.stderr);
+  });
+});
+
+Deno.test("verify of a config.v1.json: a layer that is missing is all that is found", async () => {
+  await withTempDir(async (dir) => {
+    const layout = `${dir}/l`;
+    const layers = randomLayers(12, 3).map((entries) => ({ entries }));
+    await writeLayout(layout, [{ tag: "v1", image: makeImage({ layers }) }]);
+    await build({
+      source: `oci:${layout}:v1`,
+      virtualSize: 2 ** 30,
+      formats: ["overlaybd"],
+    });
+    const manifest = await new Patient(layout).manifest("v1-overlaybd");
+    const lowers = manifest.layers.map(({ digest }: Json) => ({
+      file: blobPath(layout, digest),
+    }));
+    const config = `${dir}/config.v1.json`;
+    await Deno.writeTextFile(config, JSON.stringify({ lowers }));
+    assert.deepEqual(await findings(config), []);
+    for (const [i, { file }] of lowers.entries()) {
+      await Deno.rename(file, `${file}.away`);
+      const found = await findings(config);
+      assert.equal(found.length, 1, found.join("\n"));
+      assert.match(found[0]!, new RegExp(`^${i + 1} blob: `));
+      await Deno.rename(`${file}.away`, file);
+    }
+  });
+});
+
+Deno.test("verify reads acceleration layers", async () => {
+  await withTempDir(async (layout) => {
+    await makeImages(layout);
+    const patient = new Patient(layout);
+    const name = `oci:${layout}:v1-overlaybd`;
+    {
+      await using environment = await testEnvironment();
+      await pushAcceleration(environment, {
+        image: name,
+        records: [{ layer: 0, offset: 0, length: 4096 }],
+        tag: "fast",
+      });
+    }
+    assert.deepEqual(await findings(`oci:${layout}:fast`), []);
+    const { digest } = (await patient.manifest("fast")).layers[2];
+    const restore = await patient.rot(digest, middle);
+    assert.match(
+      (await findings(`oci:${layout}:fast`)).join("\n"),
+      /^3 blob: Digest of [^\n]*$/,
+    );
+    await restore();
+    const bad = await patient.replace("fast", 2, (bytes) => {
+      bytes[0]! ^= 1;
+      return bytes;
+    });
+    assert.match((await findings(bad)).join("\n"), /^3 trace: [^\n]*$/);
   });
 });
