@@ -43,7 +43,7 @@ const REFERRERS_MAX = 64;
 
 /** One layer. */
 export interface LayerInspection {
-  /** From 1, base first. */
+  /** From 1, base first; 0 is a file system without content below. */
   number: number;
   /** Which of the meta or native layers that this layer became, where it was too much for one. */
   part?: PartNumber;
@@ -138,7 +138,7 @@ export async function inspectImage(
   }
   const ofPlain = report.kind === "plain" ? source : undefined;
   const layers = roles ?? source.manifest.layers;
-  const numbers = roles && ofPlain ? sourceNumbers(roles) : undefined;
+  const numbers = roles && ofPlain ? sourceNumbers(roles, ofPlain) : undefined;
   report.layers = await mapConcurrent(
     layers as readonly (LayerRole | Descriptor)[],
     CONCURRENCY,
@@ -211,9 +211,14 @@ function describeImage(
   };
 }
 
-/** For each meta layer the source layer that it is a part of, from 0. */
-function sourceNumbers(roles: readonly LayerRole[]): number[] {
-  return layerGroups(roles).flatMap((group, i) => group.map(() => i));
+/** For each meta layer the source layer that it is a part of, from 0; -1 is below all of them. */
+function sourceNumbers(
+  roles: readonly LayerRole[],
+  { manifest }: SourceImage,
+): number[] {
+  const groups = layerGroups(roles);
+  const first = groups.length > manifest.layers.length ? -1 : 0;
+  return groups.flatMap((group, i) => group.map(() => first + i));
 }
 
 function nameOf({ digest, mediaType, size }: Descriptor) {

@@ -3,6 +3,7 @@
 import {
   FileSource,
   FormatError,
+  LimitError,
   NotFoundError,
   readBytes,
 } from "../io/mod.ts";
@@ -11,6 +12,7 @@ import {
   type Descriptor,
   formatPlatform,
   type ImageManifest,
+  INDEX_ENTRY_COUNT_MAX,
   MANIFEST_SIZE_MAX,
   MediaType,
   parseManifest,
@@ -22,6 +24,8 @@ import { layerRoles } from "./meta_image.ts";
 
 /** Indexes in indexes that are followed. */
 const DEPTH_MAX = 3;
+/** Entries of all of them: one index may name another thousands of times, which names a third. */
+const ENTRIES_MAX = 2 * INDEX_ENTRY_COUNT_MAX;
 
 /** One image, artifact or index of a layout. */
 export interface LayoutEntry {
@@ -116,8 +120,9 @@ async function countBlobs(
   }
 }
 
-/** Follows descriptors, each blob once. */
+/** Follows descriptors. */
 class LayoutWalk {
+  #entries = 0;
   readonly reached = new Set<string>();
   firstProblem: Problem | undefined;
   readonly #repository: Repository;
@@ -128,7 +133,14 @@ class LayoutWalk {
     this.#signal = signal;
   }
 
+  /** @throws {LimitError} If there are more entries than are followed. */
   async entry(descriptor: Descriptor, depth: number): Promise<LayoutEntry> {
+    if (++this.#entries > ENTRIES_MAX) {
+      throw new LimitError(
+        `Indexes of the layout name more than ${ENTRIES_MAX} manifests`,
+      );
+    }
+    this.#signal?.throwIfAborted();
     const tag = descriptor.annotations?.[REF_NAME_ANNOTATION];
     const entry: LayoutEntry = {
       ...(tag === undefined ? {} : { tag }),

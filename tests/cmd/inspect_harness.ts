@@ -57,11 +57,16 @@ export async function inspectBytes(bytes: Uint8Array) {
   return await inspectFile(new MemorySource(bytes));
 }
 
-export async function build(source: string, formats?: readonly BuildFormat[]) {
+export async function build(
+  source: string,
+  formats?: readonly BuildFormat[],
+  base?: string,
+) {
   await using environment = await openEnvironment({ workers: 1 });
   return await publishImage(environment, {
     source,
     formats,
+    base,
     jobs: 1,
     virtualSize: 2 ** 30,
   });

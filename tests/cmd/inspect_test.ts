@@ -17,6 +17,7 @@ import { RegistryServer } from "../testutil/registry_server.ts";
 import { golden } from "../testutil/requires.ts";
 import {
   build,
+  dataOf,
   flipped,
   image,
   inspectBytes,
@@ -57,6 +58,26 @@ Deno.test("a layout: its images, what is unreferenced, what is missing", () =>
     assert.equal(broken.problem?.code, "not-found");
     assert.equal(broken.entries[0]!.problem?.code, "not-found");
     assert.equal(broken.entries[1]!.entries![1]!.problem, undefined);
+  }));
+
+Deno.test("a layout: indexes in indexes are followed up to a bound", () =>
+  withTempDir(async (dir) => {
+    const type = "application/vnd.oci.image.index.v1+json";
+    const indexOf = (manifests: unknown[]) =>
+      makeBlob(type, { schemaVersion: 2, mediaType: type, manifests });
+    const none = indexOf([]);
+    const some = indexOf(Array(1000).fill(nameOf(none)));
+    const many = indexOf(Array(1000).fill(nameOf(some)));
+    await writeLayout(dir, [{ tag: "v1", image }]);
+    for (const { digest, bytes } of [none, some, many]) {
+      await Deno.writeFile(blobPath(dir, digest), bytes);
+    }
+    await Deno.writeTextFile(
+      `${dir}/index.json`,
+      JSON.stringify({ schemaVersion: 2, manifests: [nameOf(many)] }),
+    );
+    const found = await inspectTarget(dir) as LayoutInspection;
+    assert.equal(found.problem?.code, "limit");
   }));
 
 Deno.test("a directory that is no layout, a name that is nothing", () =>
@@ -137,6 +158,58 @@ Deno.test("a plain image with its meta image, and the meta image itself", () =>
       assert.equal(found.stack!.merged.kind, "lsmt");
     }
   }));
+
+Deno.test({
+  name:
+    "a meta image with a file system below the source's layers: each is compared with its own",
+  ignore: golden("unit/ext4_64") === undefined,
+  fn: () =>
+    withTempDir(async (dir) => {
+      const layout = `${dir}/l`;
+      await writeLayout(layout, [{ tag: "v1", image }]);
+      const floor = makeBlob(
+        "application/vnd.oci.image.layer.v1.tar",
+        dataOf("unit/ext4_64"),
+      );
+      const config = makeBlob("application/vnd.oci.image.config.v1+json", {
+        architecture: "amd64",
+        os: "linux",
+        rootfs: { type: "layers", diff_ids: [floor.digest] },
+      });
+      const prefix = "containerd.io/snapshot/overlaybd";
+      const manifest = makeBlob("application/vnd.oci.image.manifest.v1+json", {
+        schemaVersion: 2,
+        mediaType: "application/vnd.oci.image.manifest.v1+json",
+        config: nameOf(config),
+        layers: [{
+          ...nameOf(floor),
+          annotations: {
+            [`${prefix}/version`]: "0.1.0",
+            [`${prefix}/blob-digest`]: floor.digest,
+            [`${prefix}/blob-size`]: String(floor.size),
+          },
+        }],
+      });
+      for (const blob of [floor, config, manifest]) {
+        await Deno.writeFile(blobPath(layout, blob.digest), blob.bytes);
+      }
+      await build(
+        `oci:${layout}:v1`,
+        undefined,
+        `oci:${layout}@${manifest.digest}`,
+      );
+      const found = await inspectImage(`oci:${layout}:v1`);
+      assert.equal(found.problem, undefined);
+      assert.deepEqual(
+        found.layers.map(({ number, kind, digest }) => [number, kind, digest]),
+        [
+          [0, "native", floor.digest],
+          [1, "turbo", image.layers[0]!.digest],
+          [2, "turbo", image.layers[1]!.digest],
+        ],
+      );
+    }),
+});
 
 Deno.test("an overlaybd-native image", () =>
   withTempDir(async (dir) => {
