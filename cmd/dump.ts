@@ -9,6 +9,7 @@ import {
 } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
+import { checkOutput } from "./output_file.ts";
 
 const PIECE = 4 * 1024 * 1024;
 /** Zeros of this size are left out of a sparse file: the block of common file systems. */
@@ -22,6 +23,7 @@ export async function run(
   if (out === "-" && context.json) {
     throw new UsageError('--json and the output "-" both want stdout');
   }
+  if (out !== "-") await checkOutput(out!);
   await using session = await openSession(context, image!, options);
   const { source } = session.image;
   const task = context.progress.start(`dump ${image}`, source.size);

@@ -4,6 +4,7 @@ import { mergeImage } from "../lib/image/mod.ts";
 import { formatSize } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
+import { checkOutput } from "./output_file.ts";
 
 interface MergeFlags {
   algorithm: "lz4" | "zstd";
@@ -18,6 +19,7 @@ export async function run(
   options: Record<string, unknown>,
 ): Promise<void> {
   const flags = options as unknown as MergeFlags;
+  await checkOutput(out!);
   await using session = await openSession(context, name!, options);
   const { image, environment } = session;
   const { digest, size, layer } = await mergeImage(environment, image, out!, {

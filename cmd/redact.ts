@@ -5,7 +5,7 @@ export const REMOVED = "[removed]";
 
 /** Keys whose values are secrets, in configuration files, Docker's credential files and environments. */
 const SECRET_KEY =
-  /^(auth|authorization|cookie|passphrase|pat|pwd)$|token$|passw(or)?d$|secret$|secret_?key$|private_?key$|access_?key$|api_?key$|credentials?$/i;
+  /^(auth|authorization|cookie|passphrase|pat|pwd)$|tokens?$|passw(or)?d$|secret$|secret_?key$|private_?key$|access_?key$|api_?key$|credentials?$/i;
 /** Keys that end like secrets and name where they are. */
 const PLACE_KEY = /(file|path|dir|config)$/i;
 /** Values nested deeper than this are removed whole. */

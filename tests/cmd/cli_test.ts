@@ -11,6 +11,7 @@ import {
   writeLayout,
 } from "../testutil/oci_image.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
+import { requires } from "../testutil/requires.ts";
 import { assertOneLine, endOf, obd, startObd, withTempDir } from "./run_obd.ts";
 
 /** Commands that scripts rely on; there may be more. */
@@ -151,6 +152,39 @@ async function tree(dir: string): Promise<string[]> {
   }
   return found.sort();
 }
+
+Deno.test({
+  name: "dump and merge leave what is no file as it is",
+  ignore: !requires("mkfifo"),
+  fn: () =>
+    withTempDir(async (dir) => {
+      const layout = `${dir}/IN`;
+      await writeLayout(layout, [{ tag: "v1", image }]);
+      await Deno.mkdir(`${dir}/out`);
+      await new Deno.Command("mkfifo", { args: [`${dir}/fifo`] }).output();
+      for (const command of ["dump", "merge"]) {
+        for (const out of ["out", "fifo"]) {
+          const ended = await obd([
+            command,
+            `oci:${layout}:v1`,
+            `${dir}/${out}`,
+          ]);
+          assert.equal(ended.code, 2, ended.stderr);
+          assertOneLine(ended, /is no regular file/);
+        }
+      }
+      assert.ok((await Deno.stat(`${dir}/out`)).isDirectory);
+      assert.ok((await Deno.stat(`${dir}/fifo`)).isFifo);
+      assert.deepEqual(
+        Array.from(Deno.readDirSync(dir), (e) => e.name).sort(),
+        [
+          "IN",
+          "fifo",
+          "out",
+        ],
+      );
+    }),
+});
 
 Deno.test("failures: exit 1, one line on stderr; --debug adds a stack", async () => {
   await withTempDir(async (dir) => {

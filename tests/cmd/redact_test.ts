@@ -18,6 +18,7 @@ Deno.test("secrets are known by their keys", () => {
     "apiKey",
     "api_key",
     "OBD_API_TOKEN",
+    "DENO_AUTH_TOKENS",
     "api.token",
   ];
   const open = [

@@ -1,0 +1,19 @@
+/** Files that commands write whole: made under another name, then renamed. */
+
+import { UsageError } from "../lib/io/mod.ts";
+
+/**
+ * A rename puts a file in the place of whatever has the name: a device, such as
+ * /dev/null, would be gone, and a directory refuses it when all is written.
+ *
+ * @throws {UsageError} If something is there that is no file.
+ */
+export async function checkOutput(path: string): Promise<void> {
+  let info: Deno.FileInfo;
+  try {
+    info = await Deno.stat(path);
+  } catch {
+    return; // nothing is there, or whoever makes the file is told
+  }
+  if (!info.isFile) throw new UsageError(`"${path}" is no regular file`);
+}
