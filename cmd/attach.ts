@@ -44,7 +44,7 @@ export async function run(
     device: flags.device,
     api: flags.api,
   });
-  if (!context.quiet) context.say(state.device!);
+  context.say(state.device!);
   context.result(mountResult(state, started));
 }
 

@@ -82,10 +82,9 @@ export async function run(
     for (const warning of platform.warnings) {
       context.log.warn(warning);
     }
-    if (!context.quiet) say(context, platform, flags.dryRun ?? false);
+    say(context, platform, flags.dryRun ?? false);
   }
   for (const index of report.indexes ?? []) {
-    if (context.quiet) break;
     context.say(`index    ${index.reference} (${index.digest})`);
   }
   context.result(jsonReport(report, flags));

@@ -259,9 +259,8 @@ function addMountCommands(add: Add): void {
       () => import("./mount.ts"),
     ),
   )).option("--platform <os/arch[/variant]>", "platform of an index");
-  api(
-    add("umount <dir>", "undo a mount", () => import("./umount.ts")),
-  );
+  add("umount <dir>", "undo a mount", () => import("./umount.ts"))
+    .addOption(unusedApi());
   prefetch(api(
     add(
       "attach <image>",
@@ -270,17 +269,23 @@ function addMountCommands(add: Add): void {
     ),
   )).option("--device <path>", "the device to use, e.g. /dev/nbd0")
     .option("--platform <os/arch[/variant]>", "platform of an index");
-  api(
-    add(
-      "detach <target>",
-      "undo an attach (device, image or id)",
-      () => import("./detach.ts"),
-    ),
-  );
+  add(
+    "detach <target>",
+    "undo an attach (device, image or id)",
+    () => import("./detach.ts"),
+  ).addOption(unusedApi());
   add(
     "mounts",
     "list mounts and attached devices",
     () => import("./mounts.ts"),
+  );
+}
+
+/** Scripts for 0.1 may give it. */
+function unusedApi(): Option {
+  return new Option(
+    "--api <address>",
+    "of no effect: what is mounted or attached knows its serve",
   );
 }
 

@@ -40,7 +40,7 @@ export interface Context {
   readonly registry: RegistrySettings;
   /** Aborted by SIGINT, SIGTERM and, unless it was ignored at the start, SIGHUP. */
   readonly signal: AbortSignal;
-  /** Prints for people on stdout; nothing under `--json`. */
+  /** Prints for people on stdout; nothing under `--json` and `--quiet`. */
   say(line: string): void;
   /** Prints the command's one JSON object; nothing without `--json`. */
   result(value: unknown): void;

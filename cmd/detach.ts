@@ -22,13 +22,11 @@ export async function run(
       done = true;
     }
   }
-  if (!context.quiet) {
-    context.say(
-      done
-        ? `${found!.device ?? found!.id} is detached (${found!.image})`
-        : `obd has nothing attached as ${target}`,
-    );
-  }
+  context.say(
+    done
+      ? `${found!.device ?? found!.id} is detached (${found!.image})`
+      : `obd has nothing attached as ${target}`,
+  );
   context.result({
     target: target!,
     id: found?.id ?? null,

@@ -37,9 +37,7 @@ export async function run(
     device: undefined,
     api: flags.api,
   });
-  if (!context.quiet) {
-    context.say(`${state.image} is mounted at ${dir} (${state.device})`);
-  }
+  context.say(`${state.image} is mounted at ${dir} (${state.device})`);
   context.result(mountResult(state, started));
 }
 

@@ -68,7 +68,7 @@ function printTable(
   rows: { state: MountState; health: Health }[],
 ): void {
   if (rows.length === 0) {
-    if (!context.quiet) context.say("Nothing is mounted or attached");
+    context.say("Nothing is mounted or attached");
     return;
   }
   const table = [

@@ -17,13 +17,11 @@ export async function run(
   using directory = await MountDirectory.open(mountId("mount", dir));
   const state = await directory.read();
   if (state) await tearDown(directory, state);
-  if (!context.quiet) {
-    context.say(
-      state
-        ? `${dir} is unmounted (${state.image})`
-        : `obd has nothing mounted at ${dir}`,
-    );
-  }
+  context.say(
+    state
+      ? `${dir} is unmounted (${state.image})`
+      : `obd has nothing mounted at ${dir}`,
+  );
   context.result({
     dir,
     id: directory.id,
