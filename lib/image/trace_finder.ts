@@ -1,6 +1,11 @@
 /** Finds what was recorded of an image and left with it: referrers and acceleration layers. */
 
-import { CancelledError, errorText, ObdError } from "../io/mod.ts";
+import {
+  CancelledError,
+  errorText,
+  ObdError,
+  SharedFlight,
+} from "../io/mod.ts";
 import {
   ACCELERATION_SIZE_MAX,
   readAccelerationLayer,
@@ -25,7 +30,7 @@ export class TraceFinder implements Disposable {
   readonly #repository: Repository;
   readonly #subject: string;
   readonly #control = new AbortController();
-  #listing: Promise<TraceArtifact[]> | undefined;
+  #listing: SharedFlight<TraceArtifact[]> | undefined;
 
   /** @param subject Digest of the manifest that traces refer to. */
   constructor(
@@ -40,7 +45,7 @@ export class TraceFinder implements Disposable {
 
   /** Begins to look, while the image is opened. */
   start(): void {
-    this.#list().catch(() => {});
+    this.#list();
   }
 
   /** @throws {CancelledError} When `signal` is aborted or the image is closed. */
@@ -57,18 +62,28 @@ export class TraceFinder implements Disposable {
     return { records: [...referrer, ...layer] };
   }
 
-  #list(): Promise<TraceArtifact[]> {
-    return this.#listing ??= listTraces(this.#repository, this.#subject, {
+  /** Begins to list them; whoever stops waiting ends that. */
+  #list(): SharedFlight<TraceArtifact[]> {
+    if (this.#listing) return this.#listing;
+    const flight = new SharedFlight<TraceArtifact[]>(
+      () => this.#control.abort(),
+    );
+    this.#listing = flight;
+    listTraces(this.#repository, this.#subject, {
       log: this.#environment.log,
       signal: this.#control.signal,
-    });
+    }).then(
+      (found) => flight.resolve(found),
+      (error) => flight.reject(error),
+    );
+    return flight;
   }
 
   async #fetch(
     image: OpenedImage,
     signal: AbortSignal,
   ): Promise<TraceRecord[]> {
-    const artifacts = await this.#list();
+    const artifacts = await this.#list().join(signal);
     if (artifacts.length === 0) return [];
     const device = await deviceFingerprint(image.source, signal);
     const artifact = artifacts.find((one) => isOfDevice(one, device));

@@ -5,6 +5,7 @@ import { NbdClient } from "../../lib/nbd/mod.ts";
 import { putImage } from "../testutil/oci_image.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
 import { requires, requiresMount } from "../testutil/requires.ts";
+import { until } from "../testutil/until.ts";
 import {
   blobReads,
   build,
@@ -266,6 +267,25 @@ Deno.test(
     assert.equal(code, 0, stderr);
     assert.ok(performance.now() - started < 10_000);
     await failed;
+  }),
+);
+
+Deno.test(
+  "serve: SIGTERM while traces are looked for in vain ends with 0 in time",
+  withPlace(async ({ server, reference, config }) => {
+    server.faults.add({
+      fault: { kind: "silence" },
+      path: /referrers/,
+      times: 100,
+    });
+    // Of a meta image referrers are asked for traces only.
+    const images = [{ export: "app", image: `${reference}-obd` }];
+    await using serve = await ServeProcess.start(await config({ images }));
+    await until(() => server.requests.some((r) => /referrers/.test(r.path)));
+    const started = performance.now();
+    const { code, stderr } = await serve.end();
+    assert.equal(code, 0, stderr);
+    assert.ok(performance.now() - started < 10_000);
   }),
 );
 
