@@ -31,7 +31,8 @@ const BLOCK = 4096;
  * @param device Borrowed.
  * @param path A file that appears whole or not at all; one that is there is
  * replaced.
- * @throws {LimitError} If the device is larger than layers can be.
+ * @throws {LimitError} If the device is larger than layers can be, or maps more
+ * than some 8 TiB.
  */
 export async function mergeLayers(
   device: LsmtSource,
@@ -71,6 +72,12 @@ function runsInOneLayer(
   let runs = () => blockRuns(table, size);
   for (let gap = 0; countEntries(runs()) > maxEntries; gap = gap * 2 || BLOCK) {
     const most = gap;
+    // Nothing is left to be joined.
+    if (gap > 2 * size) {
+      throw new LimitError(
+        `Cannot write one layer of what a ${size}-byte device maps: it takes more than ${maxEntries} segments`,
+      );
+    }
     runs = () => joinedRuns(blockRuns(table, size), most);
   }
   return runs;

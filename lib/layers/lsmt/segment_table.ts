@@ -19,7 +19,7 @@ export const KIND = {
   zeroed: 2,
 } as const;
 
-/** Longest run that one table row may hold after joining, in sectors (1 TiB). */
+/** Longest run that one table row holds, in sectors (1 TiB). */
 const MAX_ROW_SECTORS = 2 ** 31;
 
 /** Which byte ranges of a device any layer maps; what the ext4 builder asks of the layers below. */
@@ -144,7 +144,7 @@ export class SegmentColumns implements Columns {
     this.layer = new Uint8Array(capacity);
   }
 
-  /** Appends a row as it is. */
+  /** Appends a row as it is; several, where one cannot say it. */
   push(
     offset: number,
     length: number,
@@ -152,6 +152,12 @@ export class SegmentColumns implements Columns {
     kind: number,
     layer: number,
   ): void {
+    while (length > MAX_ROW_SECTORS) {
+      this.push(offset, MAX_ROW_SECTORS, moffset, kind, layer);
+      offset += MAX_ROW_SECTORS;
+      if (kind !== KIND.zeroed) moffset += MAX_ROW_SECTORS;
+      length -= MAX_ROW_SECTORS;
+    }
     if (this.count === this.offset.length) this.#grow();
     const row = this.count++;
     this.offset[row] = offset;
