@@ -201,14 +201,18 @@ class NodeEngine implements HttpEngine {
     const answered = new Promise<http.IncomingMessage>((resolve, reject) => {
       outgoing.once("response", resolve);
       outgoing.on("error", reject); // stays: an abort may raise it later
+      // Of a request on a connection that was used before, the runtime (Deno
+      // 2.9.6) takes an abort for a break, tells nobody and sends it again.
+      signal.addEventListener("abort", () => reject(signal.reason));
+      outgoing.on("socket", (socket) => {
+        if (signal.aborted) socket.destroy();
+      });
     });
     answered.catch(() => {});
-    try {
-      await writeBody(outgoing, body, answered);
-    } catch (error) {
-      outgoing.destroy(); // the rest never comes
-      throw error;
-    }
+    const writing = writeBody(outgoing, body, answered);
+    writing.catch(() => outgoing.destroy()); // the rest never comes
+    // An answer, or an abort, does not wait for more of the body.
+    await Promise.race([writing, answered]);
     return new NodeResponse(await answered);
   }
 

@@ -469,6 +469,80 @@ Deno.test({
 });
 
 Deno.test({
+  name:
+    "TLS: silence ends with a deadline, an abort at once, without checks too",
+  ignore: !requires("openssl"),
+  fn: () =>
+    withTempDir(async (dir) => {
+      await makeCertificates(dir);
+      await using server = await RegistryServer.start({
+        tls: {
+          cert: await Deno.readTextFile(`${dir}/server.crt`),
+          key: await Deno.readTextFile(`${dir}/server.key`),
+        },
+      });
+      for (
+        const way of [{ caFile: `${dir}/ca.crt` }, { tlsSkipVerify: true }]
+      ) {
+        const stalled: ((value: unknown) => void)[] = [];
+        await using client = new RegistryClient({
+          ...way,
+          clock: new FakeClock(),
+          concurrency: 2,
+          limits: { answerMs: 300, attempts: 3 },
+          certsDirectories: [],
+          credentials: onlyCredentials(),
+        });
+        const repository = client.open(server.host, "app");
+        // The connection is one that was used before.
+        equal(await repository.hasBlob(DIGEST), false);
+        server.faults.add({ times: 5, fault: { kind: "silence" } });
+        await withDeadline("Three silences", 10_000, () =>
+          rejects(repository.hasBlob(DIGEST), {
+            name: "DeadlineError",
+            message: /did not finish in 300 ms/,
+          }));
+        server.faults.clear();
+        equal(await repository.hasBlob(DIGEST), false);
+        server.faults.add({ times: 9, fault: { kind: "silence" } });
+        await withDeadline("An abort", 10_000, () =>
+          rejects(
+            repository.hasBlob(DIGEST, { signal: AbortSignal.timeout(50) }),
+            { name: "CancelledError" },
+          ));
+        server.faults.clear();
+        const content = {
+          async *open() {
+            yield patternBytes(5_000_000);
+            await new Promise((resolve) =>
+              stalled.push(resolve)
+            );
+          },
+        };
+        await withDeadline("An abort of an upload", 10_000, () =>
+          rejects(
+            repository.pushBlob(
+              { mediaType: "x", digest: DIGEST, size: 10_000_000 },
+              content,
+              { signal: AbortSignal.timeout(200) },
+            ),
+            { name: "CancelledError" },
+          ));
+        for (const go of stalled) {
+          go(undefined);
+        }
+        const both = [1, 2].map(() =>
+          repository.hasBlob(DIGEST)
+        );
+        deepEqual(
+          await withDeadline("Both permits", 10_000, () => Promise.all(both)),
+          [false, false],
+        );
+      }
+    }),
+});
+
+Deno.test({
   name: "TLS: client certificates are sent, a pair without key is named",
   ignore: !requires("openssl"),
   fn: () =>
