@@ -11,6 +11,7 @@ import {
   type ByteString,
   FormatError,
   fromUtf8,
+  LimitError,
 } from "../io/mod.ts";
 import {
   type Attributes,
@@ -24,6 +25,11 @@ import { NodeSet } from "./node_set.ts";
 
 /** Most symlinks that are followed in one path, as Linux has it (MAXSYMLINKS). */
 const SYMLINKS_MAX = 40;
+/**
+ * Most directories above an entry: with more its path is over PATH_MAX however
+ * short the names are. Paths that lead through symlinks could go deeper.
+ */
+const DEPTH_MAX = 2047;
 /** Times beyond these are 1970 in containerd (archive/time.go): what Go counts in nanoseconds. */
 const SECONDS_MAX = 9_223_372_036;
 const NANOSECONDS_MAX = 854_775_807;
@@ -107,6 +113,7 @@ export class LayerApplier {
    *
    * @throws {FormatError} If it cannot be applied (a parent that is no
    * directory, a hard link to nothing); the message names the entry.
+   * @throws {LimitError} If it lies deeper than any path leads.
    */
   add(entry: TarEntry): void {
     this.#entryCount++;
@@ -325,6 +332,13 @@ export class LayerApplier {
       }
       if (next === undefined) {
         if (!make) return undefined;
+        if (stack.length >= DEPTH_MAX) {
+          throw new LimitError(
+            `Cannot make the directories of "${
+              shown(path)
+            }": with its symlinks followed they are over ${DEPTH_MAX} deep`,
+          );
+        }
         next = model.mkdir(node, part, IMPLIED_PARENT);
         // The number may be that of something this layer made and removed.
         this.#made.delete(next);

@@ -178,6 +178,15 @@ const SYMLINKED_PARENTS: TarCase[] = [
     layers: [[symlink("s", "t"), symlink("t", "s"), file("s/f", "1")]],
   },
   {
+    name: "below a symlink, deeper than a path may be",
+    refused: /over 2047 deep/,
+    layers: [[
+      dir("d/".repeat(1023) + "d"),
+      symlink("s", "d/".repeat(1024)),
+      file("s/" + "d/".repeat(1024) + "f", "1"),
+    ]],
+  },
+  {
     name: "below a symlink to a file",
     refused: /lies below "s", which is no directory/,
     layers: [[file("x", "1"), symlink("s", "x"), file("s/f", "1")]],

@@ -1,6 +1,6 @@
 import { deepEqual, equal, match, ok, throws } from "node:assert/strict";
 import { Ext4Model } from "../../lib/ext4/mod.ts";
-import { FormatError } from "../../lib/io/mod.ts";
+import { FormatError, LimitError } from "../../lib/io/mod.ts";
 import type { TarEntry } from "../../lib/tar/mod.ts";
 import {
   dir,
@@ -227,6 +227,26 @@ Deno.test("LayerApplier: parents that are symlinks are followed inside the root"
   ]]);
   ok("usr/lib/a" in replaced.tree && "lib/b" in replaced.tree);
   equal(replaced.tree["usr/lib/b"], undefined);
+});
+
+Deno.test("LayerApplier: symlinks lead no deeper than a path, and all of it can be removed", () => {
+  const half = "a/".repeat(1000);
+  // Directories above "x": "top", 1000, 1000, and `more`.
+  const deep = (more: number) => [
+    dir("top"),
+    dir(`top/${half}`.slice(0, -1)),
+    symlink("link", `top/${half}`),
+    dir(`link/${half}`.slice(0, -1)),
+    symlink("link2", `link/${half}`),
+    file(`link2/${"b/".repeat(more)}x`),
+  ];
+  deepEqual(pathsOf([deep(46), [whiteout("top")]]), ["link", "link2"]);
+  deepEqual(pathsOf([deep(46), [opaque("")]]), []);
+  throws(
+    () => applyLayers([deep(47)]),
+    (error: unknown) =>
+      error instanceof LimitError && /"link2\/b\/.* deep/.test(error.message),
+  );
 });
 
 Deno.test("LayerApplier: hard links to what was replaced, removed, or lies below", () => {
