@@ -13,10 +13,12 @@ import {
   MediaType,
   parsePlatform,
   parseReference,
+  type Reference,
   sha256Digest,
   withTarget,
 } from "../registry/mod.ts";
 import { Annotation, NATIVE_VERSION } from "./annotations.ts";
+import { isConfigFile } from "./config_file.ts";
 import type { ImageEnvironment } from "./environment.ts";
 import { layerRoles } from "./meta_image.ts";
 import { type OpenedImage, openImage } from "./open.ts";
@@ -47,6 +49,7 @@ export interface PushedReferrer {
 /**
  * Pushes a trace as a referrer of its image, where obd finds it.
  *
+ * @throws {UsageError} If the image is a configuration file.
  * @throws {FormatError} If the trace cannot be one of this image.
  */
 export async function pushTrace(
@@ -54,7 +57,7 @@ export async function pushTrace(
   options: TracePushOptions,
 ): Promise<PushedReferrer> {
   const { signal, log } = environment;
-  const reference = parseReference(options.image);
+  const reference = referenceOf(options.image);
   await using image = await openImage(environment, options.image, {
     platform: options.platform,
   });
@@ -78,6 +81,16 @@ export async function pushTrace(
     subject: subject.descriptor.digest,
     isNew: pushed.isNew,
   };
+}
+
+/** Its path may look like a reference. */
+function referenceOf(image: string): Reference {
+  if (isConfigFile(image)) {
+    throw new UsageError(
+      `"${image}" is a configuration file: traces are pushed to where an image is`,
+    );
+  }
+  return parseReference(image);
 }
 
 /** A trace of another image would fetch what nobody needs. @returns The device's fingerprint. */
@@ -144,7 +157,7 @@ export async function pushAcceleration(
   options: TracePushOptions & { tag: string },
 ): Promise<PushedAcceleration> {
   const { signal } = environment;
-  const reference = parseReference(options.image);
+  const reference = referenceOf(options.image);
   await using image = await openImage(environment, options.image, {
     platform: options.platform,
   });
