@@ -22,6 +22,13 @@ for tool in debootstrap umoci; do
 done
 [ "$(id -u)" = 0 ] || fail "needs root"
 
+release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+# Debian 12 has version 17, later releases have others.
+case $release in
+  bookworm) java=openjdk-17 ;;
+  *) java=default ;;
+esac
+
 # Each line of packages is one layer; what the service does not use is the rest
 # that real images carry along.
 case $name in
@@ -29,7 +36,7 @@ case $name in
     layers=(
       "python3 python3-flask"
       "python3-numpy python3-pandas python3-scipy python3-matplotlib"
-      "build-essential openjdk-17-jre-headless postgresql nodejs golang-go fonts-noto-cjk"
+      "build-essential $java-jre-headless postgresql nodejs golang-go fonts-noto-cjk"
     )
     files=(app_small.py app_large.py) ;;
   php-nginx)
@@ -48,12 +55,11 @@ case $name in
     layers=("postgresql" "postgresql-contrib postgis")
     files=(postgres_start.sh) ;;
   openjdk-hello)
-    layers=("openjdk-17-jdk-headless" "maven git")
+    layers=("$java-jdk-headless" "maven git")
     files=(Hello.java) ;;
   *) fail "unknown image \"$name\" (python, php-nginx, ai-classify, node-express, postgres, openjdk-hello)" ;;
 esac
 
-release=$(. /etc/os-release && echo "$VERSION_CODENAME")
 site=${OBD_IMAGE_SITE:-$(apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' |
   awk -v r="$release" '$2 == r { print $1; exit }')}
 [ -n "$site" ] || fail "no Debian mirror found in apt's sources; set OBD_IMAGE_SITE"

@@ -12,5 +12,7 @@ listen.group = www-data
 pm = static
 pm.max_children = 2
 CONF
-php-fpm8.2 --nodaemonize --fpm-config /tmp/php-fpm.conf &
+# Its version is in its name.
+set -- /usr/sbin/php-fpm[0-9]*
+"$1" --nodaemonize --fpm-config /tmp/php-fpm.conf &
 exec nginx -c /srv/app/php_nginx.conf
