@@ -169,6 +169,7 @@ export class Transport implements AsyncDisposable {
     let scheme = this.#schemes.get(host);
     if (!scheme) {
       scheme = this.#chooseScheme(host);
+      scheme.catch(() => this.#schemes.delete(host));
       this.#schemes.set(host, scheme);
     }
     return new URL(`${await scheme}//${host}/`);

@@ -606,6 +606,24 @@ Deno.test({
     }),
 });
 
+Deno.test("TLS: certificates that were mended are read again", async () => {
+  await withTempDir(async (dir) => {
+    await using transport = new Transport({ certsDirectories: [dir] });
+    const own = `${dir}/127.0.0.1:5000`;
+    await Deno.mkdir(own);
+    await Deno.writeTextFile(`${own}/ca.crt`, "not yet");
+    for (let i = 0; i < 2; i++) {
+      await rejects(transport.baseUrl("127.0.0.1:5000"), {
+        name: "UsageError",
+        message: /has no CERTIFICATE/,
+      });
+    }
+    await Deno.remove(`${own}/ca.crt`);
+    const { href } = await transport.baseUrl("127.0.0.1:5000");
+    equal(href, "http://127.0.0.1:5000/");
+  });
+});
+
 Deno.test("TLS: plain HTTP where TLS is expected is explained", async () => {
   await using server = await RegistryServer.start();
   await using client = new RegistryClient({
