@@ -243,7 +243,7 @@ function parseAuthFile(path: string, text: string): AuthFile {
 /** Docker writes some keys as URLs; all names of Docker Hub are one. */
 function normalizeKey(key: string): string {
   const bare = key.replace(/^https?:\/\//i, "").replace(/\/+$/, "")
-    .replace(/\/v[12]$/, "");
+    .replace(/^([^/]+)\/v[12]$/, "$1");
   const slash = bare.indexOf("/");
   const host = (slash < 0 ? bare : bare.slice(0, slash)).toLowerCase();
   const path = slash < 0 ? "" : bare.slice(slash);

@@ -55,6 +55,8 @@ Deno.test("the longest key that fits wins", async () => {
     "h.io/ax": auth("ax"),
     "H2.io:5000": auth("port"),
     "https://h3.io/v2/": auth("url"),
+    "h4.io": auth("h4"),
+    "h4.io/a/v2": auth("v2"),
   };
   const cases: [
     registry: string,
@@ -69,6 +71,8 @@ Deno.test("the longest key that fits wins", async () => {
     ["h2.io:5000", "x", "port"],
     ["h2.io", "x", undefined],
     ["h3.io", "x", "url"],
+    ["h4.io", "a/b", "h4"],
+    ["h4.io", "a/v2", "v2"],
     ["other.io", "x", undefined],
   ];
   for (const [registry, repository, user] of cases) {
