@@ -8,6 +8,7 @@ import {
 } from "@zip.js/zip.js";
 import { errorText, ObdError, writeFileAtomic } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
+import { checkOutput } from "./output_file.ts";
 import { collectReport, type Report } from "./report_collect.ts";
 import { reportText } from "./report_text.ts";
 
@@ -16,12 +17,13 @@ export async function run(
   _args: string[],
   options: Record<string, unknown>,
 ): Promise<void> {
+  const file = options.zip as string | undefined;
+  if (file !== undefined) await checkOutput(file);
   const report = await collectReport({
     api: options.api as string | undefined,
     config: options.config as string[] | undefined,
     signal: context.signal,
   });
-  const file = options.zip as string | undefined;
   if (file === undefined) {
     context.say(reportText(report).trimEnd());
     context.result(report);

@@ -25,6 +25,7 @@ import {
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
 import { listStates, runDirectory } from "./mount_state.ts";
+import { checkOutput } from "./output_file.ts";
 
 const SECONDS_MAX = 7 * 24 * 3600;
 /** How often is asked what was read: what is recorded lies in a process that may end. */
@@ -209,10 +210,7 @@ async function writeFiles(
 async function requireWritable(path: string): Promise<void> {
   const probe = `${path}.${Deno.pid}.tmp`;
   try {
-    const { isDirectory } = await Deno.stat(path).catch(() => ({
-      isDirectory: false,
-    }));
-    if (isDirectory) throw new ObdError("usage", "it is a directory");
+    await checkOutput(path);
     (await Deno.open(probe, { write: true, createNew: true })).close();
     await Deno.remove(probe);
   } catch (error) {

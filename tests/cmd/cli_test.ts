@@ -154,7 +154,7 @@ async function tree(dir: string): Promise<string[]> {
 }
 
 Deno.test({
-  name: "dump and merge leave what is no file as it is",
+  name: "commands that write a file leave what is no file as it is",
   ignore: !requires("mkfifo"),
   fn: () =>
     withTempDir(async (dir) => {
@@ -162,27 +162,27 @@ Deno.test({
       await writeLayout(layout, [{ tag: "v1", image }]);
       await Deno.mkdir(`${dir}/out`);
       await new Deno.Command("mkfifo", { args: [`${dir}/fifo`] }).output();
-      for (const command of ["dump", "merge"]) {
-        for (const out of ["out", "fifo"]) {
-          const ended = await obd([
-            command,
-            `oci:${layout}:v1`,
-            `${dir}/${out}`,
-          ]);
-          assert.equal(ended.code, 2, ended.stderr);
-          assertOneLine(ended, /is no regular file/);
+      const source = `oci:${layout}:v1`;
+      const api = `unix:${dir}/none.sock`;
+      for (const out of [`${dir}/out`, `${dir}/fifo`]) {
+        for (
+          const args of [
+            ["dump", source, out],
+            ["merge", source, out],
+            ["report", "--api", api, "--zip", out],
+            ["trace", "record", "app", "--api", api, "--output", out],
+          ]
+        ) {
+          const ended = await obd(args);
+          const said = `obd ${args.join(" ")}\n${ended.stderr}`;
+          assert.equal(ended.code, args[0] === "trace" ? 1 : 2, said);
+          assertOneLine(ended, /is no regular file$/);
         }
       }
       assert.ok((await Deno.stat(`${dir}/out`)).isDirectory);
       assert.ok((await Deno.stat(`${dir}/fifo`)).isFifo);
-      assert.deepEqual(
-        Array.from(Deno.readDirSync(dir), (e) => e.name).sort(),
-        [
-          "IN",
-          "fifo",
-          "out",
-        ],
-      );
+      const names = Array.from(Deno.readDirSync(dir), (e) => e.name);
+      assert.deepEqual(names.sort(), ["IN", "fifo", "out"]);
     }),
 });
 
