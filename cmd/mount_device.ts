@@ -51,12 +51,15 @@ const NBD_TIMEOUT_SECONDS = 180;
 const CONNECT_DEADLINE_MS = 60_000;
 const RELEASE_DEADLINE_MS = 10_000;
 
-/** Where nbdfuse shows the device. */
-function fusePaths(directory: MountDirectory): { dir: string; file: string } {
-  return {
-    dir: `${directory.path}/fuse`,
-    file: `${directory.path}/fuse/img`,
-  };
+/**
+ * Where nbdfuse shows the device: without symlinks (`/var/run` is one), for by
+ * that name the kernel tells of mounts and loop devices.
+ */
+async function fusePaths(
+  { path }: { path: string },
+): Promise<{ dir: string; file: string }> {
+  const real = await Deno.realPath(path).catch(() => path);
+  return { dir: `${real}/fuse`, file: `${real}/fuse/img` };
 }
 
 /**
@@ -143,7 +146,7 @@ export async function attachDevice(request: AttachRequest): Promise<string> {
 
 async function attachFuse(request: AttachRequest): Promise<string> {
   const { directory, uri, size, signal, save } = request;
-  const { dir, file } = fusePaths(directory);
+  const { dir, file } = await fusePaths(directory);
   const log = `${directory.path}/nbdfuse.log`;
   await Deno.mkdir(dir, { recursive: true, mode: 0o700 });
   const fuse = await startDetached(
@@ -194,7 +197,7 @@ async function releaseFuse(
   directory: MountDirectory,
   state: MountState,
 ): Promise<void> {
-  const { dir, file } = fusePaths(directory);
+  const { dir, file } = await fusePaths(directory);
   for (const device of await loopsOf(file)) {
     await runProgram("losetup", ["--detach", device]);
   }
@@ -329,7 +332,8 @@ export async function ownsDevice(
   if (driver === "nbd") {
     return pid !== undefined && await nbdPid(device) === pid;
   }
-  return (await loopsOf(`${directory.path}/fuse/img`)).includes(device);
+  const { file } = await fusePaths(directory);
+  return (await loopsOf(file)).includes(device);
 }
 
 async function busyDevice(device: string): Promise<ObdError> {

@@ -4,7 +4,7 @@
  * there, so that it works after any crash and can be repeated.
  */
 
-import { NotFoundError, ObdError } from "../lib/io/mod.ts";
+import { CancelledError, NotFoundError, ObdError } from "../lib/io/mod.ts";
 import type { ExportStatus } from "./api.ts";
 import {
   type ApiClient,
@@ -202,7 +202,9 @@ async function openExport(
       ...request.prefetch,
     }, signal);
   } catch (error) {
-    if (!(error instanceof ObdError)) throw error;
+    if (!(error instanceof ObdError) || error instanceof CancelledError) {
+      throw error;
+    }
     // Our own name of the export tells nobody anything.
     const text = error.message.replace(`Cannot open export "${name}": `, "");
     throw new ObdError(error.code, `Cannot open "${image}": ${text}`);

@@ -1,6 +1,6 @@
 /** What the kernel says about mounts and block devices: /proc/self/mountinfo and /sys/block. */
 
-import { fromUtf8 } from "../lib/io/mod.ts";
+import { errorText, fromUtf8, ObdError } from "../lib/io/mod.ts";
 
 /** One line of mountinfo (proc(5)). */
 export interface MountEntry {
@@ -101,16 +101,26 @@ const EROFS_MAGIC = 0xe0f5e1e2;
 /**
  * The file system on a device, by its magic number (`s_magic` of ext4's
  * superblock; the first word of EROFS's, both at byte 1024).
+ *
+ * @throws {ObdError} If the device cannot be read.
  */
 export async function probeFileSystem(
   device: string,
 ): Promise<"ext4" | "erofs" | undefined> {
-  using file = await Deno.open(device);
   const bytes = new Uint8Array(4096);
-  for (let at = 0; at < bytes.length;) {
-    const got = await file.read(bytes.subarray(at));
-    if (got === null) return undefined;
-    at += got;
+  try {
+    using file = await Deno.open(device);
+    for (let at = 0; at < bytes.length;) {
+      const got = await file.read(bytes.subarray(at));
+      if (got === null) return undefined;
+      at += got;
+    }
+  } catch (error) {
+    throw new ObdError(
+      "state",
+      `Cannot read "${device}": ${errorText(error)}`,
+      { cause: error },
+    );
   }
   const view = new DataView(bytes.buffer);
   if (view.getUint16(EXT4_MAGIC_AT, true) === 0xef53) return "ext4";

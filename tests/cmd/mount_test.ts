@@ -35,6 +35,7 @@ import {
   loopsOf,
   mountAt,
   parseMountInfo,
+  probeFileSystem,
 } from "../../cmd/mount_table.ts";
 
 const MOUNTINFO = `\
@@ -123,6 +124,14 @@ Deno.test("mountHolders() finds copies, overlays and what is mounted inside", ()
 Deno.test("deviceName() and loopsOf()", async () => {
   equal(deviceName("/dev/loop12"), "loop12");
   deepEqual(await loopsOf("/no such file"), []);
+});
+
+Deno.test("probeFileSystem() names the device that cannot be read", async () => {
+  // Nothing is mapped at its start, which is EIO.
+  await rejects(
+    probeFileSystem("/proc/self/mem"),
+    /Cannot read "\/proc\/self\/mem": Input\/output error/,
+  );
 });
 
 Deno.test("mountId() tells apart what its parts tell apart", () => {

@@ -84,6 +84,24 @@ Deno.test({
 });
 
 Deno.test({
+  name: "mount, umount below a run directory that is a symlink, as /var/run is",
+  ignore,
+  fn: () =>
+    withImage(async (box, image, dir) => {
+      await Deno.mkdir(`${box.dir}/real`);
+      await Deno.symlink("real", `${box.dir}/run`);
+      await box.json("mount", image, dir);
+      equal((await box.json("mounts")).mounts[0].health, "ok");
+      equal(await Deno.readTextFile(`${dir}/etc/passwd`), "root\n");
+      equal((await box.json("umount", dir)).unmounted, true);
+      deepEqual(await box.leftovers(), []);
+      const { device } = await box.json("attach", image);
+      equal((await box.json("detach", device)).detached, true);
+      deepEqual(await box.leftovers(), []);
+    }),
+});
+
+Deno.test({
   name: "umount names the holders and changes nothing",
   ignore,
   fn: () =>
@@ -312,9 +330,10 @@ for (const signal of ["SIGINT", "SIGKILL"] as const) {
         equal(other.code, 1);
         match(other.stderr, /Another obd command works on/);
         child.kill(signal);
-        const { code } = await child.output();
+        const { code, stderr } = await child.output();
         if (signal === "SIGINT") {
           equal(code, 130);
+          equal(new TextDecoder().decode(stderr), "obd: Stopped by SIGINT\n");
           deepEqual(await box.leftovers(), []);
           return;
         }
