@@ -9,7 +9,7 @@ import { Authenticator, type Scope } from "./auth.ts";
 import { answerError, redactUrl, RegistryError } from "./errors.ts";
 import type { RequestBody } from "./http.ts";
 import { noteRetryAfter, withRetries } from "./retry.ts";
-import { throwIfAborted } from "./signals.ts";
+import { unlessAborted } from "./signals.ts";
 import type { Exchange, ExchangeRequest, Transport } from "./transport.ts";
 
 /** Rights that a request needs on its repository. */
@@ -119,7 +119,11 @@ export class Session {
       }`,
       ...request.scopes ?? [],
     ];
-    let header = await this.#auth.header(base, this.repository, scopes);
+    const { signal } = request;
+    let header = await unlessAborted(
+      this.#auth.header(base, this.repository, scopes),
+      signal,
+    );
     for (let round = 0;; round++) {
       const answer = await this.#follow(request, base, url, header);
       const isRefused = answer.status === 401 ||
@@ -130,11 +134,14 @@ export class Session {
         answer.url.origin !== base.origin
       ) return answer;
       const refusal = await keep(answer);
-      throwIfAborted(request.signal);
-      const next = await this.#auth.renew(base, this.repository, scopes, {
-        status: answer.status,
-        challengeHeader: answer.headers.get("www-authenticate"),
-      }, header);
+      const challengeHeader = answer.headers.get("www-authenticate");
+      const next = await unlessAborted(
+        this.#auth.renew(base, this.repository, scopes, {
+          status: answer.status,
+          challengeHeader,
+        }, header),
+        signal,
+      );
       if (next === undefined) return refusal;
       header = next;
     }

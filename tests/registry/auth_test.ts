@@ -3,6 +3,7 @@ import { withDeadline } from "../../lib/io/mod.ts";
 import { RegistryError } from "../../lib/registry/mod.ts";
 import { parseChallenges } from "../../lib/registry/challenge.ts";
 import { hostKind, mayRedirect } from "../../lib/registry/addresses.ts";
+import { until } from "../testutil/until.ts";
 import {
   collect,
   onlyCredentials,
@@ -184,6 +185,30 @@ Deno.test("token: refusals of all connections do not keep the token from coming"
   equal(refused.length, 4);
   s.server.revokeTokens();
   deepEqual(await four(), [true, true, true, true]);
+});
+
+Deno.test("token: who gives up does not wait for a silent token server; others do", async () => {
+  await using s = await setup({ auth: { kind: "token", anonymousPull: true } });
+  const blob = await s.server.putBlob("app", CONTENT);
+  const isAsked = () =>
+    s.server.requests.some((r) => r.origin === "token" && r.status === 0);
+  // First with a challenge, then with one that is known.
+  for (let i = 0; i < 2; i++) {
+    s.server.faults.add({
+      origin: "token",
+      fault: { kind: "delay", milliseconds: 1500 },
+    });
+    const waits = s.repository.hasBlob(blob.digest);
+    const control = new AbortController();
+    const { signal } = control;
+    const givesUp = s.repository.hasBlob(blob.digest, { signal });
+    await until(isAsked);
+    control.abort();
+    await rejects(givesUp, { name: "CancelledError" });
+    ok(isAsked(), "the token is still waited for");
+    equal(await waits, true);
+    s.clock.advance(3_600_000);
+  }
 });
 
 Deno.test("token: expires_in is honoured, a bit early; the default is 60 s", async () => {
