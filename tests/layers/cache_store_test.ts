@@ -98,6 +98,17 @@ Deno.test("CacheStore: a second owner is refused, in this process and in another
     await (await openStore(dir))[Symbol.asyncDispose]();
   }));
 
+Deno.test("CacheStore: who only looks whether it is free is no owner", () =>
+  inTempDir(async (dir) => {
+    // As `obd mount` does before it starts a serve.
+    const look = await Deno.open(`${dir}/lock`, { write: true, create: true });
+    assert.ok(await look.tryLock(true));
+    const opening = openStore(dir);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    look.close();
+    await (await opening)[Symbol.asyncDispose]();
+  }));
+
 Deno.test("CacheStore: a temporary cache works beside an owner and leaves nothing", () =>
   inTempDir(async (dir) => {
     await using _owner = await openStore(dir);

@@ -1,8 +1,11 @@
 /** One owner per cache directory. */
 
-import { ObdError } from "../../io/mod.ts";
+import { delay, ObdError } from "../../io/mod.ts";
 
 const LOCK = "lock";
+/** Who only looks whether a cache is free (`obd mount`) has its lock for less than a millisecond. */
+const ATTEMPTS = 5;
+const ATTEMPT_MS = 20;
 
 /**
  * Takes an exclusive lock that the kernel takes back when this process ends,
@@ -19,7 +22,7 @@ export async function lockDirectory(directory: string): Promise<Deno.FsFile> {
     mode: 0o600,
   });
   try {
-    if (await lock.tryLock(true)) {
+    if (await tryLock(lock)) {
       await lock.truncate(0);
       await lock.write(new TextEncoder().encode(`${Deno.pid}\n`));
       return lock;
@@ -35,4 +38,12 @@ export async function lockDirectory(directory: string): Promise<Deno.FsFile> {
     lock.close();
     throw error;
   }
+}
+
+async function tryLock(lock: Deno.FsFile): Promise<boolean> {
+  for (let left = ATTEMPTS; !await lock.tryLock(true); left--) {
+    if (left === 0) return false;
+    await delay(ATTEMPT_MS);
+  }
+  return true;
 }
