@@ -1,5 +1,6 @@
 /** Files that commands write whole: made under another name, then renamed. */
 
+import { resolve } from "node:path";
 import { UsageError } from "../lib/io/mod.ts";
 
 /**
@@ -15,5 +16,9 @@ export async function checkOutput(path: string): Promise<void> {
   } catch {
     return; // nothing is there, or whoever makes the file is told
   }
-  if (!info.isFile) throw new UsageError(`"${path}" is no regular file`);
+  // /dev/stdout is a link to whatever it is now.
+  const isOfSystem = resolve(path).startsWith("/dev/") &&
+    (await Deno.lstat(path)).isSymlink;
+  if (info.isFile && !isOfSystem) return;
+  throw new UsageError(`"${path}" is no regular file`);
 }

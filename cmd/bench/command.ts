@@ -2,6 +2,7 @@
 
 import { ObdError } from "../../lib/io/mod.ts";
 import type { Context } from "../context.ts";
+import { checkOutput } from "../output_file.ts";
 import {
   readResultFiles,
   requireWritable,
@@ -21,19 +22,23 @@ export async function run(
 ): Promise<number> {
   const flags = options as unknown as BenchFlags;
   const task = readTask(args, flags);
+  if (flags.html !== undefined) await checkOutput(flags.html);
   switch (task.kind) {
     case "compare":
       return await compare(context, task.first, task.second);
     case "report": {
       const sessions = await readResultFiles(task.files);
-      await report(context, sessions, flags);
+      for (const session of sessions) context.say(renderSession(session));
       context.result({ sessions: sessions.map(withSummaries) });
+      await writeReport(context, sessions, flags);
       return exitCode(sessions);
     }
     case "run": {
       const session = await bench(context, task.options, flags);
-      await report(context, [session], flags);
+      context.say(renderSession(session));
+      // What was measured is told, whatever comes of the page.
       context.result(withSummaries(session));
+      await writeReport(context, [session], flags);
       return exitCode([session]);
     }
   }
@@ -74,12 +79,11 @@ function exitCode(sessions: readonly Session[]): number {
     : 0;
 }
 
-async function report(
+async function writeReport(
   context: Context,
   sessions: readonly Session[],
   { html }: BenchFlags,
 ): Promise<void> {
-  for (const session of sessions) context.say(renderSession(session));
   if (html === undefined) return;
   const { renderReport } = await import("./report/report.ts");
   await writeAtomically(html, renderReport(sessions));

@@ -31,6 +31,8 @@ Deno.test("bench: wrong use is told in one line, exit 2", async () => {
     [["--compare", "a", "b", "--from", "c"], /either --compare or --from/],
     [["--workload", "du-all", "--from", "a"], /--from reads results/],
     [["--from", "b", "a", "--html", "./a"], /--html "\.\/a" .* of --from/],
+    [["--html", "/tmp", "image", "--", "x"], /"\/tmp" is no regular file/],
+    [["--from", "a", "--html", "/dev/null"], /is no regular file/],
     [["--compare", "a", "b", "--output", "b"], /--output "b" .* of --compare/],
     [
       ["--output", "a", "--html", "a", "image", "--", "x"],
