@@ -12,8 +12,10 @@ import {
   checkRange,
   IntegrityError,
   NotFoundError,
+  priorityOf,
   type ReadOptions,
   type SourceDescription,
+  Urgency,
 } from "../io/mod.ts";
 import { RegistryError } from "./errors.ts";
 import type { Descriptor } from "./manifest.ts";
@@ -45,8 +47,8 @@ export class RegistryBlobSource implements ByteSource {
   readonly #descriptor: Descriptor;
   /** Where the last read was answered, unless that was the registry itself. */
   #storage: URL | undefined;
-  /** Settles when the first read after an expiry knows where to go. */
-  #asking: Promise<void> | undefined;
+  /** The first read, or the first after an expiry, until it knows where to go. */
+  #asking: { done: Promise<void>; urgency: Urgency } | undefined;
   #knowsTarget = false;
   #bytesRead = 0;
   #requests = 0;
@@ -168,7 +170,10 @@ export class RegistryBlobSource implements ByteSource {
         !this.#knowsTarget && this.#asking &&
         this.#session.redirectsBlobs !== false
       ) {
-        await untilSettled(this.#asking, options.signal);
+        const { done, urgency } = this.#asking;
+        // One that was fetched ahead may stand behind others that were.
+        const unfollow = urgency.follow(options);
+        await untilSettled(done, options.signal).finally(unfollow);
       }
       const storage = this.#storage;
       if (!storage) return await this.#askRegistry(wanted, options);
@@ -217,7 +222,11 @@ export class RegistryBlobSource implements ByteSource {
   ): Promise<Exchange> {
     const found = Promise.withResolvers<void>();
     const isFirst = !this.#knowsTarget && !this.#asking;
-    if (isFirst) this.#asking = found.promise;
+    const urgency = isFirst
+      ? new Urgency(priorityOf(options))
+      : options.urgency;
+    if (isFirst) this.#asking = { done: found.promise, urgency: urgency! };
+    const unfollow = isFirst ? urgency!.follow(options) : () => {};
     try {
       this.#requests++;
       const answer = await this.#session.send({
@@ -226,6 +235,7 @@ export class RegistryBlobSource implements ByteSource {
         access: "pull",
         headers: { range: rangeHeader(wanted) },
         ...options,
+        urgency,
       });
       if (answer.status === 200 || answer.status === 206) {
         const base = await this.#session.transport.baseUrl(
@@ -238,6 +248,7 @@ export class RegistryBlobSource implements ByteSource {
       }
       return answer;
     } finally {
+      unfollow();
       if (isFirst) {
         this.#asking = undefined;
         found.resolve();

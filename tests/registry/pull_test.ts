@@ -309,6 +309,32 @@ Deno.test("blob source: first reads wait for each other only where redirects are
   }
 });
 
+Deno.test("blob source: a first read that was fetched ahead is hurried by readers that wait for it", async () => {
+  // One of two permits is prefetch's.
+  await using s = await setup(PUBLIC, { concurrency: 2 });
+  const [first, second] = await Promise.all(
+    [CONTENT, patternBytes(1000, 3)].map((b) => s.server.putBlob("app", b)),
+  );
+  const known = await s.repository.openBlob(first!);
+  await readBytes(known, 0, 10);
+  s.server.faults.add({
+    origin: "storage",
+    fault: { kind: "delay", milliseconds: 2000 },
+  });
+  const priority = "prefetch";
+  let isSlowDone = false;
+  const slow = readBytes(known, 0, 10, { priority })
+    .finally(() => isSlowDone = true);
+  const source = await s.repository.openBlob(second!);
+  const ahead = readBytes(source, 0, 10, { priority });
+  await until(() =>
+    s.server.requests.some((r) => r.path.includes(second!.digest))
+  );
+  await readBytes(source, 500, 10);
+  ok(!isSlowDone, "it waited for another's prefetch");
+  await Promise.all([slow, ahead]);
+});
+
 Deno.test("a blob in its descriptor needs no request", async () => {
   await using s = await setup();
   const bytes = patternBytes(100);
