@@ -17,6 +17,7 @@ import {
   type Repository,
   sha256Digest,
 } from "../../lib/registry/mod.ts";
+import { startOnFreePort } from "../testutil/free_port.ts";
 import { requires } from "../testutil/requires.ts";
 import {
   collect,
@@ -31,58 +32,40 @@ loadLibc(); // not a leak of the first test
 
 const ignore = !requires("docker-registry", "skopeo", "openssl", "htpasswd");
 
-async function freePort(): Promise<number> {
-  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const { port } = listener.addr as Deno.NetAddr;
-  listener.close();
-  return await Promise.resolve(port);
-}
-
-/** Starts `docker-registry serve`; `config` is YAML below the common part. */
+/** Starts `docker-registry serve`, with YAML below the common part and below `http`. */
 async function withRegistry(
   dir: string,
-  config: (host: string) => { http?: string; storage?: string; rest?: string },
+  { http = "", rest = "" }: { http?: string; rest?: string },
   work: (host: string) => Promise<void>,
 ): Promise<void> {
-  const port = await freePort();
-  const host = `127.0.0.1:${port}`;
-  const { http = "", storage = "", rest = "" } = config(host);
-  await Deno.writeTextFile(
-    `${dir}/config.yml`,
-    `version: 0.1
+  const { child, port } = await startOnFreePort(async (port) => {
+    await Deno.writeTextFile(
+      `${dir}/config.yml`,
+      `version: 0.1
 log: {level: error, accesslog: {disabled: true}}
 storage:
   filesystem: {rootdirectory: ${dir}/store}
   delete: {enabled: true}
 http:
-  addr: ${host}
+  addr: 127.0.0.1:${port}
 ${http}
-${storage}
 ${rest}
 `,
-  );
-  const child = new Deno.Command("docker-registry", {
-    args: ["serve", `${dir}/config.yml`],
-    stdin: "null",
-    stdout: "null",
-    stderr: "null",
-  }).spawn();
+    );
+    return new Deno.Command("docker-registry", {
+      args: ["serve", `${dir}/config.yml`],
+      stdin: "null",
+      stdout: "null",
+      stderr: "null",
+    }).spawn();
+  });
   try {
-    for (let i = 0;; i++) {
-      try {
-        (await Deno.connect({ hostname: "127.0.0.1", port })).close();
-        break;
-      } catch (error) {
-        if (i === 300) throw error;
-        await new Promise((resolve) => setTimeout(resolve, 20));
-      }
-    }
-    await work(host);
+    await work(`127.0.0.1:${port}`);
   } finally {
     try {
       child.kill("SIGKILL");
     } catch {
-      // It ended by itself: the connect loop has failed already.
+      // It ended by itself: the work has failed already.
     }
     await child.status;
   }
@@ -203,7 +186,7 @@ Deno.test({
     withTempDir((dir) =>
       withRegistry(
         dir,
-        () => ({}),
+        {},
         (host) => roundtrip(dir, host, {}, ["tls-verify=false"]),
       )
     ),
@@ -279,10 +262,10 @@ Deno.test({
       );
       await Deno.mkdir(`${dir}/ca`); // skopeo wants pairs for all keys beside it
       await Deno.copyFile(`${dir}/ca.crt`, `${dir}/ca/ca.crt`);
-      const config = () => ({
+      const config = {
         http: `  tls: {certificate: ${dir}/tls.crt, key: ${dir}/tls.key}`,
         rest: `auth: {htpasswd: {realm: test, path: ${dir}/htpasswd}}`,
-      });
+      };
       await withRegistry(dir, config, async (host) => {
         const credentials = await authFileFor(dir, host, "joe:pass word");
         const options = { caFile: `${dir}/ca.crt`, credentials };
@@ -342,10 +325,10 @@ Deno.test({
       });
       const base = `http://127.0.0.1:${(storage.addr as Deno.NetAddr).port}`;
       try {
-        const config = () => ({
+        const config = {
           rest:
             `middleware: {storage: [{name: redirect, options: {baseurl: "${base}"}}]}`,
-        });
+        };
         await withRegistry(dir, config, (host) =>
           roundtrip(dir, host, {}, ["tls-verify=false"]));
         ok(served > 8, String(served));
@@ -429,10 +412,10 @@ Deno.test({
         (tokens.addr as Deno.NetAddr).port
       }/token`;
       try {
-        const config = () => ({
+        const config = {
           rest:
             `auth: {token: {realm: "${realm}", service: registry, issuer: tester, rootcertbundle: ${dir}/token.crt}}`,
-        });
+        };
         await withRegistry(dir, config, async (host) => {
           const credentials = await authFileFor(dir, host, "joe:secret");
           await roundtrip(dir, host, { credentials }, [

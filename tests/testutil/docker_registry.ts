@@ -1,5 +1,7 @@
 /** Debian's docker-registry (distribution) on loopback, with a log that can be read back. */
 
+import { startOnFreePort } from "./free_port.ts";
+
 /** A registry that runs until it is disposed of. */
 export interface DockerRegistry extends AsyncDisposable {
   /** `127.0.0.1:PORT`, as in references. */
@@ -19,28 +21,28 @@ export async function startDockerRegistry(
   dir: string,
   extra = "",
 ): Promise<DockerRegistry> {
-  const port = freePort();
-  const host = `127.0.0.1:${port}`;
   const config = `${dir}/registry.yml`;
   const log = `${dir}/registry.log`;
-  await Deno.writeTextFile(
-    config,
-    `version: 0.1
+  const { child, port } = await startOnFreePort(async (port) => {
+    await Deno.writeTextFile(
+      config,
+      `version: 0.1
 log: {level: error, accesslog: {disabled: false}}
 storage:
   filesystem: {rootdirectory: ${dir}/registry}
   delete: {enabled: true}
-http: {addr: "${host}"}
+http: {addr: "127.0.0.1:${port}"}
 ${extra}
 `,
-  );
-  // The shell only redirects: its exec keeps the process's id.
-  const child = new Deno.Command("bash", {
-    args: ["-c", 'exec docker-registry serve "$0" >"$1" 2>&1', config, log],
-    stdin: "null",
-    stdout: "null",
-    stderr: "null",
-  }).spawn();
+    );
+    // The shell only redirects: its exec keeps the process's id.
+    return new Deno.Command("bash", {
+      args: ["-c", 'exec docker-registry serve "$0" >"$1" 2>&1', config, log],
+      stdin: "null",
+      stdout: "null",
+      stderr: "null",
+    }).spawn();
+  }, log);
   const stop = async () => {
     try {
       child.kill("SIGKILL");
@@ -49,14 +51,8 @@ ${extra}
     }
     await child.status;
   };
-  try {
-    await untilListening(port);
-  } catch (error) {
-    await stop();
-    throw error;
-  }
   return {
-    host,
+    host: `127.0.0.1:${port}`,
     storage: `${dir}/registry`,
     requests: async () =>
       (await Deno.readTextFile(log)).split("\n").flatMap((line) => {
@@ -67,21 +63,4 @@ ${extra}
       }),
     [Symbol.asyncDispose]: stop,
   };
-}
-
-function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
-}
-
-async function untilListening(port: number): Promise<void> {
-  for (let i = 0;; i++) {
-    try {
-      (await Deno.connect({ hostname: "127.0.0.1", port })).close();
-      return;
-    } catch (error) {
-      if (i === 500) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
-  }
 }

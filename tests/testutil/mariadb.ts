@@ -1,8 +1,7 @@
 /** Debian's MariaDB server with data of its own, on a Unix socket and on loopback. */
 
 import * as os from "node:os";
-
-const DEADLINE_MS = 60_000;
+import { startOnFreePort } from "./free_port.ts";
 
 /** Whether `mariadbd` has what {@linkcode startMariaDb} calls: ask `requires(...MARIADB_TOOLS)`. */
 export const MARIADB_TOOLS = [
@@ -39,10 +38,13 @@ export async function startMariaDb(
   const user = os.userInfo().username;
   const data = `${dir}/data`;
   const socket = `${dir}/db.sock`;
-  const port = freePort();
+  // A server that starts removes temporary tables from there, also those of others.
+  const temporary = `${dir}/tmp`;
+  await Deno.mkdir(temporary);
   await run("mariadb-install-db", [
     "--no-defaults",
     `--datadir=${data}`,
+    `--tmpdir=${temporary}`,
     "--auth-root-authentication-method=normal",
     "--skip-test-db",
     `--user=${user}`,
@@ -59,26 +61,33 @@ export async function startMariaDb(
       "",
     ].join("\n"),
   );
-  const child = new Deno.Command("mariadbd", {
-    args: [
-      "--no-defaults",
-      `--datadir=${data}`,
-      `--socket=${socket}`,
-      "--bind-address=127.0.0.1",
-      `--port=${port}`,
-      `--user=${user}`,
-      `--pid-file=${dir}/db.pid`,
-      `--log-error=${dir}/db.log`,
-      `--init-file=${init}`,
-      "--skip-name-resolve",
-      "--innodb-buffer-pool-size=8M",
-      ...extra,
-    ],
-    env: { PATH: searchPath() },
-    stdin: "null",
-    stdout: "null",
-    stderr: "null",
-  }).spawn();
+  const start = (port: number) =>
+    new Deno.Command("mariadbd", {
+      args: [
+        "--no-defaults",
+        `--datadir=${data}`,
+        `--tmpdir=${temporary}`,
+        `--socket=${socket}`,
+        "--bind-address=127.0.0.1",
+        `--port=${port}`,
+        `--user=${user}`,
+        `--pid-file=${dir}/db.pid`,
+        `--log-error=${dir}/db.log`,
+        `--init-file=${init}`,
+        "--skip-name-resolve",
+        "--innodb-buffer-pool-size=8M",
+        ...extra,
+      ],
+      env: { PATH: searchPath() },
+      stdin: "null",
+      stdout: "null",
+      stderr: "null",
+    }).spawn();
+  // The init file is through when the server listens.
+  const { child, port } = await startOnFreePort(
+    (port) => Promise.resolve(start(port)),
+    `${dir}/db.log`,
+  );
   const stop = async () => {
     try {
       child.kill("SIGCONT");
@@ -88,12 +97,6 @@ export async function startMariaDb(
     }
     await child.status;
   };
-  try {
-    await untilListening(port, `${dir}/db.log`);
-  } catch (error) {
-    await stop();
-    throw error;
-  }
   return {
     socket,
     port,
@@ -130,26 +133,5 @@ async function run(program: string, args: string[]): Promise<void> {
   }).output();
   if (code !== 0) {
     throw new Error(`${program}: ${new TextDecoder().decode(stderr)}`);
-  }
-}
-
-function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
-}
-
-/** The init file is through when the server listens. */
-async function untilListening(port: number, log: string): Promise<void> {
-  const end = performance.now() + DEADLINE_MS;
-  for (;;) {
-    try {
-      (await Deno.connect({ hostname: "127.0.0.1", port })).close();
-      return;
-    } catch {
-      if (performance.now() > end) {
-        throw new Error(await Deno.readTextFile(log).catch(() => "no log"));
-      }
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
   }
 }
