@@ -41,6 +41,8 @@ import {
 const GROUPS_MAX = 2 ** 19;
 /** Kernel: EXT4_MAX_DESC_SIZE would be a block; mke2fs writes 64. */
 const DESCRIPTOR_SIZE_MAX = 1024;
+/** Bytes of the largest descriptor table, which is read whole: what the most groups take as mke2fs writes them. */
+const DESCRIPTOR_TABLE_MAX = GROUPS_MAX * GD.SIZE_64;
 const NAME = "ext4 superblock";
 
 /** What mke2fs calls each feature, so that messages match the man page. */
@@ -208,6 +210,13 @@ function checkGeometry(sb: Superblock, deviceSize: number): void {
   if (groups > GROUPS_MAX) {
     throw new LimitError(
       `Cannot open ext4 file system: it has ${groups} block groups, at most ${GROUPS_MAX} are supported`,
+    );
+  }
+  if (groups * size > DESCRIPTOR_TABLE_MAX) {
+    throw new LimitError(
+      `Cannot open ext4 file system: its group descriptors have ${
+        groups * size
+      } bytes, at most ${DESCRIPTOR_TABLE_MAX} are supported`,
     );
   }
   demand(

@@ -15,10 +15,18 @@ import {
   EH,
   EI,
   GD,
+  INCOMPAT,
+  INO,
   INODE,
   INODE_FLAGS,
+  readSuperblock,
+  REVISION_DYNAMIC,
   SB,
+  STATE,
+  SUPER_MAGIC,
   SUPERBLOCK_OFFSET,
+  SUPERBLOCK_SIZE,
+  writeSuperblock,
 } from "../../lib/ext4/format.ts";
 import { JBD2 } from "../../lib/ext4/journal.ts";
 import { Ext4Reader, type ReaderOptions } from "../../lib/ext4/reader.ts";
@@ -210,6 +218,44 @@ Deno.test({
       await assert.rejects(open(bytes.subarray(0, 1 << 20)), FormatError);
       await walkAll(await open(bytes));
     }),
+});
+
+Deno.test("a descriptor table larger than any that is made is not read", async () => {
+  const bytes = new Uint8Array(SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE);
+  const view = viewOf(bytes);
+  const table = (descriptorSize: number) =>
+    writeSuperblock(view, SUPERBLOCK_OFFSET, {
+      ...readSuperblock(view, SUPERBLOCK_OFFSET),
+      magic: SUPER_MAGIC,
+      revision: REVISION_DYNAMIC,
+      state: STATE.clean,
+      logBlockSize: 2,
+      logClusterSize: 2,
+      blocksPerGroup: 8,
+      clustersPerGroup: 8,
+      blocksCount: 2 ** 22,
+      inodesPerGroup: 16,
+      inodesCount: 16 * 2 ** 19,
+      inodeSize: 256,
+      firstIno: INO.firstFree,
+      featureIncompat: INCOMPAT.is64bit | INCOMPAT.extents,
+      descriptorSize,
+    });
+  let largest = 0;
+  class Device extends MemorySource {
+    override readonly size: number = 2 ** 34;
+    override pread(dst: Uint8Array, offset: number): Promise<void> {
+      largest = Math.max(largest, dst.length);
+      dst.set(bytes.subarray(offset, offset + dst.length));
+      return Promise.resolve();
+    }
+  }
+  table(128);
+  await assert.rejects(Ext4Reader.open(new Device(bytes)), LimitError);
+  assert.equal(largest, SUPERBLOCK_SIZE);
+  table(64);
+  await assert.rejects(Ext4Reader.open(new Device(bytes)), FormatError);
+  assert.equal(largest, 2 ** 19 * 64);
 });
 
 Deno.test({
