@@ -194,7 +194,15 @@ export class PinnedStore implements AsyncDisposable {
       const promised = await this.#unwritten();
       const missing = size + keep + promised - bavail * bsize;
       if (missing <= 0) return;
-      if (!tried && await this.#makeRoom(missing) <= 0) continue;
+      if (!tried) {
+        const left = await this.#makeRoom(missing);
+        const { store } = this.#options;
+        // Not for what does not fit anyway.
+        if (store && left > 0 && left <= store.storedBytes) {
+          await store.giveBack(left);
+        }
+        continue;
+      }
       throw this.#tooLarge(
         diffId,
         size,
@@ -209,7 +217,7 @@ export class PinnedStore implements AsyncDisposable {
 
   #tooLarge(diffId: string, size: number, why: string): LimitError {
     return new LimitError(
-      `Cannot open layer "${diffId}": it is one large zstd frame, which must be decoded into "${this.#directory}", ${
+      `Cannot open layer "${diffId}": it can only be decoded from its start, into "${this.#directory}", ${
         formatSize(size)
       }, but ${why}; give it more room (gzipCacheConfig.cacheSizeGB), or build the image with --convert-unseekable`,
     );

@@ -22,6 +22,7 @@ import {
 import { tempStore } from "../testutil/cache_store.ts";
 import { seededRandom } from "../testutil/source_contract.ts";
 import { RecordingLogger, TestSource } from "../testutil/test_source.ts";
+import { requiresMount } from "../testutil/requires.ts";
 import { withTempDir } from "../image/helpers.ts";
 import { content, scan } from "./helpers.ts";
 
@@ -92,6 +93,12 @@ class GatedSource extends TestSource {
     }
     await super.pread(dst, offset, options);
   }
+}
+
+async function sh(command: string, ...args: string[]): Promise<void> {
+  const { success, stderr } = await new Deno.Command(command, { args })
+    .output();
+  assert.ok(success, new TextDecoder().decode(stderr));
 }
 
 function pinnedFile(dir: string): string {
@@ -365,6 +372,48 @@ Deno.test("what layers that are open will still take of the disk is not given to
     assert.equal(store.usedBytes, half);
     await second.release();
   });
+});
+
+Deno.test({
+  name: "on a disk that the cache has filled, entries make room for a layer",
+  ignore: !requiresMount(),
+  fn: () =>
+    withTempDir(async (dir) => {
+      const disk = `${dir}/disk`;
+      await Deno.mkdir(disk);
+      await sh("mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", disk);
+      try {
+        await using cache = await CacheStore.open({
+          directory: disk,
+          sizeBytes: 128 * MIB,
+          keepFreeBytes: 8 * MIB,
+        });
+        for (let i = 0; i < 40; i++) {
+          cache.put(`k${i}`, content(MIB, i));
+          await cache.settled();
+        }
+        const before = cache.storedBytes;
+        assert.ok(before >= 16 * MIB, `${before} stored`);
+        await using store = await PinnedStore.open({
+          directory: `${disk}/pinned`,
+          store: cache,
+          keepFreeBytes: 8 * MIB,
+        });
+        // Not for what does not fit anyway.
+        await assert.rejects(
+          store.pin(`sha256:${"0".repeat(64)}`, 40 * MIB, 1),
+          LimitError,
+        );
+        assert.equal(cache.storedBytes, before);
+        await using source = await open(store, new TestSource(BLOB));
+        await reads(source, 0, TAR.length);
+        assert.ok(cache.storedBytes > 0);
+        const { bavail, bsize } = statfsSync(disk);
+        assert.ok(bavail * bsize >= 8 * MIB, `${bavail * bsize} free`);
+      } finally {
+        await sh("umount", disk);
+      }
+    }),
 });
 
 Deno.test("a file that somebody removed is made anew, with its directory", async () => {

@@ -348,6 +348,11 @@ export class CacheStore implements AsyncDisposable {
     this.#writer.shrink();
   }
 
+  /** Evicts entries of `bytes` bytes together, if it has so many, and gives their storage back to the file system. */
+  async giveBack(bytes: number): Promise<void> {
+    if (!this.#closed) await this.#writer.giveBack(bytes);
+  }
+
   /** Resolves when everything queued so far is in the file or given up. */
   settled(): Promise<void> {
     return this.#writer.settled();

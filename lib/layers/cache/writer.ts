@@ -45,6 +45,9 @@ export class EntryWriter {
   /** The file system had too little space when it was last asked. */
   #isTight = false;
   #shrinks = false;
+  /** Bytes that were asked back, and who waits for them. */
+  #askedBack = 0;
+  #given: PromiseWithResolvers<void> | undefined;
 
   constructor(options: {
     file: DataFile;
@@ -93,6 +96,15 @@ export class EntryWriter {
     if (this.#slots.available >= 0) return;
     this.#shrinks = true;
     this.#start();
+  }
+
+  /** Evicts `bytes` bytes, and gives back the storage of all that is free. */
+  giveBack(bytes: number): Promise<void> {
+    this.#askedBack += bytes;
+    this.#shrinks = true;
+    const { promise } = this.#given ??= Promise.withResolvers();
+    this.#start();
+    return promise;
   }
 
   /** Resolves when everything queued so far is in the file or given up. */
@@ -196,9 +208,18 @@ export class EntryWriter {
   }
 
   async #shrink(): Promise<void> {
+    const given = this.#given;
+    let missing = this.#askedBack;
     this.#shrinks = false;
-    while (this.#slots.available < 0 && this.#host.evictOldest() > 0);
+    this.#given = undefined;
+    this.#askedBack = 0;
+    while (this.#slots.available < 0 || missing > 0) {
+      const evicted = this.#host.evictOldest();
+      if (evicted === 0) break;
+      missing -= evicted;
+    }
     await this.#punchFree();
+    given?.resolve();
   }
 
   /** Evicts until `need` slots are free, in the file and on the file system. */
