@@ -89,7 +89,8 @@ export async function startServe(
       `Path "${directory.path}" is too long for sockets: set OBD_RUN_DIR to a shorter one`,
     );
   }
-  const own = `${cacheDirectory()}/mounts/${directory.id}`;
+  const own = `${privateCaches()}/${directory.id}`;
+  await removeLostCaches();
   const shared = await areSharedCachesFree();
   try {
     await launch(context, directory, shared ? undefined : own, onStarted);
@@ -115,6 +116,34 @@ async function areSharedCachesFree(): Promise<boolean> {
     }
   }
   return true;
+}
+
+/** Where mounts have caches that nobody else uses, each by its id. */
+function privateCaches(): string {
+  return `${cacheDirectory()}/mounts`;
+}
+
+/** Removes caches of mounts that a reboot ended: their state, in `/run`, is gone. */
+async function removeLostCaches(): Promise<void> {
+  const ids = await Array.fromAsync(Deno.readDir(privateCaches()))
+    .catch(() => []);
+  for (const { name: id } of ids) {
+    if (await exists(`${runDirectory()}/mounts/${id}`)) continue;
+    const path = `${privateCaches()}/${id}`;
+    try {
+      using lock = await Deno.open(`${path}/blobs/lock`, {
+        read: true,
+        write: true,
+      });
+      if (await lock.tryLock(true)) await removeCache(path);
+    } catch {
+      // Not a whole one. It costs room, and nothing else.
+    }
+  }
+}
+
+async function exists(path: string): Promise<boolean> {
+  return await Deno.stat(path).then(() => true, () => false);
 }
 
 async function launch(

@@ -3,7 +3,7 @@
  * A real image is in runtime_test.ts.
  */
 
-import { deepEqual, equal, match, ok } from "node:assert/strict";
+import { deepEqual, equal, match, ok, rejects } from "node:assert/strict";
 import { createApiClient } from "../../cmd/api_client.ts";
 import { runTool } from "../testutil/debian_image.ts";
 import { withOwnMounts } from "../testutil/mount_namespace.ts";
@@ -345,6 +345,33 @@ for (const signal of ["SIGINT", "SIGKILL"] as const) {
       }),
   });
 }
+
+Deno.test({
+  name: "caches of mounts that a reboot ended are removed by the next mount",
+  ignore,
+  fn: () =>
+    withImage(async (box, image, dir) => {
+      const other = `${box.dir}/other`;
+      await Deno.mkdir(other);
+      await box.json("mount", image, other);
+      const { id, servePid } = await box.json("mount", image, dir);
+      const own = `${box.dir}/cache/mounts/${id}`;
+      ok((await Deno.stat(`${own}/blobs/lock`)).isFile);
+      // In use: it stays, whatever became of the state.
+      const state = `${box.dir}/run/mounts/${id}`;
+      await Deno.rename(state, `${box.dir}/kept`);
+      await box.json("attach", image);
+      ok((await Deno.stat(own)).isDirectory);
+      await Deno.rename(`${box.dir}/kept`, state);
+      // What a reboot does: no processes, no mounts, an empty /run.
+      Deno.kill(servePid, "SIGKILL");
+      await box.json("umount", dir);
+      await Deno.mkdir(`${own}/blobs`, { recursive: true });
+      await Deno.writeTextFile(`${own}/blobs/lock`, "");
+      await box.json("attach", image);
+      await rejects(Deno.stat(own), Deno.errors.NotFound);
+    }),
+});
 
 Deno.test({
   name: "mounts at once, each with caches of its own",
