@@ -2,6 +2,7 @@
 
 import {
   DEVICE_LAYER,
+  deviceFingerprint,
   type TracedReads,
   tracedReads,
   type TraceRecord,
@@ -9,7 +10,7 @@ import {
 import { formatSize, printable } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
-import { readTraceFile } from "./trace_files.ts";
+import { readTraceFile, type TraceFile } from "./trace_files.ts";
 
 /** Prints a trace; of an image that is given, also which files and layers it reads. */
 export async function showTrace(
@@ -18,11 +19,12 @@ export async function showTrace(
   image: string | undefined,
   options: Record<string, unknown>,
 ): Promise<void> {
-  const { records } = await readTraceFile(path);
+  const trace = await readTraceFile(path);
+  const { records } = trace;
   const total = records.reduce((sum, record) => sum + record.length, 0);
   const reads = image === undefined
     ? undefined
-    : await readsOf(context, image, records, options);
+    : await readsOf(context, image, trace, options);
   for (const { layer, offset, length } of records) {
     context.say(`${layerName(layer)}\t${offset}\t${length}`);
   }
@@ -62,11 +64,19 @@ function byLayer(
 async function readsOf(
   context: Context,
   image: string,
-  records: readonly TraceRecord[],
+  { records, device = "" }: TraceFile,
   options: Record<string, unknown>,
 ): Promise<TracedReads> {
+  const { log, signal } = context;
   await using session = await openSession(context, image, options);
-  return await tracedReads(session.image, records, context.signal);
+  const fingerprint = await deviceFingerprint(session.image.source, signal);
+  if (!fingerprint.startsWith(device)) {
+    log.warn(
+      "the trace was recorded of another image, or of this one built otherwise: what it reads here says nothing",
+      { image },
+    );
+  }
+  return await tracedReads(session.image, records, signal);
 }
 
 function sayReads(context: Context, reads: TracedReads): void {

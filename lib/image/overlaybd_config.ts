@@ -166,7 +166,12 @@ async function openConfig(
     throw error;
   }
   const image = makeImage(file, layers, stack.move(), {});
-  image.traces = () => configTraces(file, config, environment.log);
+  image.traces = (signal) =>
+    configTraces(file, config, {
+      device: image.source,
+      log: environment.log,
+      signal,
+    });
   return image;
 }
 

@@ -1,7 +1,7 @@
 /** What is fetched ahead of any reader: traces beside the image, acceleration layers, file lists. */
 
 import assert from "node:assert/strict";
-import { decodeTrace } from "../../lib/image/mod.ts";
+import { decodeTrace, DEVICE_LAYER, encodeTrace } from "../../lib/image/mod.ts";
 import { startDockerRegistry } from "../testutil/docker_registry.ts";
 import { putImage } from "../testutil/oci_image.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
@@ -258,6 +258,19 @@ Deno.test({
         );
         assert.ok(listed >= 3_000_000 && listed < 7_000_000, `${listed} bytes`);
       }
+      // Of another image, which a trace of obd tells.
+      await Deno.writeFile(
+        list,
+        encodeTrace(
+          [{ layer: DEVICE_LAYER, offset: 0, length: 4096 }],
+          "ab".repeat(32),
+        ),
+      );
+      await fetchedAhead(
+        dir,
+        await config({ recordTracePath: list, lowers: [lower] }),
+        /cannot use a trace .* recorded of another image/,
+      );
       await Deno.writeTextFile(list, "");
       await fetchedAhead(
         dir,

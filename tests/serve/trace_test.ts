@@ -102,6 +102,8 @@ Deno.test("a trace is recorded, shown, and replayed into the caches", () =>
     await Deno.writeFile(trace, encodeTrace(records, "ab".repeat(32)));
     await using third = await ServeProcess.start(second);
     await third.logged(/leaving a trace alone .* another image.* image=/);
+    const foreign = await obd("trace", "show", trace, reference);
+    assert.match(foreign.stderr, /WARN .* recorded of another image, or of/);
     const pushed = await obd("trace", "push", reference, trace);
     assert.equal(pushed.code, 1);
     assert.match(pushed.stderr, /Bad trace: device is not that of/);
