@@ -5,7 +5,6 @@ import {
   CountedSource,
   deviceFingerprint,
   type ImageEnvironment,
-  type MetaWay,
   type OpenedImage,
   openEnvironment,
   openImage,
@@ -245,7 +244,7 @@ export class ServeSession implements ServeControl {
         config.image ?? config.config!,
         {
           platform: config.platform,
-          metaFrom: settings.metaFrom as readonly MetaWay[],
+          metaFrom: settings.metaFrom,
           requireSpans: settings.requireSpans,
           isConfigFile: config.config !== undefined,
           traces: findTraces,

@@ -56,14 +56,3 @@ export function findClear(bits: Uint8Array, from: number, to: number): number {
   }
   return -1;
 }
-
-/** First set bit in `[from, to)`, or `to`. */
-export function findSet(bits: Uint8Array, from: number, to: number): number {
-  let i = from;
-  while (i < to) {
-    if ((i & 7) === 0 && bits[i >>> 3] === 0) i += 8;
-    else if (testBit(bits, i)) return i;
-    else i++;
-  }
-  return to;
-}

@@ -208,10 +208,6 @@ export const DX_ROOT = {
 export const DX_INFO_LENGTH = 8;
 /** Byte offset of the entries in an htree node. */
 export const DX_NODE_ENTRIES = 0x08;
-/** Most indirect levels without largedir: a root, nodes, leaves. */
-export const DX_INDIRECT_MAX = 1;
-/** Most indirect levels with largedir. */
-export const DX_INDIRECT_MAX_LARGEDIR = 2;
 
 /** Byte offsets at the start of the entries of a root or node; the first pair has no hash. */
 export const DX_COUNT = {

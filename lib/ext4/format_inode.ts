@@ -288,8 +288,6 @@ export const EXTENT_MAGIC = 0xf30a;
 export const EXTENT_DEPTH_MAX = 5;
 /** Blocks of the longest initialised extent. */
 export const EXTENT_LENGTH_MAX = 0x8000;
-/** Blocks of the longest uninitialised extent. */
-export const EXTENT_UNWRITTEN_MAX = 0x7fff;
 /** Entries in the root that lives in `i_block`. */
 export const EXTENT_ROOT_ENTRIES = 4;
 

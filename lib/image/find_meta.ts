@@ -36,7 +36,7 @@ import type { PlainManifest, SourceImage } from "./source.ts";
 /** Ways to a meta image: tag `sha256-HEX-obd`, tag `TAG-obd`, a referrer, building it here. Native conversions end in `-overlaybd`. */
 export type MetaWay = "digest" | "tag" | "referrer" | "build";
 
-/** All ways, in the order in which they are tried. */
+/** All ways. What fits best is used, whichever it was found by; building comes last. */
 export const META_WAYS: readonly MetaWay[] = [
   "digest",
   "tag",
@@ -261,7 +261,7 @@ export interface LocalMeta {
   metaDigest: string;
 }
 
-/** Builds a meta image in memory; nothing is pushed. Layers that were built before are taken over. */
+/** Builds a meta image in memory; nothing is pushed, and nothing that was built before is used. */
 export async function buildLocally(
   environment: ImageEnvironment,
   source: SourceImage,

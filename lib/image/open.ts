@@ -46,7 +46,7 @@ const FETCH_CONCURRENCY = 8;
 export interface OpenImageOptions {
   /** `OS/ARCH[/VARIANT]` of an index; default this machine's. */
   platform?: string | undefined;
-  /** Where a plain image's meta image may come from, in this order of trying. */
+  /** Where a plain image's meta image may come from, in any order; default: all ways. */
   metaFrom?: readonly MetaWay[] | undefined;
   /** Refuse images with layers that cannot be checked span by span. */
   requireSpans?: boolean | undefined;

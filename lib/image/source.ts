@@ -17,6 +17,7 @@ import {
   type ResolvedManifest,
   selectPlatform,
 } from "../registry/mod.ts";
+import { Annotation } from "./annotations.ts";
 import { layerRoles } from "./meta_image.ts";
 
 /** Most bytes of an image config that are read. */
@@ -218,5 +219,5 @@ export function checkLayers(source: SourceImage, log: Logger): void {
 
 /** What `org.opencontainers.image.base.digest` says, unchecked. */
 export function baseDigest(source: SourceImage): string | undefined {
-  return source.manifest.annotations["org.opencontainers.image.base.digest"];
+  return source.manifest.annotations[Annotation.baseDigest];
 }

@@ -34,7 +34,6 @@ const CANDIDATES_MAX = 8;
 /** Of the device, for its fingerprint. */
 const FINGERPRINT_BYTES = 64 * 1024;
 const SERIAL_MAX = 1_000_000_000;
-const EMPTY_TYPE = "application/vnd.oci.empty.v1+json";
 
 interface RequestContext {
   log: Logger;
@@ -194,7 +193,7 @@ export async function pushTraceReferrer(
   );
   const empty = utf8("{}");
   const config = {
-    mediaType: EMPTY_TYPE,
+    mediaType: MediaType.ociEmpty,
     digest: sha256Digest(empty),
     size: empty.length,
   };

@@ -8,14 +8,16 @@ import {
   LimitError,
   UnsupportedError,
 } from "../io/mod.ts";
-import { DEVICE_LAYER, type TraceRecord } from "../layers/mod.ts";
+import {
+  DEVICE_LAYER,
+  MAX_TRACE_READ,
+  type TraceRecord,
+} from "../layers/mod.ts";
 import type { OpenedImage } from "./open.ts";
 
 const SECTOR = 512;
 /** Records that are taken apart; a start has thousands. */
 const RECORDS_MAX = 200_000;
-/** overlaybd replays with buffers of this size (src/prefetch.cpp). */
-const LAYER_READ_MAX = 1024 * 1024;
 
 type Image = Pick<OpenedImage, "source" | "layers">;
 
@@ -130,12 +132,12 @@ export function toLayers(
   const out: TraceRecord[] = [];
   let leftOut = 0;
   const add = (layer: number, offset: number, length: number) => {
-    for (let at = 0; at < length; at += LAYER_READ_MAX) {
+    for (let at = 0; at < length; at += MAX_TRACE_READ) {
       const last = out.at(-1);
-      const part = Math.min(LAYER_READ_MAX, length - at);
+      const part = Math.min(MAX_TRACE_READ, length - at);
       if (
         last?.layer === layer && last.offset + last.length === offset + at &&
-        last.length + part <= LAYER_READ_MAX
+        last.length + part <= MAX_TRACE_READ
       ) last.length += part;
       else out.push({ layer, offset: offset + at, length: part });
     }
@@ -272,7 +274,7 @@ class FileIndex {
   }
 }
 
-/** A set of bytes, by the blocks of 512 that they are in. */
+/** A set of bytes. */
 class Ranges {
   #sorted: { offset: number; length: number }[] = [];
 

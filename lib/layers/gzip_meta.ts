@@ -62,7 +62,7 @@ const WINDOW_SIZE = 32768;
 const MAX_STORED_WINDOW = WINDOW_SIZE + 1024;
 /** Entries that obd reads: 4 TiB at the usual span. */
 export const MAX_GZIP_ENTRIES = 4_000_000;
-/** As overlaybd's tools: the span they name, and zlib's default level. */
+/** As overlaybd's tools: zlib's default. */
 const LEVEL = 6;
 
 /** A parsed `gzip.meta`. */

@@ -1,7 +1,12 @@
 /** The layers built so far, as the device that the next layer changes. */
 
 import { type ByteSource, FormatError } from "../io/mod.ts";
-import { LsmtSource, mergeTables, type SegmentTable } from "./lsmt/mod.ts";
+import {
+  LsmtSource,
+  mergeTables,
+  type SegmentTable,
+  stackVirtualSize,
+} from "./lsmt/mod.ts";
 import type { OpenedLayer } from "./open_layer.ts";
 
 /** Stands for a layer's original content, which the file system's metadata never needs. */
@@ -63,7 +68,7 @@ export class LayerStack implements AsyncDisposable {
         data,
         target: new UnreadTarget(),
       })),
-      this.#layers.findLast((l) => l.virtualSize > 0)?.virtualSize ?? 0,
+      stackVirtualSize(this.#layers),
     );
   }
 

@@ -39,7 +39,7 @@ const DEVICE_NAME_SIZE = 8;
 const BLOCK_SIZE = 4096;
 /** 64 MiB of file. */
 const MAX_RECORDS = (64 * 1024 * 1024) / RECORD_SIZE;
-/** overlaybd replays with buffers of this size. */
+/** overlaybd replays with buffers of this size (src/prefetch.cpp). */
 export const MAX_TRACE_READ = 1024 * 1024;
 /** Layer index of records whose offsets are those of the merged device. */
 export const DEVICE_LAYER = 0xffffffff;

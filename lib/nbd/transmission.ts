@@ -127,7 +127,11 @@ export class Transmission {
     await this.#untilIdle();
   }
 
-  /** Ends at once: what waits is cancelled and never answered. The caller closes the stream. */
+  /**
+   * Ends at once: what waits is cancelled and never answered.
+   *
+   * @param reason Why; without one the caller closes the stream.
+   */
   abort(reason: unknown): void {
     if (this.#dead) return;
     this.#dead = true;

@@ -8,6 +8,7 @@
 import { once } from "node:events";
 import http from "node:http";
 import { errorText, LimitError, ObdError, UsageError } from "../io/mod.ts";
+import { EMPTY_DIGEST } from "./digest.ts";
 import { apiHost } from "./reference.ts";
 
 /** Where the service is. */
@@ -26,8 +27,7 @@ export interface CredentialService {
 const TIMEOUT_MS = 1000;
 const ANSWER_SIZE_MAX = 1024 * 1024;
 /** Services parse a blob's URL; which blob it is does not matter: this is the empty one. */
-const SOME_BLOB =
-  "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+const SOME_BLOB = EMPTY_DIGEST;
 
 /**
  * Asks for the credentials of a repository.

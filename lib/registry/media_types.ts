@@ -82,9 +82,3 @@ export function layerCompression(mediaType: string): LayerCompression {
     `Layer type "${shown}" is not supported`,
   );
 }
-
-/** Whether a type is an index or manifest list. */
-export function isIndexType(mediaType: string): boolean {
-  return mediaType === MediaType.ociIndex ||
-    mediaType === MediaType.dockerList;
-}

@@ -16,7 +16,7 @@ function text(row: SqlRow, column: string): string {
   return typeof value === "string" ? value : "";
 }
 
-/** Whole numbers up to 2^53, however the engine gives them; NaN for anything else. */
+/** Whole numbers of up to 15 digits, however the engine gives them; NaN for anything else. */
 function integer(row: SqlRow, column: string): number {
   const value = String(row[column]);
   return /^\d{1,15}$/.test(value) ? Number(value) : NaN;
