@@ -447,7 +447,11 @@ export class Ext4Reader {
   ): AsyncGenerator<{ index: number; bytes: Uint8Array }> {
     const name = `directory ${ino}`;
     const { blockSize } = this;
-    if (inode.size === 0 || inode.size % blockSize !== 0) {
+    // Kernel: ext4_isize() has 32 bits for directories. Blocks of no names, and
+    // the same ones again and again, would keep a reader busy for hours.
+    if (
+      inode.size === 0 || inode.size % blockSize !== 0 || inode.size >= 2 ** 32
+    ) {
       throw new FormatError(name, "i_size", `is ${inode.size}`);
     }
     const blockCount = inode.size / blockSize;

@@ -307,6 +307,13 @@ Deno.test({
         await assert.rejects(walkAll(await open(bytes)), FormatError);
         view.setUint32(slot + INODE.sizeLo, before, true);
       }
+      view.setUint32(slot + INODE.sizeHi, 1, true);
+      await assert.rejects(
+        walkAll(await open(bytes)),
+        (error: unknown) =>
+          error instanceof FormatError && error.field === "i_size",
+      );
+      view.setUint32(slot + INODE.sizeHi, 0, true);
       await walkAll(await open(bytes));
     }),
 });
