@@ -7,7 +7,7 @@ import {
   ObdError,
   UnsupportedError,
 } from "./errors.ts";
-import { type Libc, loadLibc, preadCached } from "./libc.ts";
+import { isMemoryType, type Libc, loadLibc, preadCached } from "./libc.ts";
 import {
   type ByteSource,
   checkRange,
@@ -29,6 +29,7 @@ async function loadCalls() {
     open: promisify(fs.open),
     close: promisify(fs.close),
     fstat: promisify(fs.fstat),
+    statfs: promisify(fs.statfs),
     constants: fs.constants,
   };
 }
@@ -43,13 +44,20 @@ export class FileSource implements ByteSource {
   readonly size: number;
   readonly #path: string;
   readonly #fd: number;
+  readonly #isMemory: boolean;
   readonly #libc: Libc | undefined;
   #open = true;
 
-  private constructor(path: string, fd: number, size: number) {
+  private constructor(
+    path: string,
+    fd: number,
+    size: number,
+    isMemory: boolean,
+  ) {
     this.#path = path;
     this.#fd = fd;
     this.size = size;
+    this.#isMemory = isMemory;
     this.#libc = loadLibc();
   }
 
@@ -58,7 +66,7 @@ export class FileSource implements ByteSource {
    * @throws {ObdError} With code "state" if it is a directory or a pipe.
    */
   static async open(path: string): Promise<FileSource> {
-    const { open, fstat, close, constants } = await fileCalls();
+    const { open, fstat, statfs, close, constants } = await fileCalls();
     const { O_RDONLY, O_NONBLOCK } = constants;
     // Of a pipe, open(2) would wait for a writer.
     const fd = await open(path, O_RDONLY | O_NONBLOCK);
@@ -69,7 +77,8 @@ export class FileSource implements ByteSource {
         const kind = info.isFIFO() ? "pipe" : "directory";
         throw new ObdError("state", `Cannot read "${path}": it is a ${kind}`);
       }
-      return new FileSource(path, fd, info.size);
+      const { type } = await statfs(path);
+      return new FileSource(path, fd, info.size, isMemoryType(type));
     } catch (error) {
       await close(fd);
       throw error;
@@ -90,6 +99,7 @@ export class FileSource implements ByteSource {
         this.#fd,
         dst as Uint8Array<ArrayBuffer>,
         offset,
+        this.#isMemory,
       );
   }
 

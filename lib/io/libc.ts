@@ -53,6 +53,18 @@ function open(): Libc | undefined {
 }
 
 const RWF_NOWAIT = 8; // preadv2(2)
+/** tmpfs and ramfs, as statfs(2) says. */
+const MEMORY_TYPES = [0x01021994, 0x858458f6];
+
+/**
+ * Whether a file system is memory: reading it never waits for a disk, and
+ * {@linkcode preadCached} need not ask it not to, which it refuses.
+ *
+ * @param type Of statfs(2).
+ */
+export function isMemoryType(type: number): boolean {
+  return MEMORY_TYPES.includes(type >>> 0);
+}
 
 const iovec = new BigUint64Array(2);
 const iovecBytes = new Uint8Array(iovec.buffer);
@@ -60,6 +72,7 @@ const iovecBytes = new Uint8Array(iovec.buffer);
 /**
  * Reads from a file descriptor only what the page cache holds.
  *
+ * @param isMemory Whether the file lies on such a file system.
  * @returns True when all of `dst` was filled without touching the disk.
  */
 export function preadCached(
@@ -67,10 +80,12 @@ export function preadCached(
   fd: number,
   dst: Uint8Array<ArrayBuffer>,
   offset: number,
+  isMemory: boolean,
 ): boolean {
   iovec[0] = BigInt(Deno.UnsafePointer.value(Deno.UnsafePointer.of(dst)));
   iovec[1] = BigInt(dst.length);
-  const got = libc.preadv2(fd, iovecBytes, 1, BigInt(offset), RWF_NOWAIT);
+  const flags = isMemory ? 0 : RWF_NOWAIT;
+  const got = libc.preadv2(fd, iovecBytes, 1, BigInt(offset), flags);
   return Number(got) === dst.length;
 }
 

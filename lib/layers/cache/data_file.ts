@@ -3,6 +3,7 @@
 import * as fs from "node:fs";
 import { promisify } from "node:util";
 import {
+  isMemoryType,
   loadLibc,
   ObdError,
   preadCached,
@@ -58,6 +59,7 @@ class OsDataFile implements DataFile {
   readonly #writer: Deno.FsFile;
   readonly #syncFd: number;
   readonly #readers: Reader[];
+  readonly #isMemory: boolean;
   readonly #libc = loadLibc();
   readonly #reading = new Set<Promise<void>>();
   #closed = false;
@@ -67,10 +69,12 @@ class OsDataFile implements DataFile {
     directory: string,
     writer: Deno.FsFile,
     fds: number[],
+    isMemory: boolean,
   ) {
     this.#path = path;
     this.#directory = directory;
     this.#writer = writer;
+    this.#isMemory = isMemory;
     this.#syncFd = fds[0]!;
     this.#readers = fds.slice(1).map((fd) => ({ fd, busy: 0 }));
   }
@@ -82,6 +86,7 @@ class OsDataFile implements DataFile {
         this.#readers[0]!.fd,
         dst as Uint8Array<ArrayBuffer>,
         offset,
+        this.#isMemory,
       );
   }
 
@@ -165,8 +170,9 @@ export async function openDataFile(
     for (let i = 0; i < 1 + READERS; i++) {
       fds.push(await open(path, flags, 0o600));
     }
+    const { type } = await statfs(path);
     const writer = await Deno.open(path, { write: true });
-    return new OsDataFile(path, directory, writer, fds);
+    return new OsDataFile(path, directory, writer, fds, isMemoryType(type));
   } catch (error) {
     for (const fd of fds) await close(fd);
     throw error;
