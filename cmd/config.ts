@@ -1,5 +1,6 @@
 /** Configuration files of `obd serve`: read, validated, merged, with their defaults. */
 
+import { resolve } from "node:path";
 import { parse, type ParseError, printParseErrorCode } from "jsonc-parser";
 import * as v from "valibot";
 import { errorText, UsageError } from "../lib/io/mod.ts";
@@ -269,6 +270,16 @@ async function complete(
     (exporter?.enable ? `127.0.0.1:${exporter.port ?? 9864}` : undefined);
   const token = await apiToken(raw);
   const level = raw.logConfig?.logLevel ?? raw.logLevel;
+  const blobDirectory = cache.cacheDir ?? raw.registryCacheDir ??
+    "/var/lib/obd/blobs";
+  const gzipDirectory = gzip.cacheDir ?? "/var/lib/obd/gzip";
+  if (
+    gzip.enable !== false && resolve(blobDirectory) === resolve(gzipDirectory)
+  ) {
+    throw new UsageError(
+      `The blob cache and "gzipCacheConfig.cacheDir" are one directory, "${gzipDirectory}"`,
+    );
+  }
   return {
     files,
     nbd: {
@@ -294,13 +305,13 @@ async function complete(
     },
     workers: raw.workers ?? navigator.hardwareConcurrency,
     blobCache: {
-      directory: cache.cacheDir ?? raw.registryCacheDir ?? "/var/lib/obd/blobs",
+      directory: blobDirectory,
       sizeBytes: (cache.cacheSizeGB ?? raw.registryCacheSizeGB ?? 4) * GIB,
       refillSize: cache.refillSize ?? 262_144,
     },
     ...(gzip.enable === false ? {} : {
       gzipCache: {
-        directory: gzip.cacheDir ?? "/var/lib/obd/gzip",
+        directory: gzipDirectory,
         sizeBytes: (gzip.cacheSizeGB ?? 4) * GIB,
       },
     }),

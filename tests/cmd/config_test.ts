@@ -176,6 +176,31 @@ Deno.test("overlaybd's credential service", () =>
     );
   }));
 
+Deno.test("two caches in one directory are refused, however it is written", () =>
+  withTempDir(async (dir) => {
+    const caches = (blobs: Record<string, unknown>, enable: boolean) =>
+      JSON.stringify({
+        ...blobs,
+        gzipCacheConfig: { enable, cacheDir: "/c/./one" },
+      });
+    for (
+      const blobs of [
+        { cacheConfig: { cacheDir: "/c/one/" } },
+        { registryCacheDir: "/c/one" },
+      ]
+    ) {
+      await assert.rejects(load(dir, caches(blobs, true)), (error) => {
+        assert.ok(error instanceof UsageError, String(error));
+        assert.match(
+          error.message,
+          /^The blob cache and "gzipCacheConfig\.cacheDir" are one directory, "\/c\/.\/one"/,
+        );
+        return true;
+      });
+      await load(dir, caches(blobs, false));
+    }
+  }));
+
 Deno.test("a token may come from a file", () =>
   withTempDir(async (dir) => {
     await Deno.writeTextFile(`${dir}/token`, "secret\n");
