@@ -104,7 +104,8 @@ export class NativeConverter implements Disposable {
       target,
       this.#options.virtualSize,
     );
-    const built = await this.#write(index, scanned, device, index > 0);
+    const path = `${this.#options.scratch}/${index}.native`;
+    const built = await this.#write(path, index, scanned, device, index > 0);
     // Of the threads that compressed.
     trimMemory();
     if (isLast) this.drop(index);
@@ -130,19 +131,23 @@ export class NativeConverter implements Disposable {
     }
     const device = new LsmtSource(stacked, this.#options.virtualSize);
     const top = scans.length - 1;
-    const built = await this.#write(top, scans[top]!, device, false);
+    // The top layer may be native by itself too, of the other format.
+    const path = `${this.#options.scratch}/flat.native`;
+    const built = await this.#write(path, top, scans[top]!, device, false);
     for (const i of layers.keys()) this.drop(i);
     const entryCount = scans.reduce((sum, scan) => sum + scan.entryCount, 0);
     return { ...built, entryCount };
   }
 
+  /** @param path File of the first part; further ones get `.1`, `.2`… behind it. */
   async #write(
+    path: string,
     index: number,
     scanned: ScannedLayer,
     device: LsmtSource,
     hasParent: boolean,
   ): Promise<BuiltLayer> {
-    const { parameters, scratch, threads, maxEntries } = this.#options;
+    const { parameters, threads, maxEntries } = this.#options;
     const { signal, progress } = this.#environment;
     const task = progress.start(
       `convert ${shortDigest(this.#source.manifest.layers[index]!)}`,
@@ -155,10 +160,9 @@ export class NativeConverter implements Disposable {
     using packer = new BlockPacker(threads);
     try {
       for (const [i, range] of ranges.entries()) {
-        const name = `${scratch}/${index}.native`;
-        const path = i === 0 ? name : `${name}.${i}`;
+        const file = i === 0 ? path : `${path}.${i}`;
         const { digest, size } = await writeNativeBlob(
-          path,
+          file,
           {
             device,
             *runs() {
@@ -173,7 +177,7 @@ export class NativeConverter implements Disposable {
           { ...parameters, packer },
           { signal, maxEntries, onProgress: (bytes) => task.add(bytes) },
         );
-        parts.push({ digest, size, diffId: digest, path });
+        parts.push({ digest, size, diffId: digest, path: file });
       }
     } finally {
       task.done();

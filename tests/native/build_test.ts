@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { gzipSync } from "node:zlib";
+import { gzipSync, zstdCompressSync } from "node:zlib";
 import { concatBytes } from "../../lib/io/mod.ts";
 import { sameTree } from "../testutil/device_tree.ts";
 import {
@@ -210,6 +210,35 @@ Deno.test("--flatten: one native layer with the tree of all", async () => {
     sameTree(
       await imageTree(`oci:${layout}:flat`),
       await imageTree(`oci:${layout}:v1-obd`),
+    );
+  });
+});
+
+Deno.test("--flatten --compat overlaybd of both formats, the top layer native in either", async () => {
+  await withTempDir(async (dir) => {
+    const tar = layerTar([file("b", "two")]);
+    const blob = new Uint8Array(zstdCompressSync(tar));
+    const mediaType = "application/vnd.oci.image.layer.v1.tar+zstd";
+    const image = makeImage({
+      layers: [
+        { entries: [file("a", "one")] },
+        { entries: tar, blob, mediaType },
+      ],
+    });
+    await writeLayout(dir, [{ tag: "v1", image }]);
+    const source = `oci:${dir}:v1`;
+    await build({
+      source,
+      formats: ["turbo", "overlaybd"],
+      compat: true,
+      flatten: true,
+      virtualSize: VSIZE,
+    });
+    assert.equal((await readImage(dir, "v1-obd")).layers.length, 2);
+    assert.equal((await readImage(dir, "v1-overlaybd")).layers.length, 1);
+    sameTree(
+      await imageTree(`${source}-overlaybd`),
+      await imageTree(`${source}-obd`),
     );
   });
 });
