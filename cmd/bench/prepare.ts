@@ -41,6 +41,8 @@ export async function prepareImage(options: {
   native: boolean;
   /** How to reach the registry of the source. */
   settings: RegistrySettings;
+  /** A directory of this bench. */
+  work: string;
   note: (text: string) => void;
   signal: AbortSignal;
 }): Promise<Prepared> {
@@ -55,7 +57,7 @@ export async function prepareImage(options: {
     "--quiet",
     "--insecure-policy",
     "--dest-tls-verify=false",
-    ...sourceFlags(skopeo, options.settings),
+    ...await sourceFlags(skopeo, options.settings, options.work),
     skopeo,
     `docker://${direct}`,
   ], signal);
@@ -143,22 +145,31 @@ async function tidy(
   note(`deleted from the registry, of other benches: ${deleted.join(", ")}`);
 }
 
-/** The options of this command line that skopeo needs for an image of a registry. */
-export function sourceFlags(
+/**
+ * The options of this command line that skopeo needs for an image of a registry.
+ *
+ * @param work For certificates, which skopeo takes from a directory of theirs.
+ */
+export async function sourceFlags(
   skopeo: string,
-  settings: RegistrySettings,
-): string[] {
+  { plainHttp, tlsSkipVerify, authFile, caFile }: RegistrySettings,
+  work: string,
+): Promise<string[]> {
   const host = /^docker:\/\/([^/]+)\//.exec(skopeo)?.[1];
   if (host === undefined) return [];
   // Plain HTTP is implied for loopback, as everywhere in obd.
-  const isLoopback = /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?$/
-    .test(host);
-  const isOpen = settings.plainHttp || settings.tlsSkipVerify || isLoopback;
+  const isLoopback = caFile === undefined &&
+    /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?$/.test(host);
+  const isOpen = plainHttp || tlsSkipVerify || isLoopback;
+  const certificates = `${work}/certificates`;
+  if (caFile !== undefined) {
+    await Deno.mkdir(certificates, { recursive: true });
+    await Deno.copyFile(caFile, `${certificates}/ca.crt`);
+  }
   return [
     ...(isOpen ? ["--src-tls-verify=false"] : []),
-    ...(settings.authFile === undefined
-      ? []
-      : ["--src-authfile", settings.authFile]),
+    ...(authFile === undefined ? [] : ["--src-authfile", authFile]),
+    ...(caFile === undefined ? [] : ["--src-cert-dir", certificates]),
   ];
 }
 

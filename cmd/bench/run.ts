@@ -186,6 +186,7 @@ async function prepareAll(
         source,
         native: options.contenders.includes("obd-native"),
         settings: context.registry,
+        work: `${options.cache}/work`,
         note: (text) => note(context, text),
         signal,
       });

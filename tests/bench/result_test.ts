@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { limitOf } from "../../cmd/bench/limit.ts";
+import type { RegistrySettings } from "../../cmd/context.ts";
 import { parseRate } from "../../cmd/bench/link.ts";
 import { sourceFlags } from "../../cmd/bench/prepare.ts";
 import { spreadOf, summarize } from "../../cmd/bench/result.ts";
@@ -156,20 +157,41 @@ Deno.test("parseReady() takes one way to be ready", () => {
   }
 });
 
-Deno.test("sourceFlags() reaches a registry as the rest of obd does", () => {
-  const open = ["--src-tls-verify=false"];
-  assert.deepEqual(sourceFlags("oci:/dir:v1", { plainHttp: true }), []);
-  assert.deepEqual(sourceFlags("docker://r.example/a:v1", {}), []);
-  assert.deepEqual(sourceFlags("docker://127.0.0.1:5000/a:v1", {}), open);
-  assert.deepEqual(sourceFlags("docker://localhost/a:v1", {}), open);
-  assert.deepEqual(sourceFlags("docker://localhost.example/a:v1", {}), []);
-  assert.deepEqual(
-    sourceFlags("docker://r.example/a", {
-      tlsSkipVerify: true,
-      authFile: "/f",
-    }),
-    [...open, "--src-authfile", "/f"],
-  );
+Deno.test("sourceFlags() reaches a registry as the rest of obd does", async () => {
+  const work = await Deno.makeTempDir();
+  try {
+    const open = ["--src-tls-verify=false"];
+    const cases: [string, RegistrySettings, string[]][] = [
+      ["oci:/dir:v1", { plainHttp: true }, []],
+      ["docker://r.example/a:v1", {}, []],
+      ["docker://127.0.0.1:5000/a:v1", {}, open],
+      ["docker://localhost/a:v1", {}, open],
+      ["docker://localhost.example/a:v1", {}, []],
+      [
+        "docker://r.example/a",
+        { tlsSkipVerify: true, authFile: "/f" },
+        [...open, "--src-authfile", "/f"],
+      ],
+    ];
+    for (const [image, settings, flags] of cases) {
+      assert.deepEqual(await sourceFlags(image, settings, work), flags);
+    }
+    assert.deepEqual([...Deno.readDirSync(work)], []);
+    // A registry that has TLS is on loopback as anywhere.
+    await Deno.writeTextFile(`${work}/own.pem`, "a certificate");
+    assert.deepEqual(
+      await sourceFlags("docker://127.0.0.1:5000/a:v1", {
+        caFile: `${work}/own.pem`,
+      }, work),
+      ["--src-cert-dir", `${work}/certificates`],
+    );
+    assert.equal(
+      await Deno.readTextFile(`${work}/certificates/ca.crt`),
+      "a certificate",
+    );
+  } finally {
+    await Deno.remove(work, { recursive: true });
+  }
 });
 
 Deno.test("findWorkload() names those that there are", () => {
