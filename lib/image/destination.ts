@@ -11,6 +11,7 @@ import {
   parseManifest,
   parseReference,
   type Reference,
+  RemoteRepository,
   type Repository,
   withTarget,
 } from "../registry/mod.ts";
@@ -143,20 +144,23 @@ export async function copyIndex(
 /** Puts one manifest of the source's repository into the destination, its blobs first. */
 async function copyManifest(
   { signal, progress }: ImageEnvironment,
-  source: Pick<SourceImage, "reference" | "repository">,
+  source: Pick<SourceImage, "repository">,
   { resolved, manifest }: PlainManifest,
   destination: Repository,
 ): Promise<void> {
-  const mountFrom = source.reference.kind === "registry"
-    ? [source.reference.repository]
-    : [];
+  const from = source.repository;
+  // Elsewhere the name is another repository's, or nobody's business.
+  const isNear = from instanceof RemoteRepository &&
+    destination instanceof RemoteRepository &&
+    from.registry === destination.registry;
+  const mountFrom = isNear ? [from.repository] : [];
   for (const blob of [manifest.config, ...manifest.layers]) {
     const task = progress.start(`copy ${shortDigest(blob)}`, blob.size);
     let sent = 0;
     try {
       await destination.pushBlob(
         blob,
-        blobFromRepository(source.repository, blob),
+        blobFromRepository(from, blob),
         {
           mountFrom,
           signal,

@@ -398,6 +398,22 @@ Deno.test("publish: --all-platforms into another repository and into a layout", 
   });
 });
 
+Deno.test("publish: into another registry, which is asked for no mounts", async () => {
+  await using from = await RegistryServer.start();
+  await using to = await RegistryServer.start();
+  await putImage(from, "secret/app", "v1", image);
+  const dest = `${to.host}/app:m`;
+  await build({
+    source: `${from.host}/secret/app:v1`,
+    dest,
+    virtualSize: GIB,
+  });
+  const posts = to.requests.filter((r) => r.method === "POST");
+  ok(posts.length >= image.layers.length);
+  deepEqual(posts.filter((r) => r.query !== "").map((r) => r.query), []);
+  sameTree(await imageTree(dest), await treeOfLayout());
+});
+
 Deno.test("publish: Docker's media types build as well", async () => {
   await withTempDir(async (dir) => {
     const docker = makeImage({
