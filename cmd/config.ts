@@ -246,7 +246,12 @@ function merge(parts: RawConfig[]): RawConfig {
           ...(value as unknown[]),
         ];
       } else if (isRecord(earlier) && isRecord(value)) {
-        merged[key] = { ...earlier, ...value };
+        const both: Record<string, unknown> = { ...earlier, ...value };
+        // An earlier token would go before a later file with one.
+        if (key === "api" && "tokenFile" in value && !("token" in value)) {
+          delete both.token;
+        }
+        merged[key] = both;
       } else merged[key] = value;
     }
   }

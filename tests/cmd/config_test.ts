@@ -387,6 +387,12 @@ Deno.test("several files: later ones win key by key, images add up", () =>
     assert.equal(config.nbd.maxConnections, 7);
     assert.equal(config.workers, 1);
     assert.deepEqual(config.images.map((i) => i.export), ["a", "b"]);
+    // Two keys for one thing, too.
+    await Deno.writeTextFile(`${dir}/token`, "new");
+    const token = '{ "api": { "token": "old" } }';
+    const file = JSON.stringify({ api: { tokenFile: `${dir}/token` } });
+    assert.equal((await load(dir, token, file)).api.token, "new");
+    assert.equal((await load(dir, file, token)).api.token, "old");
     await assert.rejects(
       load(
         dir,
