@@ -97,11 +97,10 @@ export async function startRegistry(
   await ip("-n", namespace, "link", "set", "lo", "up");
   exceptFromProxies(there);
 
+  // Unlike `ip netns exec`, it makes no mount namespace, which would hold all that is mounted now.
   await serveRegistry(stack, options, { hostname: there, port: PORT }, [
-    "ip",
-    "netns",
-    "exec",
-    namespace,
+    "nsenter",
+    `--net=/run/netns/${namespace}`,
   ]);
   const proxy = stack.use(
     new LatencyProxy({ hostname: there, port: PORT }, { rttMs: link.rttMs }),
@@ -114,11 +113,9 @@ export async function startRegistry(
     shape: async () => {
       if (link.rate === undefined) return;
       await runTool("shape the link", [
-        "ip",
-        "netns",
-        "exec",
-        namespace,
         "tc",
+        "-n",
+        namespace,
         "qdisc",
         "replace",
         "dev",

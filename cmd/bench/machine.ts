@@ -19,6 +19,7 @@ const FULL: readonly Program[] = [
   ["ctr", "containerd"],
   ["ip", "iproute2"],
   ["tc", "iproute2"],
+  ["nsenter", "util-linux"],
   ["losetup", "mount"],
   ["nbdfuse", "libnbd-bin"],
   // containerd unpacks with it where it is there.

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
+import { readRecord, undoDeadBench } from "../../cmd/bench/dead_bench.ts";
 import { waitUntil } from "../../cmd/mount_process.ts";
 import { delay } from "../../lib/io/mod.ts";
 import { dir, file, makeImage, writeLayout } from "../testutil/oci_image.ts";
@@ -18,10 +19,14 @@ const CONTAINERS = [
   "ctr",
   "ip",
   "nbdfuse",
+  "nsenter",
   "runc",
   "tc",
   "unpigz",
 ];
+
+/** What has not happened by then never does, on any machine. */
+const DEADLINE_MS = 300_000;
 
 const canRun = requiresMount() && requires(...REGISTRY, ...CONTAINERS);
 
@@ -56,6 +61,19 @@ async function leftovers(pid: number, work: string): Promise<string[]> {
   return left;
 }
 
+/** Processes among what is left that have mounts of their own: they would hold what others have mounted. */
+async function withOwnMounts(left: string[]): Promise<string[]> {
+  const mounts = (process: string) =>
+    Deno.readLink(`/proc/${process}/ns/mnt`).catch(() => ours);
+  const ours = await Deno.readLink("/proc/self/ns/mnt");
+  const found: string[] = [];
+  for (const what of left) {
+    const [, id] = /^process (\d+): /.exec(what) ?? [];
+    if (id !== undefined && await mounts(id) !== ours) found.push(what);
+  }
+  return found;
+}
+
 /** Loop devices whose file is gone with its mount: nobody can use them, and nobody detaches them. */
 async function orphanedLoops(): Promise<string[]> {
   const found: string[] = [];
@@ -78,12 +96,12 @@ async function assertClean(
   // Others may kill nbdfuse for a moment.
   const isClean = await waitUntil(
     async () => (await orphanedLoops()).every((l) => loops.includes(l)),
-    10_000,
+    DEADLINE_MS,
   );
   assert.ok(isClean, `loop devices: ${await orphanedLoops()}`);
 }
 
-/** A directory with a layout of a tiny image in it. */
+/** A directory with a layout of a tiny image in it, and a cache behind a link. */
 async function withImage(
   use: (work: string, image: string) => Promise<void>,
 ): Promise<void> {
@@ -102,15 +120,31 @@ async function withImage(
       }],
     });
     await writeLayout(`${work}/layout`, [{ tag: "v1", image }]);
+    await Deno.mkdir(`${work}/large disk`);
+    await Deno.symlink(`${work}/large disk`, `${work}/cache`);
+    await Deno.writeTextFile(`${work}/auth.json`, "{}");
     await use(work, `oci:${work}/layout:v1`);
+    // Its builds are nobody else's.
+    await assert.rejects(
+      Deno.stat(`${work}/conversions.db`),
+      Deno.errors.NotFound,
+    );
   } finally {
     await Deno.remove(work, { recursive: true });
   }
 }
 
+/** With an environment as people have it; nothing of it is for the bench's own registry. */
 function startBench(work: string, args: string[]): Deno.ChildProcess {
   return new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", MAIN, "bench", "--cache", `${work}/cache`, ...args],
+    env: {
+      HTTP_PROXY: "http://127.0.0.1:9",
+      http_proxy: "http://127.0.0.1:9",
+      no_proxy: "example.test",
+      REGISTRY_AUTH_FILE: `${work}/auth.json`,
+      OBD_DEDUP_DB: `sqlite:${work}/conversions.db`,
+    },
     stdin: "null",
     stdout: "piped",
     stderr: "piped",
@@ -263,7 +297,10 @@ Deno.test({
           "1",
         ]);
         const loops = await orphanedLoops();
-        const late = setTimeout(() => Deno.kill(-child.pid, "SIGKILL"), 90_000);
+        const late = setTimeout(
+          () => Deno.kill(-child.pid, "SIGKILL"),
+          DEADLINE_MS,
+        );
         const decoder = new TextDecoder();
         let text = "";
         const output = child.stdout.cancel();
@@ -286,28 +323,53 @@ Deno.test({
     }),
 });
 
-/** Kills a bench as the kernel does for memory, once it said something and so much time has gone. */
+/** Kills a bench as the kernel does for memory, once it has what it will leave; its process id. */
 async function killBench(
   work: string,
   args: string[],
-  said: RegExp,
-  waitMs: number,
+  leaves: (pid: number) => string[],
 ): Promise<number> {
   const child = startBench(work, args);
-  const late = setTimeout(() => Deno.kill(child.pid, "SIGKILL"), 90_000);
-  const output = child.stdout.cancel();
+  const { pid } = child;
   const decoder = new TextDecoder();
+  const reader = child.stderr.getReader();
   let text = "";
-  for await (const piece of child.stderr) {
-    text += decoder.decode(piece, { stream: true });
-    if (said.test(text)) break;
+  const reading = (async () => {
+    for (let part; !(part = await reader.read()).done;) {
+      text += decoder.decode(part.value, { stream: true });
+    }
+  })();
+  const output = child.stdout.cancel();
+  const lacking = async () => {
+    const left = (await leftovers(pid, work)).join("\n");
+    return leaves(pid).filter((what) => !left.includes(what));
+  };
+  const isThere = await waitUntil(
+    async () => (await lacking()).length === 0,
+    DEADLINE_MS,
+  );
+  const what = isThere ? [] : await lacking();
+  try {
+    Deno.kill(pid, "SIGKILL");
+  } catch {
+    // It has ended, which the signal tells.
   }
-  await delay(waitMs);
-  Deno.kill(child.pid, "SIGKILL");
-  assert.equal((await child.status).signal, "SIGKILL", text);
-  clearTimeout(late);
+  const { signal } = await child.status;
   await output;
-  return child.pid;
+  // What it left may have its stderr, which then has no end.
+  await reader.cancel();
+  await reading;
+  assert.deepEqual(what, [], `not there in time: ${text}`);
+  assert.equal(signal, "SIGKILL", text);
+  return pid;
+}
+
+/** Undoes what a killed bench left, where no bench did because the test failed. */
+async function undoLeft(work: string): Promise<void> {
+  const path = `${work}/cache/lock`;
+  using lock = await Deno.open(path, { read: true }).catch(() => undefined);
+  const record = lock && await readRecord(lock);
+  if (record) await undoDeadBench(record, await Deno.realPath(`${work}/cache`));
 }
 
 Deno.test({
@@ -317,23 +379,26 @@ Deno.test({
     withImage(async (work, image) => {
       const loops = await orphanedLoops();
       const options = ["--contenders", "oci", "--runs", "1", image, "--"];
+      await using stack = new AsyncDisposableStack();
+      stack.defer(() => undoLeft(work));
+      const leaves = (pid: number) => [
+        `obdb${pid % 65536}`,
+        "overlay",
+        "serve",
+        "containerd",
+        "nbdfuse",
+        `/run/obd-bench-${pid}`,
+      ];
       const dead = await killBench(
         work,
-        [...options, "/bin/busybox", "sleep", "30"],
-        /recording/,
-        3000,
+        [...options, "/bin/busybox", "sleep", "300"],
+        leaves,
       );
-      const left = (await leftovers(dead, work)).join("\n");
-      for (
-        const what of [
-          `obdb${dead % 65536}`,
-          "overlay",
-          "serve",
-          "containerd",
-          "nbdfuse",
-          `/run/obd-bench-${dead}`,
-        ]
-      ) assert.ok(left.includes(what), `${what} is not in: ${left}`);
+      const left = await leftovers(dead, work);
+      for (const what of leaves(dead)) {
+        assert.ok(left.join("\n").includes(what), `${what} is not in: ${left}`);
+      }
+      assert.deepEqual(await withOwnMounts(left), []);
       // Somebody looks around in the cache meanwhile.
       const bystander = new Deno.Command("sleep", {
         args: ["300"],
