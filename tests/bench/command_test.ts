@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
+import { requiresRoot } from "../testutil/requires.ts";
 import { linesOf, sessionOf } from "./sessions.ts";
 
 const MAIN = fileURLToPath(new URL("../../main.ts", import.meta.url));
@@ -53,7 +54,7 @@ Deno.test("bench: wrong use is told in one line, exit 2", async () => {
 
 Deno.test({
   name: "bench: all missing packages are named in one line, exit 1",
-  ignore: Deno.uid() !== 0,
+  ignore: !requiresRoot("a bench in full mode"),
   fn: async () => {
     const dir = await Deno.makeTempDir();
     try {

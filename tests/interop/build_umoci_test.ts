@@ -25,11 +25,16 @@ import {
   writeLayout,
 } from "../testutil/oci_image.ts";
 import { randomLayers } from "../testutil/random_layers.ts";
-import { golden, requires, requiresMount } from "../testutil/requires.ts";
+import {
+  golden,
+  requires,
+  requiresMount,
+  requiresRoot,
+} from "../testutil/requires.ts";
 
 const TREE = new URL("tree.py", import.meta.url).pathname;
-// umoci makes devices and owners, which takes root.
-const canUnpack = requires("umoci", "python3") && Deno.uid() === 0;
+const isRoot = requiresRoot("making devices and owners");
+const canUnpack = requires("umoci", "python3") && isRoot;
 
 /** Checks one image; `skip` leaves lines out of both trees. */
 async function checkImage(
@@ -175,7 +180,7 @@ Deno.test({
 Deno.test({
   name: "build: debugfs reads what our reader reads",
   ignore: !requires("debugfs", "python3") || goldens.includes(undefined) ||
-    Deno.uid() !== 0,
+    !isRoot,
   fn: () =>
     withTempDir(async (dir) => {
       const layout = `${dir}/layout`;

@@ -7,7 +7,7 @@
 import { cacheRoot } from "./cache_root.ts";
 
 import { createHash } from "node:crypto";
-import { requires } from "./requires.ts";
+import { requires, requiresRoot } from "./requires.ts";
 
 const CACHE = `${cacheRoot()}/images`;
 const SCRIPT =
@@ -26,7 +26,7 @@ export interface DebianImage {
 
 /** Whether this machine can make the image. */
 export function requiresDebianImage(): boolean {
-  return Deno.uid() === 0 &&
+  return requiresRoot("debootstrap") &&
     requires("debootstrap", "umoci", "python3", "setfattr", "setfacl");
 }
 

@@ -174,14 +174,22 @@ export class ObdSandbox implements AsyncDisposable {
     return loops;
   }
 
-  /** Processes that have this sandbox's name, which no other process has, in their command line. */
-  async #processes(): Promise<{ pid: number; command: string }[]> {
+  /**
+   * Processes that have this sandbox's name, which no other process has, in
+   * their command line, or in their environment if that is asked for.
+   */
+  async #processes(
+    byEnvironment = false,
+  ): Promise<{ pid: number; command: string }[]> {
     const found: { pid: number; command: string }[] = [];
     for await (const { name } of Deno.readDir("/proc")) {
       if (!/^\d+$/.test(name) || Number(name) === Deno.pid) continue;
       const command = await Deno.readTextFile(`/proc/${name}/cmdline`)
         .catch(() => "");
-      if (!command.includes(this.dir)) continue;
+      const environment = byEnvironment
+        ? await Deno.readTextFile(`/proc/${name}/environ`).catch(() => "")
+        : "";
+      if (!`${command}${environment}`.includes(this.dir)) continue;
       found.push({
         pid: Number(name),
         command: command.replaceAll("\0", " "),
@@ -199,8 +207,9 @@ export class ObdSandbox implements AsyncDisposable {
       await child.stdout.cancel().catch(() => {});
     }
     // Servers first: a reader that waits for one cannot be ended.
-    for (const { pid } of await this.#processes()) kill(pid, "SIGCONT");
-    for (const { pid } of await this.#processes()) kill(pid, "SIGKILL");
+    const left = await this.#processes(true);
+    for (const { pid } of left) kill(pid, "SIGCONT");
+    for (const { pid } of left) kill(pid, "SIGKILL");
     for (let tries = 0; tries < 20; tries++) {
       for (const point of await this.#mountPoints()) {
         await quietly("umount", point);

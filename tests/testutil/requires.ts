@@ -71,9 +71,14 @@ export function hasIpv6(): boolean {
   }
 }
 
+/** Whether this process is root; `why` says what for. */
+export function requiresRoot(why: string): boolean {
+  return Deno.uid() === 0 || missing(`${why} needs root`);
+}
+
 /** Whether this process is root with loop devices and FUSE, as mount tests need. */
 export function requiresMount(): boolean {
-  if (Deno.uid() !== 0) return missing("mounting needs root");
+  if (!requiresRoot("mounting")) return false;
   for (const path of ["/dev/fuse", "/dev/loop-control"]) {
     try {
       Deno.statSync(path);
