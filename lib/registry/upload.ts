@@ -71,8 +71,9 @@ async function tryMount(
           : await uploadLocation(session, answer),
     );
   } catch (error) {
-    // No right to read there, or no mounts at all: upload.
-    if (error instanceof RegistryError && !error.temporary) return undefined;
+    // No right to read there, or no mounts at all: upload. So where it fails
+    // for another reason, which is the upload's too, or the mount's alone.
+    if (error instanceof RegistryError || isTemporary(error)) return undefined;
     throw error;
   }
 }

@@ -240,6 +240,26 @@ Deno.test("pushBlob(): mounts, and falls back to an upload in the opened session
   deepEqual(writes(s), ["POST 202", "PUT 201"]);
 });
 
+Deno.test("pushBlob(): a mount that the registry cannot do is an upload", async () => {
+  await using s = await setup({}, { limits: { attempts: 2 } });
+  for (const [i, status] of [400, 404, 405, 500, 503].entries()) {
+    const bytes = patternBytes(1000, 20 + i);
+    s.server.faults.add({
+      path: /mount=/,
+      times: 9,
+      fault: { kind: "status", status },
+    });
+    equal(
+      await s.repository.pushBlob(describe(bytes), blobFromBytes(bytes), {
+        mountFrom: ["base"],
+      }),
+      "uploaded",
+      String(status),
+    );
+    s.server.faults.clear();
+  }
+});
+
 Deno.test("pushBlob(): from another repository, streamed", async () => {
   await using s = await setup({ redirect: true });
   const blob = await s.server.putBlob("base", LARGE);
