@@ -13,7 +13,7 @@
 
 import { createHash } from "node:crypto";
 import * as v from "valibot";
-import { errorText, ObdError } from "../lib/io/mod.ts";
+import { errorText, ObdError, UsageError } from "../lib/io/mod.ts";
 
 const STATE_SIZE_MAX = 64 * 1024;
 
@@ -64,16 +64,29 @@ const stateSchema = v.object({
 /** Everything that undoing a mount needs. */
 export type MountState = v.InferOutput<typeof stateSchema>;
 
-/** Where sockets and mounts of this machine are: `OBD_RUN_DIR`, else `/run/obd`. */
+/**
+ * Where sockets and mounts of this machine are: `OBD_RUN_DIR`, else `/run/obd`.
+ *
+ * @throws {UsageError} If it is relative: processes in other directories use it, too.
+ */
 export function runDirectory(): string {
-  const given = Deno.env.get("OBD_RUN_DIR");
-  return given ? given.replace(/\/+$/, "") : "/run/obd";
+  return directoryOf("OBD_RUN_DIR", "/run/obd");
 }
 
-/** Where caches are: `OBD_CACHE_DIR`, else `/var/lib/obd`. */
+/**
+ * Where caches are: `OBD_CACHE_DIR`, else `/var/lib/obd`.
+ *
+ * @throws {UsageError} If it is relative.
+ */
 export function cacheDirectory(): string {
-  const given = Deno.env.get("OBD_CACHE_DIR");
-  return given ? given.replace(/\/+$/, "") : "/var/lib/obd";
+  return directoryOf("OBD_CACHE_DIR", "/var/lib/obd");
+}
+
+function directoryOf(variable: string, usual: string): string {
+  const given = Deno.env.get(variable);
+  if (!given) return usual;
+  if (given.startsWith("/")) return given.replace(/\/+$/, "");
+  throw new UsageError(`${variable} "${given}" is no absolute path`);
 }
 
 function mountsDirectory(): string {

@@ -24,10 +24,12 @@ import {
   waitUntil,
 } from "../../cmd/mount_process.ts";
 import {
+  cacheDirectory,
   listStates,
   MountDirectory,
   mountId,
   type MountState,
+  runDirectory,
 } from "../../cmd/mount_state.ts";
 import { absoluteImage } from "../../cmd/mount_steps.ts";
 import {
@@ -236,6 +238,22 @@ Deno.test("states are kept, listed in order, and removed", () =>
     }
     deepEqual(await listStates(), [late]);
     await rejects(Deno.stat(`${dir}/run/mounts/bbb`), Deno.errors.NotFound);
+  }));
+
+Deno.test("directories of the environment are absolute", () =>
+  withRunDirectory(async (dir) => {
+    equal(runDirectory(), `${dir}/run`);
+    Deno.env.set("OBD_RUN_DIR", "run");
+    throws(runDirectory, /^UsageError: OBD_RUN_DIR "run" is no absolute path$/);
+    await rejects(listStates(), /OBD_RUN_DIR/);
+    const before = Deno.env.get("OBD_CACHE_DIR");
+    try {
+      Deno.env.set("OBD_CACHE_DIR", "./cache");
+      throws(cacheDirectory, /OBD_CACHE_DIR ".\/cache" is no absolute path/);
+    } finally {
+      if (before === undefined) Deno.env.delete("OBD_CACHE_DIR");
+      else Deno.env.set("OBD_CACHE_DIR", before);
+    }
   }));
 
 Deno.test("a directory that was only looked at leaves no trace", () =>
