@@ -317,6 +317,15 @@ const REPLACEMENTS: TarCase[] = [
     dir("a", { mode: 0o1770, uid: 7 }),
   ),
   {
+    name: "directory again without its attributes",
+    differs: {
+      why: "containerd sets what the entry has, and removes nothing",
+      paths: ["d"],
+    },
+    overlayfs: "differs",
+    layers: [[dir("d", { xattrs: { "user.a": "1" } })], [dir("d")]],
+  },
+  {
     name: "twice in one layer: the last wins",
     layers: [[file("x", "1"), file("x", "22"), file("x", "333")]],
   },

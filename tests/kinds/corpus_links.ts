@@ -66,6 +66,21 @@ const HARD_LINKS: TarCase[] = [
     ]],
   },
   {
+    name: "hard link without attributes to a file with a capability",
+    differs: {
+      why: "the link's owner is set too, and chown takes capabilities off",
+      paths: ["x", "y"],
+    },
+    layers: [[
+      file("x", "1", {
+        xattrs: {
+          "security.capability": "\x01\0\0\x02\0\x20" + "\0".repeat(14),
+        },
+      }),
+      hardlink("y", "x"),
+    ]],
+  },
+  {
     name: "hard link to a set-user-ID file",
     layers: [[
       file("x", "1", { mode: 0o4755 }),
