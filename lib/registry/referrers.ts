@@ -68,7 +68,7 @@ export async function listReferrers(
         signal: options.signal,
       },
       // What registries without the API say.
-      [200, 400, 404, 405, 501],
+      [200, 400, 404, 405, 406, 501],
       (answer) => readPage(session, answer),
     );
     if (!result) return page === 0 ? undefined : found;

@@ -408,7 +408,12 @@ Deno.test("referrers: registries that answer oddly are read by the tag", async (
     manifests: [entry],
   }, MediaType.ociIndex);
   for (
-    const [status, body] of [[400, ""], [405, ""], [200, "<html>"]] as const
+    const [status, body] of [
+      [400, ""],
+      [405, ""],
+      [406, ""],
+      [200, "<html>"],
+    ] as const
   ) {
     s.server.faults.add({
       path: /referrers/,
