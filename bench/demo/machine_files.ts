@@ -1,5 +1,5 @@
 /**
- * Files of this machine as layer entries: some 60 MB of what any Linux has,
+ * Files of this machine as layer entries: some 96 MB of what any Linux has,
  * readable by a normal user, in a fixed order. Where a machine has too little
  * of that (a slim container), the running `deno` executable fills up.
  */

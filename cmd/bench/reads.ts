@@ -1,6 +1,11 @@
 /** What the reduced mode replays: ranges of the device out of a trace, or files in the order of their use. */
 
-import { decodeTrace, DEVICE_LAYER, Ext4Reader } from "../../lib/image/mod.ts";
+import {
+  decodeTrace,
+  DEVICE_LAYER,
+  Ext4Reader,
+  traceDevice,
+} from "../../lib/image/mod.ts";
 import {
   bytesFromLatin1,
   type ByteSource,
@@ -21,7 +26,12 @@ const PIECE = 128 * 1024;
 
 /** See the module's comment. */
 export type Reads =
-  | { kind: "ranges"; ranges: TraceRange[] }
+  | {
+    kind: "ranges";
+    ranges: TraceRange[];
+    /** First digits of the fingerprint of the device that was traced, if the trace says it. */
+    device?: string;
+  }
   /** Absolute paths within the image. */
   | { kind: "files"; paths: ByteString[] };
 
@@ -39,10 +49,13 @@ export async function loadReads(path: string): Promise<Reads> {
     const bytes = await Deno.readFile(path);
     // A list begins with "/" or "#", a trace with its magic number.
     if (bytes.length > 0 && bytes[0] !== 0x2f && bytes[0] !== 0x23) {
-      const ranges = decodeTrace(bytes).filter((r) => r.layer === DEVICE_LAYER);
+      const records = decodeTrace(bytes);
+      const ranges = records.filter((r) => r.layer === DEVICE_LAYER);
+      const device = traceDevice(bytes, records);
       return {
         kind: "ranges",
         ranges: required(ranges, "reads of the device"),
+        ...(device === undefined ? {} : { device }),
       };
     }
     const paths = latin1FromBytes(bytes).split(/\r?\n/)

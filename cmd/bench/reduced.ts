@@ -4,8 +4,12 @@
  * plain OCI is fetched by skopeo and unpacked by umoci.
  */
 
-import { DEVICE_LAYER, encodeTrace } from "../../lib/image/mod.ts";
-import { errorText, ObdError } from "../../lib/io/mod.ts";
+import {
+  DEVICE_LAYER,
+  deviceFingerprint,
+  encodeTrace,
+} from "../../lib/image/mod.ts";
+import { errorText, FormatError, ObdError } from "../../lib/io/mod.ts";
 import { NbdClient } from "../../lib/nbd/mod.ts";
 import { createApiClient } from "../api_client.ts";
 import { startClock } from "./clock.ts";
@@ -70,7 +74,12 @@ export function createReducedMode(given?: Reads): BenchMode {
             { cause: error },
           );
         }
-        return await record(stack, settings, group, readsOf(settings));
+        try {
+          return await record(stack, settings, group, readsOf(settings));
+        } catch (error) {
+          if (error instanceof FormatError) known.delete(name);
+          throw error;
+        }
       }),
     problem: ({ workload }) => known.has(workload.name) ? undefined : UNKNOWN,
     run: (name, settings) =>
@@ -109,6 +118,22 @@ async function connect(
   return stack.use(await NbdClient.connect(uri));
 }
 
+/** Offsets of another device would be read as well, and would say nothing. */
+async function requireSameDevice(
+  device: NbdClient,
+  reads: Reads,
+  signal: AbortSignal,
+): Promise<void> {
+  if (reads.kind !== "ranges" || reads.device === undefined) return;
+  const fingerprint = await deviceFingerprint(device, signal);
+  if (fingerprint.startsWith(reads.device)) return;
+  throw new FormatError(
+    "trace",
+    "device",
+    "is not that of the image: it was recorded of another one, or of this one built otherwise",
+  );
+}
+
 async function record(
   stack: AsyncDisposableStack,
   settings: RunSettings,
@@ -119,6 +144,7 @@ async function record(
   const serve = await startServe(stack, settings, settings.warmCache, group);
   await startClock(settings, group);
   const device = await connect(stack, settings, serve, settings.image);
+  await requireSameDevice(device, reads, signal);
   using api = createApiClient(serve.api);
   await api.startTrace(EXPORT, { signal });
   await replayReads(device, reads, () => {}, signal);

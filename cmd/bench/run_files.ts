@@ -46,6 +46,6 @@ export async function diskUse(
 export function runDirectory(cache: string, pid: number): string {
   const base = Deno.uid() === 0
     ? "/run"
-    : Deno.env.get("XDG_RUNTIME_DIR") ?? `${cache}/run`;
+    : Deno.env.get("XDG_RUNTIME_DIR") || `${cache}/run`;
   return `${base}/obd-bench-${pid}`;
 }

@@ -29,6 +29,13 @@ Deno.test("loadReads() takes a trace or a list of paths", () =>
     );
     const trace = await loadReads(path);
     assert.deepEqual(trace.kind === "ranges" && trace.ranges.length, 1);
+    const read = { layer: DEVICE_LAYER, offset: 0, length: 4096 };
+    await Deno.writeFile(path, encodeTrace([read], "ab".repeat(32)));
+    assert.deepEqual(await loadReads(path), {
+      kind: "ranges",
+      ranges: [read],
+      device: "ab".repeat(8),
+    });
     await Deno.writeTextFile(path, "# comment\n/bin/sh\r\n\n/etc/ü\n");
     assert.deepEqual(await loadReads(path), {
       kind: "files",
