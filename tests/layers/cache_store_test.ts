@@ -713,6 +713,21 @@ Deno.test("index records: of slots claimed twice the newest claim wins, bad ones
   assert.deepEqual([torn.entries.length, torn.whole], [1, false]);
 });
 
+Deno.test("SlotAllocator: entries lie in few runs, however often all were replaced", () => {
+  const random = seededRandom(8);
+  const slots = new SlotAllocator(16_384);
+  const entries: SlotRun[][] = [];
+  // Some forty times as much as it holds.
+  for (let i = 0; i < 40_000; i++) {
+    const count = 5 + Math.floor(random() * 28);
+    while (slots.available < count) slots.release(entries.shift()!);
+    entries.push(slots.allocate(count, 1024)!);
+  }
+  const runs = entries.reduce((sum, own) => sum + own.length, 0);
+  const average = runs / entries.length;
+  assert.ok(average < 7, `${average} runs of an entry on average`);
+});
+
 Deno.test("SlotAllocator never hands a slot out twice", () => {
   const random = seededRandom(3);
   const slots = new SlotAllocator(200, [{ start: 10, count: 5 }]);

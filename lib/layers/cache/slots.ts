@@ -70,6 +70,9 @@ export class SlotAllocator {
       this.#end += count;
       return [{ start: this.#end - count, count }];
     }
+    this.#mergeFree();
+    const fit = this.#free.findLastIndex((run) => run.count >= count);
+    if (fit >= 0) return [this.#take(fit, count)];
     const runs: SlotRun[] = [];
     let missing = count;
     while (missing > 0 && runs.length < maxRuns) {
@@ -102,6 +105,18 @@ export class SlotAllocator {
     this.#free = [];
     this.#freeCount = 0;
     this.#end = 0;
+  }
+
+  /** Neighbours become one run: entries that were stored in a row are mostly evicted in a row. */
+  #mergeFree(): void {
+    const free = this.#free.sort((a, b) => a.start - b.start);
+    let last: SlotRun | undefined;
+    this.#free = free.filter((run) => {
+      const joins = last !== undefined && last.start + last.count === run.start;
+      if (joins) last!.count += run.count;
+      else last = run;
+      return !joins;
+    });
   }
 
   #take(at: number, count: number): SlotRun {
