@@ -78,10 +78,10 @@ export async function run(
     database,
     isDefaultDatabase: chosenDatabase(flags) === undefined,
   });
+  // The formats of an image have the same ones.
+  const warnings = report.platforms.flatMap(({ warnings }) => warnings);
+  for (const warning of new Set(warnings)) context.log.warn(warning);
   for (const platform of report.platforms) {
-    for (const warning of platform.warnings) {
-      context.log.warn(warning);
-    }
     say(context, platform, flags.dryRun ?? false);
   }
   for (const index of report.indexes ?? []) {

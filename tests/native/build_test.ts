@@ -20,6 +20,8 @@ import {
   dumpImage,
   imageTree,
   layoutTags,
+  OBD,
+  run,
   sh,
   withTempDir,
 } from "../image/helpers.ts";
@@ -227,6 +229,11 @@ Deno.test("--flatten --compat overlaybd of both formats, the top layer native in
     });
     await writeLayout(dir, [{ tag: "v1", image }]);
     const source = `oci:${dir}:v1`;
+    // What is to be told of it is told once, not once for each format.
+    const both = ["--format", "turbo,overlaybd", "--dry-run"];
+    const { code, stderr } = await run([...OBD, "build", source, ...both]);
+    assert.equal(code, 0, stderr);
+    assert.equal(stderr.match(/only obd can read/g)?.length, 1, stderr);
     await build({
       source,
       formats: ["turbo", "overlaybd"],
