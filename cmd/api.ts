@@ -124,7 +124,10 @@ export interface ApiOptions {
   trusted: boolean;
   /** Mutations are allowed with this bearer token. */
   token?: string;
-  /** Values of `Host` that are answered; undefined answers all (Unix sockets). */
+  /**
+   * Values of `Host` that are answered; `0.0.0.0` and `[::]` stand for every
+   * address. Undefined answers all (Unix sockets).
+   */
   hosts?: readonly string[];
   /** Absent: no routes for traces. */
   traces?: TraceControl;
@@ -163,7 +166,7 @@ export function createApi(control: ServeControl, options: ApiOptions): Hono {
   const app = new Hono();
   app.use(async (c, next) => {
     // A page in a browser must not reach us through a name that it controls.
-    if (options.hosts && !options.hosts.includes(hostName(c))) {
+    if (options.hosts && !isKnown(hostName(c), options.hosts)) {
       return c.json(failure("usage", "Unknown Host header"), 421);
     }
     await next();
@@ -323,6 +326,13 @@ function failure(code: ErrorCode, message: string) {
 function hostName(c: HonoContext): string {
   const host = (c.req.header("host") ?? "").toLowerCase();
   return host.replace(/:\d+$/, "");
+}
+
+/** An address, unlike a name, is nobody's to point elsewhere. */
+function isKnown(host: string, hosts: readonly string[]): boolean {
+  const everywhere = hosts.includes("0.0.0.0") || hosts.includes("[::]");
+  return hosts.includes(host) ||
+    (everywhere && /^(\d{1,3}(\.\d{1,3}){3}|\[[0-9a-f:.]+\])$/.test(host));
 }
 
 function hasToken(c: HonoContext, token: string | undefined): boolean {

@@ -262,6 +262,40 @@ Deno.test(
   }),
 );
 
+Deno.test(
+  "API: who listens at every address answers to each, not to names of others",
+  withPlace(async ({ config }) => {
+    await using serve = await ServeProcess.start(
+      await config({ api: { listen: "0.0.0.0:0" } }),
+    );
+    const port = Number(serve.ready.api.split(":")[1]);
+    for (
+      const [host, status] of [
+        ["192.0.2.7", 200],
+        [`192.0.2.7:${port}`, 200],
+        [`[2001:db8::7]:${port}`, 200],
+        ["evil.example", 421],
+        ["192.0.2.7.evil.example", 421],
+        ["1.2.3.4.5", 421],
+      ] as const
+    ) {
+      using conn = await Deno.connect({ hostname: "127.0.0.1", port });
+      await conn.write(
+        new TextEncoder().encode(
+          `GET /healthz HTTP/1.1\r\nHost: ${host}\r\nConnection: close\r\n\r\n`,
+        ),
+      );
+      const buffer = new Uint8Array(1000);
+      const n = await conn.read(buffer);
+      assert.match(
+        new TextDecoder().decode(buffer.subarray(0, n!)),
+        new RegExp(`^HTTP/1.1 ${status} `),
+        host,
+      );
+    }
+  }),
+);
+
 Deno.test({
   name: "API: the ready line's address is one that --api takes, also of IPv6",
   ignore: !hasIpv6(),
