@@ -1,7 +1,7 @@
 /** The status API: routes, rights, metrics, the page. */
 
 import assert from "node:assert/strict";
-import { createMetricsApi } from "../../cmd/api.ts";
+import { createMetricsApi, type TraceControl } from "../../cmd/api.ts";
 import { renderMetrics } from "../../cmd/metrics.ts";
 import {
   DeadlineError,
@@ -202,6 +202,43 @@ Deno.test("over TCP changes need the token", async () => {
   );
 });
 
+Deno.test("over TCP traces need the token, to be read too", async () => {
+  const asked: string[] = [];
+  const traces: TraceControl = {
+    start: (name) => void asked.push(`start ${name}`),
+    read: (name, from) => {
+      asked.push(`read ${name} ${from}`);
+      return [{ offset: 0, length: 4096 }];
+    },
+    device: () => Promise.resolve("ab"),
+    stop: (name) => {
+      asked.push(`stop ${name}`);
+      return [];
+    },
+  };
+  const open = fixture({ trusted: false, traces });
+  const { send } = fixture({ trusted: false, token: "s3cret", traces });
+  for (const method of ["POST", "GET", "DELETE"]) {
+    const path = "/v1/traces/app";
+    assert.equal((await open.send(method, path)).status, 403, method);
+    assert.equal((await send(method, path)).status, 401, method);
+  }
+  assert.deepEqual(asked, []);
+  const right = { authorization: "Bearer s3cret" };
+  const sent = (method: string, path: string) =>
+    send(method, path, undefined, right);
+  assert.equal((await sent("POST", "/v1/traces/a%2Fb")).status, 204);
+  const got = await sent("GET", "/v1/traces/a%2Fb?from=7");
+  assert.deepEqual(JSON.parse(got.text), {
+    records: [[0, 4096]],
+    device: "ab",
+  });
+  assert.equal((await sent("GET", "/v1/traces/a?from=-1")).status, 400);
+  const stopped = await sent("DELETE", "/v1/traces/a%2Fb");
+  assert.deepEqual(JSON.parse(stopped.text), { records: [] });
+  assert.deepEqual(asked, ["start a/b", "read a/b 7", "stop a/b"]);
+});
+
 Deno.test("only known Host names are answered", async () => {
   const { send } = fixture({ hosts: ["127.0.0.1", "localhost", "[::1]"] });
   for (
@@ -337,8 +374,8 @@ Deno.test("metrics of a serve without exports have no empty families", () => {
 });
 
 Deno.test("the metrics listener has nothing else", async () => {
-  const api = createMetricsApi(new FakeControl());
-  for (const path of ["/metrics", "/healthz", "/readyz"]) {
+  const api = createMetricsApi(new FakeControl(), { path: "/prefix/m" });
+  for (const path of ["/metrics", "/prefix/m", "/healthz", "/readyz"]) {
     const response = await api.request(path);
     await response.text();
     assert.equal(response.status, 200, path);

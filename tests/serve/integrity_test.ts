@@ -299,7 +299,7 @@ async function unpackMeta(
   return { extracted, target };
 }
 
-Deno.test("a config with a target file whose size is not a multiple of anything reads to its end", () =>
+Deno.test("a config with a target file whose size is not a multiple of anything reads to its end, and its result is told", () =>
   withTempDir(async (dir) => {
     await using server = await RegistryServer.start();
     const files = { tail: content(5, MiB + 3) };
@@ -308,7 +308,10 @@ Deno.test("a config with a target file whose size is not a multiple of anything 
     const { extracted, target } = await unpackMeta(server, dir);
     await Deno.writeTextFile(
       `${dir}/config.v1.json`,
-      JSON.stringify({ lowers: [{ file: extracted, targetFile: target }] }),
+      JSON.stringify({
+        lowers: [{ file: extracted, targetFile: target }],
+        resultFile: `${dir}/result`,
+      }),
     );
     const config = await writeConfig(dir, [
       { export: "a", config: `${dir}/config.v1.json` },
@@ -316,4 +319,5 @@ Deno.test("a config with a target file whose size is not a multiple of anything 
     await using serve = await ServeProcess.start(config);
     await using client = await serve.connect("a");
     await checkFiles(client, files);
+    assert.equal(await Deno.readTextFile(`${dir}/result`), "success");
   }));
