@@ -46,6 +46,8 @@ export const META_WAYS: readonly MetaWay[] = [
 
 /** Most referrers of one image that are looked at. */
 const REFERRERS_MAX = 64;
+/** Most images of one meta index that are looked at. */
+const INDEX_ENTRIES_MAX = 64;
 /** Referrers that are looked at at once. */
 const LOOK_CONCURRENCY = 8;
 
@@ -203,8 +205,9 @@ async function resolveFitting(
     // A meta index has one meta image per platform: the one with our subject
     // counts; Docker's types have none, there the content does.
     const wanted = source.resolved.descriptor.digest;
-    for (const entry of manifest.manifests) {
-      const inner = await resolve(entry.digest);
+    for (const entry of manifest.manifests.slice(0, INDEX_ENTRIES_MAX)) {
+      const inner = await resolve(entry.digest).catch(unlessAbsent);
+      if (!inner) continue;
       const parsed = parseManifest(inner.bytes, entry.mediaType);
       if (parsed.kind !== "image") continue;
       const isOurs = parsed.subject === undefined && isNative
@@ -225,6 +228,11 @@ async function resolveFitting(
     ? await nativeMisfit(repository, manifest, await whole())
     : misfit(manifest, source);
   return problem ?? { descriptor, manifest };
+}
+
+/** One that has gone says nothing of the others. */
+function unlessAbsent(error: unknown): undefined {
+  if (!(error instanceof NotFoundError)) throw error;
 }
 
 /** Variants are not compared: who asks for an image by its digest may not know it. */

@@ -1,6 +1,7 @@
 /** Images of several platforms: what their indexes name beside images, and by which platform they are chosen. */
 
-import { deepEqual, equal, match, ok } from "node:assert/strict";
+import { deepEqual, equal, match, ok, rejects } from "node:assert/strict";
+import { openImage } from "../../lib/image/mod.ts";
 import {
   file,
   type MadeImage,
@@ -10,7 +11,7 @@ import {
   putImage,
 } from "../testutil/oci_image.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
-import { build, imageTree } from "./helpers.ts";
+import { build, imageTree, testEnvironment } from "./helpers.ts";
 
 const GIB = 2 ** 30;
 const OCI = "application/vnd.oci.image";
@@ -174,3 +175,36 @@ for (const nativeTypes of ["oci", "docker"] as const) {
     }
   });
 }
+
+Deno.test("a meta index of which one image has gone serves the others", async () => {
+  await using server = await RegistryServer.start();
+  await putImage(server, "app", undefined, six);
+  await putImage(server, "app", undefined, seven);
+  putIndex(server, "app", entries);
+  const source = `${server.host}/app:multi`;
+  await build({ source, virtualSize: GIB, allPlatforms: true });
+  const meta = await getJson(server, "app/manifests/multi-obd");
+  const gone = { ...meta.manifests[0], digest: `sha256:${"0".repeat(64)}` };
+  server.putManifest(
+    "app",
+    "multi-obd",
+    { ...meta, manifests: [gone, meta.manifests[1]] },
+    meta.mediaType,
+  );
+  await using environment = await testEnvironment();
+  const open = (platform: string) =>
+    openImage(environment, source, { platform, metaFrom: ["tag"] });
+  await using opened = await open("linux/arm/v7");
+  equal(opened.metaDigest, meta.manifests[1].digest);
+  await rejects(open("linux/arm/v6"), { name: "NotFoundError" });
+  // Nor is every entry of an endless one asked for.
+  server.putManifest(
+    "app",
+    "multi-obd",
+    { ...meta, manifests: Array(5000).fill(gone) },
+    meta.mediaType,
+  );
+  server.requests.length = 0;
+  await rejects(open("linux/arm/v7"), { name: "NotFoundError" });
+  ok(server.requests.length < 100, `${server.requests.length} requests`);
+});
