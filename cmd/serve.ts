@@ -1,5 +1,6 @@
 /** `obd serve --config FILE`: the long-running process. Signals and listeners are handled here only. */
 
+import { checkImageName } from "../lib/image/mod.ts";
 import {
   bindUnixSocket,
   type BoundSocket,
@@ -44,7 +45,7 @@ export async function run(
   const logSizeMax = Number(Deno.env.get("OBD_LOG_SIZE_MAX"));
   if (logSizeMax > 0) keepStderrSmall(context.log, logSizeMax);
   if (options.check) {
-    for (const image of config.images) await checkPrefetchFiles(image);
+    for (const image of config.images) await checkImage(image);
     context.say(
       `Configuration is valid: ${config.images.length} images, NBD at ${config.nbd.listen}, API at ${config.api.listen}`,
     );
@@ -59,9 +60,10 @@ export async function run(
   await serve(context, config, addresses);
 }
 
-/** Files without which the image would not be opened. */
-async function checkPrefetchFiles(image: ImageConfig): Promise<void> {
+/** What the image would not be opened without, as far as nobody has to be asked. */
+async function checkImage(image: ImageConfig): Promise<void> {
   try {
+    if (image.image !== undefined) checkImageName(image.image, image.platform);
     await readPrefetchFiles(image);
   } catch (error) {
     if (!(error instanceof ObdError)) throw error;

@@ -31,6 +31,7 @@ export {
 export { META_WAYS, type MetaWay } from "./find_meta.ts";
 export { type LayerReads, layerReads } from "./layer_reads.ts";
 export {
+  checkImageName,
   type LayerInfo,
   type OpenedImage,
   openImage,

@@ -24,6 +24,7 @@ import {
 } from "../layers/mod.ts";
 import {
   type Descriptor,
+  parsePlatform,
   parseReference,
   type Repository,
 } from "../registry/mod.ts";
@@ -149,6 +150,17 @@ export async function openImage(
     });
   }
   return image;
+}
+
+/**
+ * Looks whether an image can be there at all, by its name.
+ *
+ * @throws {UsageError} If not, or if the platform is none.
+ */
+export function checkImageName(image: string, platform?: string): void {
+  if (isConfigFile(image)) return;
+  parseReference(image);
+  if (platform !== undefined) parsePlatform(platform);
 }
 
 async function openReference(
