@@ -256,14 +256,19 @@ Deno.test({
       const bad = await runBench(work, [
         ...options,
         "--contenders",
-        "oci,obd",
+        "oci,obd,obd-warm",
         image,
         "--",
         "/bin/busybox",
         "false",
       ]);
       assert.equal(bad.code, 1);
-      assert.equal(bad.result.runs.length, 2);
+      assert.equal(bad.result.runs.length, 3);
+      // It would be a cold start under this name.
+      assert.match(
+        bad.result.runs[2].failure,
+        /^No run filled its caches: The container ended with 1/,
+      );
       assertProbed(bad.result);
       for (const { failures } of bad.result.summaries) {
         assert.match(failures[0], /The container ended with 1/);
