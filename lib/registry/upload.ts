@@ -25,6 +25,8 @@ const PIECE_SIZE = 16 * 1024 * 1024;
 const MOUNT_CANDIDATES_MAX = 4;
 /** How often an upload may turn out to be in another state than expected. */
 const LOSSES_MAX = 3;
+/** How often one may begin anew: what is sent again each time is no progress. */
+const RESTARTS_MAX = 8;
 
 /** Uploads or mounts a blob that is not there yet. */
 export async function uploadBlob(
@@ -107,6 +109,7 @@ class Upload {
   #offset = 0;
   #inPieces = false;
   #losses = 0;
+  #restarts = 0;
 
   constructor(
     session: Session,
@@ -164,10 +167,12 @@ class Upload {
       isLost ? brokenUpload(error as RegistryError, this.#location!) : error,
       this.#options.signal,
     );
-    if (status === 400) this.#restart();
-    if (this.#descriptor.size > SMALL_BLOB_SIZE_MAX && this.#location) {
-      await this.#resume();
-    } else this.#restart();
+    if (status === 400) this.#location = undefined;
+    const mayResume = this.#descriptor.size > SMALL_BLOB_SIZE_MAX &&
+      this.#location !== undefined;
+    if (mayResume && await this.#resume()) return;
+    if (this.#restarts++ === RESTARTS_MAX) throw error;
+    this.#restart();
   }
 
   #restart(): void {
@@ -175,8 +180,12 @@ class Upload {
     this.#offset = 0;
   }
 
-  /** Asks how far the upload got (§Pushing a blob in chunks). */
-  async #resume(): Promise<void> {
+  /**
+   * Asks how far the upload got (§Pushing a blob in chunks).
+   *
+   * @returns False if it has to begin anew.
+   */
+  async #resume(): Promise<boolean> {
     try {
       const offset = await this.#session.once(
         {
@@ -196,12 +205,12 @@ class Upload {
         this.#retrier.progressed(Math.max(0, offset - this.#offset));
         this.#offset = offset;
         this.#inPieces = true;
-        return;
+        return true;
       }
     } catch (error) {
       if (!(error instanceof RegistryError) && !isTemporary(error)) throw error;
     }
-    this.#restart();
+    return false;
   }
 
   #isThere(): Promise<boolean> {

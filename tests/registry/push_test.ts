@@ -7,7 +7,10 @@ import {
   MediaType,
   sha256Digest,
 } from "../../lib/registry/mod.ts";
-import type { RegistryServerOptions } from "../testutil/registry_server.ts";
+import type {
+  Fault,
+  RegistryServerOptions,
+} from "../testutil/registry_server.ts";
 import {
   collect,
   manifestOf,
@@ -132,6 +135,29 @@ Deno.test("pushBlob(): starts over where the registry forgot the upload", async 
     "PUT 201",
   ]);
   await checkStored(s, LARGE);
+});
+
+Deno.test("pushBlob(): an upload that is lost again and again is given up", async () => {
+  await using s = await setup();
+  const answer = (fault: Fault) =>
+    s.server.faults.add({ method: "PATCH", fault });
+  answer({ kind: "status", status: 411 });
+  // Room for one piece: the next is refused, and the upload forgotten.
+  for (let i = 0; i < 40; i++) {
+    answer({ kind: "delay", milliseconds: 0 });
+    answer({ kind: "status", status: 500 });
+  }
+  s.server.faults.add({
+    method: "GET",
+    times: 99,
+    fault: { kind: "status", status: 404 },
+  });
+  await rejects(
+    s.repository.pushBlob(describe(LARGE), blobFromBytes(LARGE)),
+    { name: "RegistryError", status: 500 },
+  );
+  const pieces = writes(s).filter((w) => w.startsWith("PATCH"));
+  ok(pieces.length < 30, pieces.join());
 });
 
 Deno.test("pushBlob(): pieces of known length where the registry wants lengths", async () => {
