@@ -13,6 +13,7 @@ import {
   formatPlatform,
   type ImageManifest,
   INDEX_ENTRY_COUNT_MAX,
+  type Manifest,
   MANIFEST_SIZE_MAX,
   MediaType,
   parseManifest,
@@ -171,7 +172,10 @@ class LayoutWalk {
     });
     this.reached.add(descriptor.digest);
     const manifest = parseManifest(bytes, descriptor.mediaType);
-    if (manifest.subject) entry.subject = manifest.subject.digest;
+    if (manifest.subject) {
+      entry.subject = manifest.subject.digest;
+      await this.#reachSubject(manifest.subject, depth);
+    }
     if (manifest.kind === "index") {
       entry.kind = "index";
       if (depth >= DEPTH_MAX) {
@@ -208,6 +212,31 @@ class LayoutWalk {
       throw new NotFoundError(
         `Target ${digest} of a meta layer is not in the layout`,
       );
+    }
+  }
+
+  /** A subject has no entry of its own where a build has copied it; it need not be there at all. */
+  async #reachSubject({ digest }: Descriptor, depth: number): Promise<void> {
+    if (this.reached.has(digest) || depth > DEPTH_MAX) return;
+    let manifest: Manifest;
+    try {
+      const { bytes, descriptor } = await this.#repository.resolve(digest, {
+        signal: this.#signal,
+      });
+      manifest = parseManifest(bytes, descriptor.mediaType);
+    } catch (error) {
+      problemOf(error); // a cancellation is none
+      return;
+    }
+    this.reached.add(digest);
+    if (manifest.kind === "image") {
+      for (const blob of [manifest.config, ...manifest.layers]) {
+        this.reached.add(blob.digest);
+      }
+      return;
+    }
+    for (const inner of manifest.manifests) {
+      await this.#reachSubject(inner, depth + 1);
     }
   }
 

@@ -61,12 +61,14 @@ export async function build(
   source: string,
   formats?: readonly BuildFormat[],
   base?: string,
+  dest?: string,
 ) {
   await using environment = await openEnvironment({ workers: 1 });
   return await publishImage(environment, {
     source,
     formats,
     base,
+    dest,
     jobs: 1,
     virtualSize: 2 ** 30,
   });

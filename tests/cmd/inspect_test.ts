@@ -60,6 +60,19 @@ Deno.test("a layout: its images, what is unreferenced, what is missing", () =>
     assert.equal(broken.entries[1]!.entries![1]!.problem, undefined);
   }));
 
+Deno.test("a layout: what a build copies is what its meta image refers to", () =>
+  withTempDir(async (dir) => {
+    await writeLayout(`${dir}/from`, [{ tag: "v1", image }]);
+    const to = `${dir}/to`;
+    await build(`oci:${dir}/from:v1`, undefined, undefined, `oci:${to}:x`);
+    const found = await inspectTarget(to) as LayoutInspection;
+    assert.deepEqual([found.problem, found.unreferenced], [undefined, 0]);
+    // A subject need not be there.
+    await Deno.remove(blobPath(to, image.manifest.digest));
+    const without = await inspectTarget(to) as LayoutInspection;
+    assert.deepEqual([without.problem, without.unreferenced], [undefined, 1]);
+  }));
+
 Deno.test("a layout: indexes in indexes are followed up to a bound", () =>
   withTempDir(async (dir) => {
     const type = "application/vnd.oci.image.index.v1+json";
