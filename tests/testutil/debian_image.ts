@@ -61,10 +61,20 @@ async function make(): Promise<DebianImage> {
   });
   await lock.lock(true);
   if (!await exists(dir)) await makeInto(dir);
-  const tree = await Deno.readTextFile(`${dir}/tree`);
+  const rootfs = `${dir}/v1/rootfs`;
+  // The script that lists it changes sooner than the image.
+  const lister = createHash("sha256").update(await Deno.readFile(TREE_SCRIPT))
+    .digest("hex").slice(0, 16);
+  const listing = `${dir}/tree-${lister}`;
+  if (!await exists(listing)) {
+    const tree = await readTree(rootfs);
+    await Deno.writeTextFile(`${listing}.tmp`, tree.join("\n"));
+    await Deno.rename(`${listing}.tmp`, listing);
+  }
+  const tree = await Deno.readTextFile(listing);
   return {
     layout: `${dir}/layout`,
-    rootfs: `${dir}/v1/rootfs`,
+    rootfs,
     tree: tree.split("\n").filter((line) => line !== ""),
   };
 }
@@ -83,8 +93,6 @@ async function makeInto(dir: string): Promise<void> {
       `${temp}/layout:v1`,
       `${temp}/v1`,
     );
-    const tree = await readTree(`${temp}/v1/rootfs`);
-    await Deno.writeTextFile(`${temp}/tree`, tree.join("\n"));
     await Deno.rename(temp, dir);
   } catch (error) {
     await remove(temp);
