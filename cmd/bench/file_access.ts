@@ -3,7 +3,7 @@
  * tree in a user namespace, under strace.
  */
 
-import { ObdError } from "../../lib/io/mod.ts";
+import { bytesFromLatin1, fromUtf8, ObdError } from "../../lib/io/mod.ts";
 import { BenchProcess } from "./process.ts";
 import { requireFreePort, waitForReady } from "./ready.ts";
 import { imagePath, type Reads } from "./reads.ts";
@@ -95,16 +95,39 @@ export function openedFiles(log: string, tree: string): string[] {
   let inside = false;
   for (const line of log.split("\n")) {
     // What was opened, with all links followed, as the descriptor's name.
-    const opened = /\bopen(?:at|at2)?\(.*\) = \d+<(.*?)(?:\(deleted\))?>$/
-      .exec(line)?.[1];
+    const opened = unescape(
+      /\bopen(?:at|at2)?\(.*\) = \d+<(.*?)(?:\(deleted\))?>$/.exec(line)?.[1],
+    );
     if (opened?.startsWith(`${tree}/`)) paths.add(opened.slice(tree.length));
-    const run = /\bexecve\("((?:[^"\\]|\\.)*)".*\) = 0$/.exec(line)?.[1];
+    const run = unescape(
+      /\bexecve\("((?:[^"\\]|\\.)*)".*\) = 0$/.exec(line)?.[1],
+    );
     if (run === undefined) continue;
     // Before chroot(1), programs are those of the system.
     if (inside && run.startsWith("/")) paths.add(run);
     inside ||= run.endsWith("/chroot");
   }
   return [...paths];
+}
+
+const ESCAPES: Record<string, string> = {
+  f: "\f",
+  n: "\n",
+  r: "\r",
+  t: "\t",
+  v: "\v",
+};
+
+/** strace writes strings as C does, every byte beyond ASCII as an octal number. */
+function unescape(text: string | undefined): string | undefined {
+  const bytes = text?.replaceAll(
+    /\\(?:([0-7]{1,3})|(.))/g,
+    (_, octal: string | undefined, letter: string) =>
+      octal === undefined
+        ? ESCAPES[letter] ?? letter
+        : String.fromCharCode(parseInt(octal, 8) & 0xff),
+  );
+  return bytes && fromUtf8(bytesFromLatin1(bytes));
 }
 
 /** With what the kernel reads to run a program: nobody opens that. */

@@ -91,6 +91,15 @@ Deno.test("openedFiles() finds files of the tree and programs, each once, in ord
 13 openat(AT_FDCWD</tree>, "/treetop", O_RDONLY) = 6</treetop/file>
 13 +++ exited with 0 +++
 `;
+  const escaped = String.raw`
+13 execve("/usr/sbin/chroot", ["chroot"], 0x7f /* 9 vars */) = 0
+13 execve("/pr\303\266g \"1\"", ["x"], 0x7f /* 9 vars */) = 0
+13 openat(AT_FDCWD</b\303\244um>, "x", O_RDONLY) = 3</b\303\244um/\303\251 a\76b\t1\\>
+`;
+  assert.deepEqual(openedFiles(escaped, "/bäum"), [
+    '/prög "1"',
+    "/é a>b\t1\\",
+  ]);
   assert.deepEqual(openedFiles(log, "/tree"), [
     "/usr/bin/python3",
     "/usr/lib/libm-2.36.so",
