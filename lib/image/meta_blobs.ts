@@ -27,7 +27,9 @@ export async function fetchMetaBlob(
   signal: AbortSignal | undefined,
 ): Promise<MetaBlob> {
   checkBlobSize(descriptor, MAX_META_TAR, "meta blob");
-  return await readFetched(repository.fetchBlob(descriptor, { signal }));
+  return await readFetched(
+    repository.fetchBlob(descriptor, { signal, priority: "demand" }),
+  );
 }
 
 /**
@@ -149,7 +151,10 @@ export class MetaBlobs implements Disposable {
     }
     const bytes = new Uint8Array(size);
     let at = 0;
-    const fetched = this.#repository.fetchBlob(descriptor, { signal });
+    const fetched = this.#repository.fetchBlob(descriptor, {
+      signal,
+      priority: "demand", // somebody waits for the image
+    });
     async function* kept() {
       for await (const piece of fetched) {
         bytes.set(piece, at);

@@ -1,6 +1,11 @@
 /** From a reference to one image of one platform: manifest, config, layers. */
 
-import { FormatError, type Logger, UnsupportedError } from "../io/mod.ts";
+import {
+  FormatError,
+  type Logger,
+  type Priority,
+  UnsupportedError,
+} from "../io/mod.ts";
 import {
   type Descriptor,
   type ImageConfig,
@@ -130,6 +135,7 @@ export async function loadSource(
     CONFIG_SIZE_MAX,
     "image config",
     signal,
+    "demand",
   );
   const config = parseImageConfig(configBytes);
   if (config.diffIds.length !== manifest.layers.length) {
@@ -164,11 +170,13 @@ export async function readSmallBlob(
   sizeMax: number,
   what: string,
   signal?: AbortSignal,
+  priority: Priority = "prefetch",
 ): Promise<Uint8Array<ArrayBuffer>> {
   checkBlobSize(descriptor, sizeMax, what);
   const bytes = new Uint8Array(descriptor.size);
   let at = 0;
-  for await (const piece of repository.fetchBlob(descriptor, { signal })) {
+  const options = { signal, priority };
+  for await (const piece of repository.fetchBlob(descriptor, options)) {
     if (at + piece.length > bytes.length) {
       throw new FormatError(what, "size", `is more than ${bytes.length} bytes`);
     }

@@ -86,7 +86,7 @@ async function openAt(
     access: "pull",
     headers: offset === 0 ? {} : { range: rangeHeader(wanted) },
     signal: options.signal,
-    priority: "prefetch",
+    priority: options.priority ?? "prefetch",
   });
   try {
     if (answer.status === 404) {

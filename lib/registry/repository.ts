@@ -1,6 +1,6 @@
 /** The one interface over registries, OCI layout directories and OCI archives. */
 
-import type { ByteSource } from "../io/mod.ts";
+import type { ByteSource, Priority } from "../io/mod.ts";
 import type { Descriptor } from "./manifest.ts";
 
 /** A manifest or index as it is stored: `descriptor` fits `bytes` in digest, size and media type. */
@@ -18,6 +18,8 @@ export interface RequestOptions {
 export interface FetchBlobOptions extends RequestOptions {
   /** Called with the bytes received so far, after each piece. */
   onProgress?: ((receivedBytes: number) => void) | undefined;
+  /** Default `"prefetch"`: large blobs must not keep readers waiting. */
+  priority?: Priority | undefined;
 }
 
 /** Options of {@linkcode Repository.pushBlob}. */

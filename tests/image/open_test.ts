@@ -188,3 +188,31 @@ Deno.test("openImage(): a registry that refuses the likely tag does not fail it"
   assert.equal(opened.layers.length, 2);
   assert.ok(image.logger.count("ignoring a meta image that does not fit") > 0);
 });
+
+Deno.test("an image that is opened does not wait behind what is fetched ahead of others", async () => {
+  await using b = await built();
+  const other = await b.server.putBlob("other", seededBytes(100, 9));
+  await using environment = await b.environment();
+  await using repository = await environment.openRepository(
+    parseReference(`${b.server.host}/other`),
+  );
+  await using source = await repository.openBlob(other);
+  await source.pread(new Uint8Array(1), 0);
+  // All the connections that prefetch may have.
+  let done = 0;
+  b.server.faults.add({
+    path: new RegExp(other.digest),
+    times: 16,
+    fault: { kind: "delay", milliseconds: 3000 },
+  });
+  const ahead = Array.from({ length: 8 }, async (_, i) => {
+    await source.pread(new Uint8Array(1), i, { priority: "prefetch" });
+    done++;
+  });
+  const running = () => b.server.requests.filter((r) => r.status === 0);
+  assert(await waitUntil(() => running().length === 8, 10_000));
+  await using opened = await openImage(environment, b.reference);
+  assert.equal(opened.integrity, "spans");
+  assert.equal(done, 0);
+  await Promise.all(ahead);
+});
