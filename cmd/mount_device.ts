@@ -153,6 +153,7 @@ async function attachFuse(request: AttachRequest): Promise<string> {
     [findProgram("nbdfuse"), "-r", "-C", String(FUSE_CONNECTIONS), file, uri],
     log,
     log,
+    { boundsFiles: true },
   );
   await save({ nbdfuse: fuse.process });
   const shown = await waitUntil(

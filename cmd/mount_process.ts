@@ -12,6 +12,8 @@ import type { ProcessRef } from "./mount_state.ts";
 const RUN_DEADLINE_MS = 30_000;
 /** A background program's log; it lies in memory (`/run`) and nobody rotates it. */
 const LOG_SIZE_MAX = 4 * 1024 * 1024;
+/** Unit of `ulimit -f` (POSIX). */
+const LIMIT_BLOCK = 512;
 const LOG_TAIL_BYTES = 4096;
 const LOG_TAIL_LINES = 5;
 
@@ -147,21 +149,27 @@ export interface Detached {
  *
  * @param logPath Gets its stderr.
  * @param outPath Gets its stdout; both are made with mode 0600.
+ * @param options.boundsFiles No file of its gets larger than a log may be: for
+ * a program that does not cut its log (nbdfuse has a line for every read that
+ * fails) and writes nothing else.
  */
 export async function startDetached(
   command: string[],
   logPath: string,
   outPath: string,
+  options: { boundsFiles?: boolean } = {},
 ): Promise<Detached> {
   // The shell is replaced by the program, which keeps the process's id. What
   // serves a block device is the last thing that should be killed for memory.
   const script = `umask 077
     { echo -900 >/proc/self/oom_score_adj; } 2>/dev/null
     unset NOTIFY_SOCKET LISTEN_FDS LISTEN_PID
-    out=$1 log=$2; shift 2
+    out=$1 log=$2 blocks=$3; shift 3
+    [ -z "$blocks" ] || { trap "" XFSZ; ulimit -f "$blocks"; }
     exec "$@" >>"$out" 2>>"$log"`;
+  const blocks = options.boundsFiles ? String(LOG_SIZE_MAX / LIMIT_BLOCK) : "";
   const child = new Deno.Command("/bin/sh", {
-    args: ["-c", script, "sh", outPath, logPath, ...command],
+    args: ["-c", script, "sh", outPath, logPath, blocks, ...command],
     env: { OBD_LOG_SIZE_MAX: String(LOG_SIZE_MAX) },
     cwd: "/",
     stdin: "null",

@@ -366,6 +366,40 @@ Deno.test({
 });
 
 Deno.test({
+  name:
+    "startDetached(): a log that nobody cuts is bounded, and its writer lives",
+  sanitizeOps: false,
+  fn: () =>
+    withTempDir(async (dir) => {
+      const [log, out] = [`${dir}/log`, `${dir}/out`];
+      const { process } = await startDetached(
+        [
+          "sh",
+          "-c",
+          "head -c 20000000 /dev/zero >&2; exec sleep 30",
+        ],
+        log,
+        out,
+        { boundsFiles: true },
+      );
+      try {
+        ok(
+          await waitUntil(
+            async () =>
+              (await Deno.readTextFile(`/proc/${process.pid}/comm`)) ===
+                "sleep\n",
+            60_000,
+          ),
+        );
+        const { size } = await Deno.stat(log);
+        ok(size > 1_000_000 && size < 9_000_000, `${size} bytes`);
+      } finally {
+        ok(await endProcess(process, 5000));
+      }
+    }),
+});
+
+Deno.test({
   name: "endProcess() also ends what ignores SIGTERM, and what is stopped",
   sanitizeOps: false,
   fn: () =>
