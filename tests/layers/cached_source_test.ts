@@ -415,6 +415,29 @@ Deno.test("CachedSource reads ahead of a sequential reader when told to and when
     }
   }));
 
+Deno.test("CachedSource fetches nothing ahead while the store takes nothing: it would be fetched twice", async () => {
+  // Too little space, always.
+  await using store = await tempStore({ keepFreeBytes: 2 ** 52 });
+  store.put("first", new Uint8Array(1));
+  await store.settled();
+  const inner = new TestSource(seededBytes(6_000_000, 1));
+  await using source = new CachedSource(inner, {
+    key: "a",
+    store,
+    blockSize: 16 * BLOCK,
+    readaheadBytes: 2_000_000,
+  });
+  await source.prefetch(0, inner.size);
+  assert.equal(inner.bytesRead, 0);
+  const dst = new Uint8Array(16 * BLOCK);
+  for (let at = 0; at + dst.length <= inner.size; at += dst.length) {
+    if (!source.preadNow(dst, at)) await source.pread(dst, at);
+    assert.deepEqual(dst, inner.content.subarray(at, at + dst.length));
+    await turn();
+  }
+  assert.ok(inner.bytesRead <= inner.size, `${inner.bytesRead} bytes`);
+});
+
 Deno.test("CachedSource.prefetch() brings blocks to the store, behind demand, once", () =>
   withStore(async (store) => {
     const inner = new TestSource(seededBytes(40 * BLOCK, 1));

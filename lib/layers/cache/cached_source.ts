@@ -176,6 +176,7 @@ export class CachedSource implements CachingSource {
 
   /** Starts the blocks that a stream comes to next. */
   #readAhead(stream: Stream): void {
+    if (!this.#keeps) return;
     const limit = Math.min(this.size, stream.next + stream.window);
     let at = Math.max(stream.ahead, stream.next);
     const most = this.#fetcher.maxPrefetchPieces;
@@ -193,14 +194,19 @@ export class CachedSource implements CachingSource {
     stream.ahead = at;
   }
 
-  /** Without a store nothing would stay, so nothing is done. */
+  /** What nothing would keep until it is read is not worth fetching. */
+  get #keeps(): boolean {
+    return this.#store?.accepts(this.#blockSize) ?? false;
+  }
+
+  /** Without a store, or while it takes nothing, nothing is done. */
   async prefetch(
     offset: number,
     length: number,
     options: { signal?: AbortSignal | undefined } = {},
   ): Promise<void> {
     checkRange(this.size, offset, length);
-    if (!this.#store) return;
+    if (!this.#keeps) return;
     const end = Math.ceil((offset + length) / this.#pieceSize);
     const parts: Promise<unknown>[] = [];
     for (let p = Math.floor(offset / this.#pieceSize); p < end; p++) {

@@ -216,6 +216,11 @@ export class CacheStore implements AsyncDisposable {
     return this.#entries.get(key);
   }
 
+  /** Whether {@linkcode put} would store `bytes` bytes now. */
+  accepts(bytes: number): boolean {
+    return !this.#closed && this.#writer.accepts(bytes);
+  }
+
   /** Whether {@linkcode put} would store `bytes` bytes now and evict nothing for them. */
   hasRoomFor(bytes: number): boolean {
     return !this.#closed && this.#writer.hasRoomFor(bytes);
@@ -240,7 +245,7 @@ export class CacheStore implements AsyncDisposable {
     const known = this.#entries.get(key);
     if (known) return known;
     const fits = bytes.length > 0 && bytes.length <= MAX_ENTRY_BYTES;
-    if (!fits || this.#closed || !this.#writer.accepts(bytes.length)) {
+    if (!fits || !this.accepts(bytes.length)) {
       this.stats.skipped++;
       return undefined;
     }
