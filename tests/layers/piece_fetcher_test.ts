@@ -10,6 +10,7 @@ import {
   testSourceContract,
 } from "../testutil/source_contract.ts";
 import { TestSource } from "../testutil/test_source.ts";
+import { until } from "../testutil/until.ts";
 
 const PIECE = 64 * 1024;
 /** Four pieces. */
@@ -408,7 +409,13 @@ Deno.test("CachedSource: blocks and pieces that are evicted under load never giv
     }
   };
   await lane(0);
-  await Promise.all(Array.from({ length: 8 }, (_, i) => lane(1 + i)));
+  // So many wait at once that pieces come alone.
+  const gate = Promise.withResolvers<void>();
+  inner.gate = gate.promise;
+  const lanes = Array.from({ length: 8 }, (_, i) => lane(1 + i));
+  await until(() => inner.running > 5);
+  gate.resolve();
+  await Promise.all(lanes);
   await store.settled();
   assert.ok(store.stats.evictions > 10, `${store.stats.evictions} evictions`);
   const sizes = new Set(inner.reads.map(({ length }) => length));
