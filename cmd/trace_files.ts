@@ -77,6 +77,8 @@ function isTar(bytes: Uint8Array): boolean {
 /** The recordings of one serve, by export. */
 export class TraceRecordings implements TraceControl {
   readonly #recorders = new Map<string, TraceRecorder>();
+  /** Of those that are recorded: who asks what was read must not wait for a registry. */
+  readonly #devices = new Map<string, string>();
   readonly #isServed: (name: string) => boolean;
   readonly #fingerprint: (name: string) => Promise<string>;
 
@@ -108,12 +110,16 @@ export class TraceRecordings implements TraceControl {
 
   async device(name: string): Promise<string> {
     if (!this.#isServed(name)) throw new NotFoundError(`No export "${name}"`);
-    return await this.#fingerprint(name);
+    const known = this.#devices.get(name);
+    if (known !== undefined) return known;
+    const device = await this.#fingerprint(name);
+    if (this.#recorders.has(name)) this.#devices.set(name, device);
+    return device;
   }
 
   stop(name: string): readonly TraceRecord[] {
     const { records } = this.#recorder(name);
-    this.#recorders.delete(name);
+    this.drop(name);
     return records;
   }
 
@@ -136,5 +142,6 @@ export class TraceRecordings implements TraceControl {
   /** The export is gone. */
   drop(name: string): void {
     this.#recorders.delete(name);
+    this.#devices.delete(name);
   }
 }

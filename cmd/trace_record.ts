@@ -198,7 +198,8 @@ async function writeFiles(
   }
   await using session = await openSession(fresh, status.image, {});
   const { files } = await tracedReads(session.image, records, fresh.signal);
-  const lines = files.map((file) => file.path)
+  // From the root, as others write them and `obd bench --reads` wants them.
+  const lines = files.map((file) => `/${file.path}`)
     // A list is read line by line.
     .filter((line) => !line.includes("\n") && line === line.trim());
   await writeWhole(path, new TextEncoder().encode(lines.join("\n") + "\n"));

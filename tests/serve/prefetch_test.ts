@@ -1,6 +1,7 @@
 /** What is fetched ahead of any reader: traces beside the image, acceleration layers, file lists. */
 
 import assert from "node:assert/strict";
+import { loadReads } from "../../cmd/bench/reads.ts";
 import { decodeTrace, DEVICE_LAYER, encodeTrace } from "../../lib/image/mod.ts";
 import { startDockerRegistry } from "../testutil/docker_registry.ts";
 import { putImage } from "../testutil/oci_image.ts";
@@ -81,8 +82,12 @@ Deno.test({
       }
       assert.equal(
         await Deno.readTextFile(`${trace}.files`),
-        "etc/conf/b+c\nusr/lib/big\n",
+        "/etc/conf/b+c\n/usr/lib/big\n",
       );
+      assert.deepEqual(await loadReads(`${trace}.files`), {
+        kind: "files",
+        paths: ["/etc/conf/b+c", "/usr/lib/big"],
+      });
       const shown = JSON.parse(
         (await obd("trace", "show", trace, image, "--json")).stdout,
       );

@@ -11,6 +11,7 @@ import {
 import { createApi } from "../../cmd/api.ts";
 import { createApiClient } from "../../cmd/api_client.ts";
 import { TraceRecordings } from "../../cmd/trace_files.ts";
+import { ObdError } from "../../lib/io/mod.ts";
 import { FakeControl } from "../cmd/fake_control.ts";
 import { putImage } from "../testutil/oci_image.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
@@ -135,6 +136,27 @@ async function startRecording(args: string[], env: Record<string, string>) {
     },
   };
 }
+
+Deno.test("TraceRecordings: a recording knows its device, whatever becomes of the registry", async () => {
+  const answers = ["aa", undefined, "bb"];
+  const traces = new TraceRecordings(
+    () => true,
+    () => {
+      const answer = answers.shift();
+      return answer === undefined
+        ? Promise.reject(new ObdError("registry", "It is away"))
+        : Promise.resolve(answer);
+    },
+  );
+  traces.start("app");
+  assert.equal(await traces.device("app"), "aa");
+  assert.equal(await traces.device("app"), "aa");
+  traces.stop("app");
+  // The next export of this name may be another device.
+  traces.start("app");
+  await assert.rejects(traces.device("app"), /It is away/);
+  assert.equal(await traces.device("app"), "bb");
+});
 
 Deno.test("a recording outlives its serve; a mount's directory names it", () =>
   withTempDir(async (dir) => {
