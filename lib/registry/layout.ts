@@ -38,6 +38,8 @@ import type {
 
 const LOCK_TIMEOUT_MS = 30_000;
 const LOCK_POLL_MS = 20;
+/** Files of a process that was killed while it made the layout: who writes them has the lock. */
+const UNFINISHED = /^(oci-layout|index\.json)\.tmp-[0-9a-f-]{36}$/;
 
 /**
  * An OCI layout directory. Blobs and `index.json` appear whole or not at all;
@@ -82,13 +84,16 @@ export class LayoutRepository extends LayoutReader implements Repository {
     await Deno.mkdir(this.#path, { recursive: true });
     await this.#locked(async () => {
       if (await isFile(`${this.#path}/index.json`)) return;
-      for await (const entry of Deno.readDir(this.#path)) {
-        if (entry.name !== "blobs" && entry.name !== "oci-layout") {
+      const unfinished: string[] = [];
+      for await (const { name } of Deno.readDir(this.#path)) {
+        if (UNFINISHED.test(name)) unfinished.push(name);
+        else if (name !== "blobs" && name !== "oci-layout") {
           throw new UsageError(
             `Cannot make an OCI layout in "${this.#path}": the directory has other files`,
           );
         }
       }
+      for (const name of unfinished) await Deno.remove(`${this.#path}/${name}`);
       await Deno.mkdir(this.#blobDirectory, { recursive: true });
       await writeFileAtomic(
         `${this.#path}/oci-layout`,

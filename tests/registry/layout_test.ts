@@ -219,6 +219,31 @@ Deno.test("layout: wrong content is refused on the way in and out", async () => 
   });
 });
 
+Deno.test("layout: one whose making was killed is made", async () => {
+  await withTempDir(async (dir) => {
+    const files = ["oci-layout", "index.json"].map((name) =>
+      `${dir}/${name}.tmp-${crypto.randomUUID()}`
+    );
+    await Deno.mkdir(`${dir}/blobs/sha256`, { recursive: true });
+    for (const file of files) {
+      await Deno.writeTextFile(file, "{");
+      await using layout = await openRepository(`oci:${dir}`, { create: true });
+      await pushBytes(layout, patternBytes(10));
+      deepEqual(
+        Array.from(Deno.readDirSync(dir), ({ name }) => name).sort(),
+        ["blobs", "index.json", "oci-layout"],
+      );
+      await Deno.remove(`${dir}/index.json`);
+    }
+    // What only looks like it is another's.
+    await Deno.writeTextFile(`${dir}/index.json.tmp-mine`, "");
+    await rejects(openRepository(`oci:${dir}`, { create: true }), {
+      name: "UsageError",
+      message: /has other files/,
+    });
+  });
+});
+
 Deno.test("layout: broken and missing layouts are typed errors", async () => {
   await withTempDir(async (dir) => {
     await rejects(openRepository(`oci:${dir}/no`), { name: "NotFoundError" });
