@@ -42,17 +42,24 @@ export class Peer {
   /**
    * Asks the agent.
    *
+   * @param isRange A range is asked for: an agent answers with it.
    * @returns Its answer, or undefined if it has none: the registry is to be asked.
    */
   async try<T extends { status: number; discard(): Promise<void> }>(
     url: URL,
     send: (url: URL) => Promise<T>,
+    isRange: boolean,
     signal?: AbortSignal,
   ): Promise<T | undefined> {
     if (this.#clock.now() < this.#pausedUntilMs) return undefined;
     try {
       const answer = await send(new URL(`${this.#address}/${url.href}`));
       const { status } = answer;
+      if (isRange && status === 200) {
+        await answer.discard();
+        this.#leaveAlone("ranges are ignored");
+        return undefined;
+      }
       if (status < 400 || PASSED_ON.includes(status)) return answer;
       await answer.discard();
       // An agent that does not have it, or is not what one took it for.

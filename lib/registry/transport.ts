@@ -268,6 +268,7 @@ export class Transport implements AsyncDisposable {
     const answer = await peer?.try(
       request.url,
       (url) => this.#exchangeAt(request, url),
+      request.headers?.range !== undefined,
       request.signal,
     );
     if (!answer) return await this.#exchangeAt(request, request.url);

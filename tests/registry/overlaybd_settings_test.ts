@@ -265,6 +265,32 @@ Deno.test("every read of a blob goes through the P2P agent, and none while its b
   equal(logger.lines.filter((l) => l.startsWith("P2P agent")).length, 1);
 });
 
+Deno.test("what answers as a P2P agent and is none is left alone", async () => {
+  await using server = await RegistryServer.start();
+  const bytes = seededBytes(3000, 6);
+  const blob = await server.putBlob("a", bytes);
+  let asked = 0;
+  await using page = Deno.serve(
+    { hostname: "127.0.0.1", port: 0, onListen() {} },
+    () => {
+      asked++;
+      return new Response("<html>It works!</html>");
+    },
+  );
+  const logger = keepingLogger();
+  await using client = new RegistryClient({
+    peerAddress: `http://127.0.0.1:${page.addr.port}`,
+    logger,
+    credentials: onlyCredentials(),
+  });
+  const source = await client.open(server.host, "a").openBlob(blob);
+  for (const at of [100, 200]) {
+    deepEqual(await readBytes(source, at, 99), bytes.slice(at, at + 99));
+  }
+  equal(asked, 1);
+  match(logger.lines.join("\n"), /P2P agent failed.*ranges/);
+});
+
 Deno.test("a client certificate for all hosts gives way to a host's own", async () => {
   await withTempDir(async (dir) => {
     const pem = (kind: string) =>
