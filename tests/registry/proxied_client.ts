@@ -8,7 +8,13 @@ import { RegistryClient, sha256Digest } from "../../lib/registry/mod.ts";
 import type { CredentialService } from "../../lib/registry/mod.ts";
 import { collect, onlyCredentials } from "./helpers.ts";
 
-const [host, digest, size, mode, path] = Deno.args as [string, string, string];
+const [host, digest, size, mode, path] = Deno.args as [
+  string,
+  string,
+  string,
+  string?,
+  string?,
+];
 const overlaybdService = path === undefined
   ? undefined
   : { mode, path } as CredentialService;
