@@ -1,6 +1,6 @@
 /** Proxies that the environment names: what is on this machine is not for them to see. */
 
-import { equal, match } from "node:assert/strict";
+import { deepEqual, equal, match } from "node:assert/strict";
 import { RegistryServer } from "../testutil/registry_server.ts";
 import { patternBytes, withTempDir } from "./helpers.ts";
 
@@ -29,7 +29,7 @@ async function fetchWith(
   return new TextDecoder().decode(code === 0 ? stdout : stderr).trim();
 }
 
-/** A proxy that keeps the first line of each connection and answers none. */
+/** A proxy that keeps the first line of each connection and answers none. Its port may have been another test's, whose clients come too. */
 class Proxy implements AsyncDisposable {
   readonly seen: string[] = [];
   readonly #listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
@@ -42,7 +42,7 @@ class Proxy implements AsyncDisposable {
   async #accept(): Promise<void> {
     for await (const connection of this.#listener) {
       const bytes = new Uint8Array(1000);
-      const length = await connection.read(bytes) ?? 0;
+      const length = await connection.read(bytes).catch(() => 0) ?? 0;
       const text = new TextDecoder().decode(bytes.subarray(0, length));
       this.seen.push(text.split("\r\n")[0]!);
       connection.close();
@@ -68,11 +68,11 @@ Deno.test("a registry on this machine is not asked through a proxy", async () =>
       }
     }
   }
-  equal(proxy.seen.length, 0);
+  deepEqual(proxy.seen.filter((line) => line.includes(`:${port}`)), []);
   // Others are, as the user wishes.
   const env = { HTTPS_PROXY: proxy.url };
   await fetchWith(env, "registry.example", digest, String(size));
-  match(proxy.seen.join(), /^CONNECT registry\.example:443 /);
+  match(proxy.seen.join("\n"), /^CONNECT registry\.example:443 /m);
 });
 
 Deno.test("a credential service at a Unix socket is asked whatever proxies there are", async () => {
