@@ -3,7 +3,7 @@
  * where there is one, else nbdfuse and a loop device on its file.
  */
 
-import { ObdError } from "../lib/io/mod.ts";
+import { exists, ObdError } from "../lib/io/mod.ts";
 import { parseNbdUri } from "../lib/nbd/mod.ts";
 import {
   type Detached,
@@ -96,10 +96,6 @@ export async function chooseDriver(
 
 function requirePrograms(...names: string[]): void {
   for (const name of names) findProgram(name);
-}
-
-async function exists(path: string): Promise<boolean> {
-  return await Deno.stat(path).then(() => true, () => false);
 }
 
 /** Reports what exists so far, so that it can be undone after a crash too. */

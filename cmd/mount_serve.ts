@@ -4,7 +4,7 @@
  */
 
 import { fileURLToPath } from "node:url";
-import { ObdError, UsageError } from "../lib/io/mod.ts";
+import { exists, ObdError, UsageError } from "../lib/io/mod.ts";
 import { ApiUnreachableError, createApiClient } from "./api_client.ts";
 import type { Context, RegistrySettings } from "./context.ts";
 import {
@@ -140,10 +140,6 @@ async function removeLostCaches(): Promise<void> {
       // Not a whole one. It costs room, and nothing else.
     }
   }
-}
-
-async function exists(path: string): Promise<boolean> {
-  return await Deno.stat(path).then(() => true, () => false);
 }
 
 async function launch(

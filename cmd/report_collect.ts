@@ -1,7 +1,7 @@
 /** What goes into `obd report`: facts about this machine and a running serve, without secrets. */
 
 import { parse, type ParseError } from "jsonc-parser";
-import { errorText, fromUtf8, ObdError } from "../lib/io/mod.ts";
+import { errorText, exists, fromUtf8, ObdError } from "../lib/io/mod.ts";
 import type { ServeStatus } from "./api.ts";
 import { ApiUnreachableError, createApiClient } from "./api_client.ts";
 import { configFiles, loadConfig } from "./config.ts";
@@ -311,13 +311,4 @@ async function readTail(path: string): Promise<string> {
     length += n;
   }
   return fromUtf8(bytes.subarray(0, length));
-}
-
-async function exists(path: string): Promise<boolean> {
-  try {
-    await Deno.stat(path);
-    return true;
-  } catch {
-    return false;
-  }
 }

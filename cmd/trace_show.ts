@@ -2,7 +2,7 @@
 
 import {
   DEVICE_LAYER,
-  deviceFingerprint,
+  isTraceOf,
   type TracedReads,
   tracedReads,
   type TraceRecord,
@@ -64,13 +64,12 @@ function byLayer(
 async function readsOf(
   context: Context,
   image: string,
-  { records, device = "" }: TraceFile,
+  { records, device }: TraceFile,
   options: Record<string, unknown>,
 ): Promise<TracedReads> {
   const { log, signal } = context;
   await using session = await openSession(context, image, options);
-  const fingerprint = await deviceFingerprint(session.image.source, signal);
-  if (!fingerprint.startsWith(device)) {
+  if (!await isTraceOf(device, session.image.source, signal)) {
     log.warn(
       "the trace was recorded of another image, or of this one built otherwise: what it reads here says nothing",
       { image },

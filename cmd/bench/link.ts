@@ -3,6 +3,7 @@
  * behind a veth pair whose speed tc shapes, and our proxy for the round trip.
  */
 
+import { keepDirect } from "../../lib/image/mod.ts";
 import { ObdError } from "../../lib/io/mod.ts";
 import { LatencyProxy } from "./proxy.ts";
 import { BenchProcess, runTool } from "./process.ts";
@@ -95,7 +96,7 @@ export async function startRegistry(
   await ip("-n", namespace, "addr", "add", `${there}/30`, "dev", inner);
   await ip("-n", namespace, "link", "set", inner, "up");
   await ip("-n", namespace, "link", "set", "lo", "up");
-  exceptFromProxies(there);
+  keepDirect([there]);
 
   // Unlike `ip netns exec`, it makes no mount namespace, which would hold all that is mounted now.
   await serveRegistry(stack, options, { hostname: there, port: PORT }, [
@@ -142,7 +143,7 @@ export async function startUserRegistry(
   await using stack = new AsyncDisposableStack();
   await Deno.mkdir(options.work, { recursive: true });
   const target = { hostname: "127.0.0.1", port: freePort() };
-  exceptFromProxies();
+  keepDirect([]);
   await serveRegistry(stack, options, target, []);
   const bytesPerSecond = link.rate === undefined
     ? undefined
@@ -164,17 +165,6 @@ export async function startUserRegistry(
     shape: () => Promise.resolve(),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
-}
-
-/**
- * Proxies of the environment are for what is elsewhere. This process heeds it
- * from its first request on, and so does all that it starts.
- */
-function exceptFromProxies(...addresses: string[]): void {
-  const names = ["NO_PROXY", "no_proxy"];
-  const own = names.map((name) => Deno.env.get(name)).find((value) => value);
-  const all = [...own ? [own] : [], "127.0.0.1", "localhost", ...addresses];
-  for (const name of names) Deno.env.set(name, all.join(","));
 }
 
 /** One that nobody listens at now. */

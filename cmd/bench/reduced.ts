@@ -4,11 +4,7 @@
  * plain OCI is fetched by skopeo and unpacked by umoci.
  */
 
-import {
-  DEVICE_LAYER,
-  deviceFingerprint,
-  encodeTrace,
-} from "../../lib/image/mod.ts";
+import { DEVICE_LAYER, encodeTrace, isTraceOf } from "../../lib/image/mod.ts";
 import { errorText, FormatError, ObdError } from "../../lib/io/mod.ts";
 import { NbdClient } from "../../lib/nbd/mod.ts";
 import { createApiClient } from "../api_client.ts";
@@ -124,9 +120,8 @@ async function requireSameDevice(
   reads: Reads,
   signal: AbortSignal,
 ): Promise<void> {
-  if (reads.kind !== "ranges" || reads.device === undefined) return;
-  const fingerprint = await deviceFingerprint(device, signal);
-  if (fingerprint.startsWith(reads.device)) return;
+  if (reads.kind !== "ranges") return;
+  if (await isTraceOf(reads.device, device, signal)) return;
   throw new FormatError(
     "trace",
     "device",

@@ -9,7 +9,7 @@ import {
 import { decodeTrace, isTrace, traceDevice } from "../layers/mod.ts";
 import { readFileList } from "./file_list.ts";
 import type { RecordedReads } from "./open.ts";
-import { deviceFingerprint } from "./trace_referrer.ts";
+import { isTraceOf } from "./trace_referrer.ts";
 
 const TRACE_SIZE_MAX = 64 * 1024 * 1024;
 /** Name of the trace in an unpacked acceleration layer. */
@@ -58,13 +58,9 @@ export async function configTraces(
     if (isTrace(bytes)) {
       const records = decodeTrace(bytes);
       const named = traceDevice(bytes, records);
-      const isOfAnother = named !== undefined &&
-        !(await deviceFingerprint(device, signal)).startsWith(named);
-      return isOfAnother
-        ? ignore(
-          "it was recorded of another image, or of this one built otherwise",
-        )
-        : { records };
+      return await isTraceOf(named, device, signal) ? { records } : ignore(
+        "it was recorded of another image, or of this one built otherwise",
+      );
     }
     if (dir) return ignore("it is no trace");
     return { records: [], fileList: await readFileList(path) };

@@ -51,7 +51,7 @@ export {
   type PushedReferrer,
   pushTrace,
 } from "./trace_push.ts";
-export { deviceFingerprint } from "./trace_referrer.ts";
+export { deviceFingerprint, isTraceOf } from "./trace_referrer.ts";
 export {
   type TracedFile,
   type TracedLayer,
@@ -73,7 +73,7 @@ export {
   TraceRecorder,
 } from "../layers/mod.ts";
 export { CountedSource, type ReadCounters, ReadStats } from "../layers/mod.ts";
-export { fallbackTag, MediaType } from "../registry/mod.ts";
+export { fallbackTag, keepDirect, MediaType } from "../registry/mod.ts";
 export { Ext4Reader, type InodeStat } from "../ext4/mod.ts";
 export type {
   CacheStats,

@@ -6,7 +6,7 @@ import type { ImageEnvironment } from "./environment.ts";
 import { locateFiles, parseFileList } from "./file_list.ts";
 import type { OpenedImage } from "./open.ts";
 import type { TargetRecord } from "./prefetch_plan.ts";
-import { deviceFingerprint } from "./trace_referrer.ts";
+import { isTraceOf } from "./trace_referrer.ts";
 import { replayTrace } from "./trace_replay.ts";
 
 /** What to fetch, and how fast. */
@@ -80,12 +80,10 @@ function named(log: Logger, image: string): Logger {
 
 async function isOfImage(
   image: OpenedImage,
-  { traceDevice = "", signal }: PrefetchOptions,
+  { traceDevice, signal }: PrefetchOptions,
   log: Logger,
 ): Promise<boolean> {
-  if (traceDevice === "") return true;
-  const fingerprint = await deviceFingerprint(image.source, signal);
-  if (fingerprint.startsWith(traceDevice)) return true;
+  if (await isTraceOf(traceDevice, image.source, signal)) return true;
   log.warn(
     "leaving a trace alone that was recorded of another image, or of this one built otherwise",
     { image: image.name },

@@ -57,6 +57,20 @@ export async function deviceFingerprint(
 }
 
 /**
+ * Whether a device is the one that a trace was recorded of.
+ *
+ * @param named First digits of that one's {@linkcode deviceFingerprint}; without
+ * any, as overlaybd's traces are, every device may be it.
+ */
+export async function isTraceOf(
+  named: string | undefined,
+  source: ByteSource,
+  signal?: AbortSignal,
+): Promise<boolean> {
+  return !named || (await deviceFingerprint(source, signal)).startsWith(named);
+}
+
+/**
  * Traces of an image, the one that counts first. What is malformed is left out
  * with a line; a registry that does not answer is one, too: traces only save
  * time.

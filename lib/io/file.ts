@@ -251,3 +251,8 @@ export async function writeAll(
   let done = 0;
   while (done < bytes.length) done += await writer.write(bytes.subarray(done));
 }
+
+/** Whether something has this name, for those who may look; symlinks are followed. */
+export async function exists(path: string): Promise<boolean> {
+  return await Deno.stat(path).then(() => true, () => false);
+}

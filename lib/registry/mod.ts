@@ -20,6 +20,7 @@ export { REF_NAME_ANNOTATION } from "./layout_reader.ts";
 export * from "./manifest.ts";
 export * from "./media_types.ts";
 export * from "./platform.ts";
+export { keepDirect } from "./proxies.ts";
 export * from "./reference.ts";
 export { fallbackTag } from "./referrers.ts";
 export { RemoteRepository } from "./remote.ts";

@@ -15,12 +15,21 @@ const LOOPBACK = ["localhost", ".localhost", "127.0.0.0/8", "::1"];
  * when it makes a client, so this runs before.
  */
 export function keepLoopbackDirect(): void {
+  keepDirect([]);
+}
+
+/**
+ * Keeps these hosts, and what is on this machine, from proxies: in this process,
+ * whose clients are made later, and in those that it starts later.
+ */
+export function keepDirect(others: readonly string[]): void {
   const get = (name: string) =>
     Deno.env.get(name) || Deno.env.get(name.toLowerCase()) || "";
   if (!PROXIES.some(get)) return;
   const given = get("NO_PROXY");
   const hosts = given.split(",").map((host) => host.trim());
-  const more = LOOPBACK.filter((host) => !hosts.includes(host));
+  const more = [...LOOPBACK, ...others].filter((host) => !hosts.includes(host));
   if (more.length === 0) return;
-  Deno.env.set("NO_PROXY", [...hosts.filter(Boolean), ...more].join(","));
+  const all = [...hosts.filter(Boolean), ...more].join(",");
+  for (const name of ["NO_PROXY", "no_proxy"]) Deno.env.set(name, all);
 }

@@ -28,6 +28,13 @@ function readBlobs(server: RegistryServer): Set<string> {
   );
 }
 
+/** An image on the same two layers. */
+function otherOnBase() {
+  return makeImage({
+    layers: [layers[0]!, layers[1]!, { entries: [file("other", "layer")] }],
+  });
+}
+
 async function reusedLayers(
   source: string,
 ): Promise<{ reused: boolean[]; digest: string; warnings: string[] }> {
@@ -40,9 +47,7 @@ Deno.test("build: a second image on the same base does not read the base's layer
   await using server = await RegistryServer.start();
   await putImage(server, "app", "one", image);
   await build({ source: `${server.host}/app:one`, virtualSize: GIB });
-  const other = makeImage({
-    layers: [layers[0]!, layers[1]!, { entries: [file("other", "layer")] }],
-  });
+  const other = otherOnBase();
   await putImage(server, "app", "two", other);
   server.requests.length = 0;
   const { reused } = await reusedLayers(`${server.host}/app:two`);
@@ -269,13 +274,12 @@ function plant(
     "application/vnd.oci.image.manifest.v1+json",
   );
 }
+
 Deno.test("build: where tags must not change, those of chains stay as they are", async () => {
   await using server = await RegistryServer.start();
   await putImage(server, "app", "one", image);
   await build({ source: `${server.host}/app:one`, virtualSize: GIB });
-  const other = makeImage({
-    layers: [layers[0]!, layers[1]!, { entries: [file("other", "layer")] }],
-  });
+  const other = otherOnBase();
   await putImage(server, "app", "two", other);
   const before = new Map(server.tags("app"));
   server.faults.add({
