@@ -47,7 +47,9 @@ export async function run(
   options: Record<string, unknown>,
 ): Promise<void> {
   const flags = options as unknown as BuildFlags;
-  await using database = openConversionDatabase(databaseOf(flags));
+  await using database = openConversionDatabase(databaseOf(flags), {
+    readOnly: flags.dryRun,
+  });
   await using environment = await openEnvironment({
     log: context.log,
     progress: context.progress,

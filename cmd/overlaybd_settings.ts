@@ -1,7 +1,7 @@
 /** How registries are reached by the keys of an `overlaybd.json`. */
 
 import { UsageError } from "../lib/io/mod.ts";
-import type { RegistrySettings } from "../lib/image/mod.ts";
+import { peerUrl, type RegistrySettings } from "../lib/image/mod.ts";
 import type { RawConfig } from "./config_schema.ts";
 
 /** The part of the settings that overlaybd's keys decide. */
@@ -19,7 +19,7 @@ const P2P_ADDRESS = "http://localhost:9731/accelerator";
 /**
  * Collects them.
  *
- * @throws {UsageError} If a key lacks the one that belongs to it.
+ * @throws {UsageError} If a key lacks the one that belongs to it, or is no URL where one must be.
  */
 export function overlaybdSettings(raw: RawConfig): OverlaybdSettings {
   return { ...credentials(raw), ...clientPair(raw), ...peer(raw) };
@@ -60,5 +60,7 @@ function clientPair({ certConfig }: RawConfig): OverlaybdSettings {
 
 function peer({ p2pConfig }: RawConfig): OverlaybdSettings {
   if (!p2pConfig?.enable) return {};
-  return { peerAddress: p2pConfig.address || P2P_ADDRESS };
+  const peerAddress = p2pConfig.address || P2P_ADDRESS;
+  peerUrl(peerAddress);
+  return { peerAddress };
 }

@@ -6,6 +6,7 @@ import {
   mapConcurrent,
   NotFoundError,
   ObdError,
+  Scratch,
 } from "../io/mod.ts";
 import {
   type Descriptor,
@@ -48,6 +49,11 @@ export const META_WAYS: readonly MetaWay[] = [
 const REFERRERS_MAX = 64;
 /** Most images of one meta index that are looked at. */
 const INDEX_ENTRIES_MAX = 64;
+/**
+ * How long the list of referrers is waited for when a tag has named one that
+ * fits, in ms: all that it can add is a better one.
+ */
+const REFERRERS_GRACE_MS = 2_000;
 /** Referrers that are looked at at once. */
 const LOOK_CONCURRENCY = 8;
 
@@ -125,12 +131,23 @@ export async function findMeta(
       onFit?.(fit);
     };
     // Each costs a round trip: they are all asked for at once.
-    const [listed] = await Promise.all([
-      ways.includes("referrer")
-        ? listReferrers(search, digest, form.artifactType)
-        : [],
-      ...[...targets].map(look),
-    ]);
+    const patience = new AbortController();
+    const listing = ways.includes("referrer")
+      ? listReferrers(search, digest, form.artifactType, patience.signal)
+      : Promise.resolve([]);
+    listing.catch(() => {});
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    let listed: string[];
+    try {
+      await Promise.all([...targets].map(look));
+      if (found.length > 0) {
+        timer = setTimeout(() => patience.abort(), REFERRERS_GRACE_MS);
+      }
+      listed = await listing;
+    } finally {
+      clearTimeout(timer);
+      patience.abort();
+    }
     const others = listed.filter((one) =>
       !found.some(({ descriptor }) => descriptor.digest === one)
     );
@@ -141,22 +158,26 @@ export async function findMeta(
   return undefined;
 }
 
+/** @param patience Ends it without any. */
 async function listReferrers(
   { environment, repository }: MetaSearch,
   digest: string,
   artifactType: string,
+  patience: AbortSignal,
 ): Promise<string[]> {
   const { signal, log } = environment;
   try {
     const referrers = await repository.referrers(digest, artifactType, {
-      signal,
+      signal: signal ? AbortSignal.any([signal, patience]) : patience,
     });
     return referrers.slice(0, REFERRERS_MAX).map((d) => d.digest);
   } catch (error) {
-    if (!(error instanceof ObdError) || error.code === "cancelled") throw error;
+    if (!(error instanceof ObdError) || signal?.aborted) throw error;
     log.warn("cannot list referrers", {
       repository: repository.name,
-      reason: errorText(error),
+      reason: patience.aborted
+        ? "no answer when a tag had long named a meta image"
+        : errorText(error),
     });
     return [];
   }
@@ -278,36 +299,32 @@ export async function buildLocally(
     image: source.repository.name,
     source: source.resolved.descriptor.digest,
   });
-  const scratch = await Deno.makeTempDir({ prefix: "obd-meta-" });
-  try {
-    const built = await buildImage(environment, source, {
-      scratch: `${scratch}/0`,
-    });
-    const members: Map<string, Uint8Array>[] = [];
-    for (const layer of built.layers) {
-      if (layer.reused) {
-        throw new TypeError("Internal error: nothing is reused");
-      }
-      for (const { path, digest } of layer.parts) {
-        await using file = await FileSource.open(path);
-        members.push((await checkMetaBlob(file, digest)).members);
-      }
+  await using scratch = await Scratch.make("obd-meta-");
+  const built = await buildImage(environment, source, {
+    scratch: `${scratch.path}/0`,
+  });
+  const members: Map<string, Uint8Array>[] = [];
+  for (const layer of built.layers) {
+    if (layer.reused) {
+      throw new TypeError("Internal error: nothing is reused");
     }
-    const { manifest, layers } = built.documents;
-    const roles = layerRoles({
-      kind: "image",
-      mediaType: manifest.descriptor.mediaType,
-      config: built.documents.config.descriptor,
-      layers,
-      annotations: {},
-      raw: {},
-    });
-    return {
-      roles: roles ?? [],
-      members,
-      metaDigest: manifest.descriptor.digest,
-    };
-  } finally {
-    await Deno.remove(scratch, { recursive: true });
+    for (const { path, digest } of layer.parts) {
+      await using file = await FileSource.open(path);
+      members.push((await checkMetaBlob(file, digest)).members);
+    }
   }
+  const { manifest, layers } = built.documents;
+  const roles = layerRoles({
+    kind: "image",
+    mediaType: manifest.descriptor.mediaType,
+    config: built.documents.config.descriptor,
+    layers,
+    annotations: {},
+    raw: {},
+  });
+  return {
+    roles: roles ?? [],
+    members,
+    metaDigest: manifest.descriptor.digest,
+  };
 }

@@ -73,7 +73,12 @@ export {
   TraceRecorder,
 } from "../layers/mod.ts";
 export { CountedSource, type ReadCounters, ReadStats } from "../layers/mod.ts";
-export { fallbackTag, keepDirect, MediaType } from "../registry/mod.ts";
+export {
+  fallbackTag,
+  keepDirect,
+  MediaType,
+  peerUrl,
+} from "../registry/mod.ts";
 export { Ext4Reader, type InodeStat } from "../ext4/mod.ts";
 export type {
   CacheStats,

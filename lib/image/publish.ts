@@ -4,6 +4,7 @@ import {
   errorText,
   FileSource,
   ObdError,
+  Scratch,
   UnsupportedError,
   UsageError,
   utf8,
@@ -204,79 +205,74 @@ async function publishWith(
     destination.reference,
     database,
   );
-  const scratch = await makeScratch();
-  try {
-    const images: BuiltImage[] = [];
-    await locate(`Building in "${scratch}" (TMPDIR)`, async () => {
-      for (const [i, source] of sources.entries()) {
-        images.push(
-          ...await buildFormats(environment, source, {
-            virtualSize: options.virtualSize,
-            flatten: options.flatten,
-            spanSize: options.spanSize,
-            jobs: options.jobs,
-            formats,
-            compat: options.compat,
-            convertUnseekable: options.convertUnseekable,
-            native: options.native,
-            nativeTypes: options.nativeTypes,
-            maxEntries: options.maxEntries,
-            scratch: `${scratch}/${i}`,
-            reuse: finder,
-            base: base === undefined
-              ? undefined
-              : (source) =>
-                openBase(finder, base, source, destination.reference),
-          }),
-        );
-      }
-    });
-    const place = (image: BuiltImage) => {
-      const at = destinations[formats.indexOf(image.format)]!;
-      return index ? { ...at, tag: undefined } : at;
-    };
-    const report: PublishReport = {
-      platforms: images.map((image) => platformReport(image, place(image))),
-    };
-    if (options.dryRun) return report;
-    // Nothing is pushed, and no layout made, before everything is built.
-    const name = formatRepository(destination.reference);
-    await locate(`Writing to ${name}`, async () => {
-      const repository = await target.make();
-      const publisher = new Publisher(
-        environment,
-        repository,
-        finder,
-        options,
+  await using scratch = await makeScratch();
+  const images: BuiltImage[] = [];
+  await locate(`Building in "${scratch.path}" (TMPDIR)`, async () => {
+    for (const [i, source] of sources.entries()) {
+      images.push(
+        ...await buildFormats(environment, source, {
+          virtualSize: options.virtualSize,
+          flatten: options.flatten,
+          spanSize: options.spanSize,
+          jobs: options.jobs,
+          formats,
+          compat: options.compat,
+          convertUnseekable: options.convertUnseekable,
+          native: options.native,
+          nativeTypes: options.nativeTypes,
+          maxEntries: options.maxEntries,
+          scratch: `${scratch.path}/${i}`,
+          reuse: finder,
+          base: base === undefined
+            ? undefined
+            : (source) => openBase(finder, base, source, destination.reference),
+        }),
       );
-      for (const image of images) await publisher.pushBlobs(image, destination);
-      for (const image of images) {
-        await publisher.pushManifests(image, place(image).tag);
-        // What stands on layers of other tools is no answer to others' questions.
-        if (finder.database && finder.place && base === undefined) {
-          await recordImage(finder.database, finder.place, image);
-        }
+    }
+  });
+  const place = (image: BuiltImage) => {
+    const at = destinations[formats.indexOf(image.format)]!;
+    return index ? { ...at, tag: undefined } : at;
+  };
+  const report: PublishReport = {
+    platforms: images.map((image) => platformReport(image, place(image))),
+  };
+  if (options.dryRun) return report;
+  // Nothing is pushed, and no layout made, before everything is built.
+  const name = formatRepository(destination.reference);
+  await locate(`Writing to ${name}`, async () => {
+    const repository = await target.make();
+    const publisher = new Publisher(
+      environment,
+      repository,
+      finder,
+      options,
+    );
+    for (const image of images) await publisher.pushBlobs(image, destination);
+    for (const image of images) {
+      await publisher.pushManifests(image, place(image).tag);
+      // What stands on layers of other tools is no answer to others' questions.
+      if (finder.database && finder.place && base === undefined) {
+        await recordImage(finder.database, finder.place, image);
       }
-      if (!index) return;
-      report.indexes = [];
-      for (const [i, format] of formats.entries()) {
-        const own = images.filter((image) => image.format === format);
-        report.indexes.push(
-          await publisher.pushIndex(own, destinations[i]!),
-        );
-      }
-      report.index = report.indexes[0]!;
-    });
-    return report;
-  } finally {
-    await Deno.remove(scratch, { recursive: true });
-  }
+    }
+    if (!index) return;
+    report.indexes = [];
+    for (const [i, format] of formats.entries()) {
+      const own = images.filter((image) => image.format === format);
+      report.indexes.push(
+        await publisher.pushIndex(own, destinations[i]!),
+      );
+    }
+    report.index = report.indexes[0]!;
+  });
+  return report;
 }
 
-async function makeScratch(): Promise<string> {
+async function makeScratch(): Promise<Scratch> {
   return await locate(
     "Making a temporary directory (TMPDIR)",
-    () => Deno.makeTempDir({ prefix: "obd-build-" }),
+    () => Scratch.make("obd-build-"),
   );
 }
 

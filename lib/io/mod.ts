@@ -8,6 +8,7 @@ export * from "./libc.ts";
 export * from "./limit.ts";
 export * from "./log.ts";
 export * from "./progress.ts";
+export * from "./scratch.ts";
 export * from "./sink.ts";
 export * from "./source.ts";
 export * from "./unix_socket.ts";

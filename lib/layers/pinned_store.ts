@@ -14,6 +14,7 @@ import {
   LimitError,
   type Logger,
   ObdError,
+  Scratch,
   silentLogger,
 } from "../io/mod.ts";
 import { type CacheStore, defaultKeepFree } from "./cache/mod.ts";
@@ -63,6 +64,7 @@ export class PinnedStore implements AsyncDisposable {
   readonly #logger: Logger;
   readonly #files = new Map<string, Pinned>();
   #directory: string | undefined;
+  #scratch: Scratch | undefined;
   /** One change at a time. */
   #last: Promise<unknown> = Promise.resolve();
   #clock = 0;
@@ -152,7 +154,10 @@ export class PinnedStore implements AsyncDisposable {
       throw new ObdError("conflict", `Layer "${diffId}" is open as another`);
     }
     if (old) await this.#remove(diffId, old);
-    this.#directory ??= await Deno.makeTempDir({ prefix: "obd-pinned-" });
+    if (this.#directory === undefined) {
+      this.#scratch = await Scratch.make("obd-pinned-");
+      this.#directory = this.#scratch.path;
+    }
     await Deno.mkdir(this.#directory, { recursive: true, mode: 0o700 });
     await this.#checkRoom(diffId, size);
     const path = `${this.#directory}/${hex}${SUFFIX}`;
@@ -275,8 +280,7 @@ export class PinnedStore implements AsyncDisposable {
   /** Removes a temporary directory; files of a lasting one stay. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#last;
-    if (this.#options.directory !== undefined || !this.#directory) return;
-    await Deno.remove(this.#directory, { recursive: true }).catch(() => {});
+    await this.#scratch?.[Symbol.asyncDispose]().catch(() => {});
   }
 }
 

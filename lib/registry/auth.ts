@@ -9,8 +9,9 @@ import { mayRedirect } from "./addresses.ts";
 import { type Challenge, parseChallenges } from "./challenge.ts";
 import type { CredentialSource, FoundCredentials } from "./credentials.ts";
 import { answerError, redactUrl, RegistryError } from "./errors.ts";
+import { REDIRECT_STATUSES, redirectTarget } from "./redirect.ts";
 import { noteRetryAfter, withRetries } from "./retry.ts";
-import type { Transport } from "./transport.ts";
+import type { Exchange, Transport } from "./transport.ts";
 
 /** What a token must allow, e.g. `repository:library/alpine:pull`. */
 export type Scope = string;
@@ -139,7 +140,7 @@ export class Authenticator {
     const request = tokenRequest(realm, challenge, scopes, found);
     const startedMs = this.#transport.clock.now();
     const bytes = await withRetries(this.#transport, async () => {
-      const answer = await this.#transport.exchange(request);
+      const answer = await this.#follow(base, request);
       const body = await answer.bytes(TOKEN_ANSWER_SIZE_MAX).catch((e) => {
         if (e instanceof LimitError && answer.status !== 200) {
           return new Uint8Array(0);
@@ -156,6 +157,27 @@ export class Authenticator {
       header: `Bearer ${token}`,
       expiresAtMs: startedMs + (lifetimeS - early) * 1000,
     };
+  }
+
+  /**
+   * A GET follows redirects, as those of token servers that moved to TLS; the
+   * password goes no further than the host that the registry named.
+   */
+  async #follow(base: URL, request: TokenRequest): Promise<Exchange> {
+    let { url } = request;
+    for (let hop = 0;; hop++) {
+      const isOwn = url.hostname === request.url.hostname;
+      const answer = await this.#transport.exchange({
+        ...request,
+        url,
+        headers: isOwn ? request.headers : {},
+      });
+      const isFollowed = request.method === "GET" &&
+        REDIRECT_STATUSES.includes(answer.status);
+      if (!isFollowed) return answer;
+      await answer.discard();
+      url = await redirectTarget(base, answer, hop);
+    }
   }
 
   #tokenError(
@@ -261,12 +283,19 @@ async function checkRealm(
   return realm;
 }
 
+interface TokenRequest {
+  method: "GET" | "POST";
+  url: URL;
+  headers: Record<string, string>;
+  body?: Uint8Array<ArrayBuffer>;
+}
+
 function tokenRequest(
   realm: URL,
   challenge: Challenge,
   scopes: readonly Scope[],
   found: FoundCredentials | undefined,
-) {
+): TokenRequest {
   const service = challenge.params.service;
   const { credentials } = found ?? {};
   if (credentials?.kind === "refresh") {

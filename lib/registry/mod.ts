@@ -19,6 +19,7 @@ export { LayoutRepository } from "./layout.ts";
 export { REF_NAME_ANNOTATION } from "./layout_reader.ts";
 export * from "./manifest.ts";
 export * from "./media_types.ts";
+export { peerUrl } from "./peer.ts";
 export * from "./platform.ts";
 export { keepDirect } from "./proxies.ts";
 export * from "./reference.ts";

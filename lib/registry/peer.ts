@@ -20,6 +20,20 @@ const PAUSE_MS = 30_000;
 /** Refusals that are the registry's: a token is missing, or the range. */
 const PASSED_ON: readonly number[] = [401, 403, 416];
 
+/**
+ * The agent's URL.
+ *
+ * @throws {UsageError} If the address is none.
+ */
+export function peerUrl(address: string): string {
+  // overlaybd's own default has no scheme.
+  const text = /^https?:\/\//.test(address) ? address : `http://${address}`;
+  if (!URL.canParse(text)) {
+    throw new UsageError(`Key "p2pConfig.address": "${address}" is no URL`);
+  }
+  return text.replace(/\/+$/, "");
+}
+
 /** Knows whether the agent is worth asking. */
 export class Peer {
   readonly #address: string;
@@ -29,12 +43,7 @@ export class Peer {
 
   /** @throws {UsageError} If the address is no URL. */
   constructor(address: string, clock: Clock, logger: Logger) {
-    // overlaybd's own default has no scheme.
-    const text = /^https?:\/\//.test(address) ? address : `http://${address}`;
-    if (!URL.canParse(text)) {
-      throw new UsageError(`Key "p2pConfig.address": "${address}" is no URL`);
-    }
-    this.#address = text.replace(/\/+$/, "");
+    this.#address = peerUrl(address);
     this.#clock = clock;
     this.#logger = logger;
   }

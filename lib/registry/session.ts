@@ -4,10 +4,10 @@
  */
 
 import type { Urgent } from "../io/mod.ts";
-import { mayRedirect } from "./addresses.ts";
 import { Authenticator, type Scope } from "./auth.ts";
-import { answerError, redactUrl, RegistryError } from "./errors.ts";
+import { answerError, RegistryError } from "./errors.ts";
 import type { RequestBody } from "./http.ts";
+import { checkedHop, REDIRECT_STATUSES, redirectTarget } from "./redirect.ts";
 import { noteRetryAfter, withRetries } from "./retry.ts";
 import { unlessAborted } from "./signals.ts";
 import type { Exchange, ExchangeRequest, Transport } from "./transport.ts";
@@ -31,8 +31,6 @@ export interface SessionRequest extends Urgent {
   signal?: AbortSignal | undefined;
 }
 
-/** Most hops of one request. */
-const REDIRECTS_MAX = 10;
 const ERROR_BODY_SIZE_MAX = 64 * 1024;
 /** Challenge, then one token that was no longer accepted. */
 const AUTH_ROUNDS_MAX = 2;
@@ -173,10 +171,7 @@ export class Session {
       });
       if (!isFollowed(request, answer.status)) return answer;
       await answer.discard();
-      if (hop >= REDIRECTS_MAX) {
-        throw redirectError(answer, `more than ${REDIRECTS_MAX} redirects`);
-      }
-      url = await this.checkHop(answer, answer.headers.get("location"));
+      url = await redirectTarget(base, answer, hop);
     }
   }
 
@@ -186,27 +181,8 @@ export class Session {
    * @throws {RegistryError} If it is missing or leads from TLS to plain HTTP or into a private network.
    */
   async checkHop(answer: Exchange, location: string | null): Promise<URL> {
-    const next = location === null ? null : URL.parse(location, answer.url);
-    if (!next || !/^https?:$/.test(next.protocol)) {
-      throw redirectError(answer, "a redirect without a usable Location");
-    }
-    if (answer.url.protocol === "https:" && next.protocol === "http:") {
-      throw redirectError(answer, "a redirect from TLS to plain HTTP");
-    }
     const base = await this.transport.baseUrl(this.registry);
-    if (
-      next.hostname !== base.hostname &&
-      !await mayRedirect(base.hostname, next.hostname)
-    ) {
-      throw redirectError(
-        answer,
-        `a redirect to the inner address "${next.hostname}"`,
-      );
-    }
-    next.username = "";
-    next.password = "";
-    next.hash = "";
-    return next;
+    return await checkedHop(base, answer, location);
   }
 
   /** The error of an answer that was not accepted; reads its body. */
@@ -257,23 +233,11 @@ async function keep(answer: Exchange): Promise<Exchange> {
 }
 
 function isFollowed(request: SessionRequest, status: number): boolean {
-  if (![301, 302, 303, 307, 308].includes(status)) return false;
+  if (!REDIRECT_STATUSES.includes(status)) return false;
   if (request.keepRedirects?.includes(status)) return false;
   if (request.method === "GET" || request.method === "HEAD") return true;
   // Others may be repeated elsewhere only when the method stays the same and
   // the body is still at hand.
   return (status === 307 || status === 308) &&
     typeof request.body !== "function";
-}
-
-function redirectError(answer: Exchange, what: string): RegistryError {
-  return new RegistryError(
-    `${answer.method} ${redactUrl(answer.url)} was answered with ${what}`,
-    {
-      status: answer.status,
-      method: answer.method,
-      url: answer.url,
-      temporary: false,
-    },
-  );
 }

@@ -360,6 +360,20 @@ const OVERLAYBD_JSON = `{
     "serviceConfig": { "enable": false, "address": "http://127.0.0.1:9862" }
 }`;
 
+Deno.test("an agent's address must be a URL, where an agent is asked", () =>
+  withTempDir(async (dir) => {
+    const peer = (p2pConfig: unknown) =>
+      load(dir, JSON.stringify({ p2pConfig }));
+    for (const address of ["localhost:port", "http://", "a b"]) {
+      await assert.rejects(
+        peer({ enable: true, address }),
+        /"p2pConfig.address": ".+" is no URL/,
+      );
+      const { registry } = await peer({ enable: false, address });
+      assert.deepEqual(registry, {});
+    }
+  }));
+
 Deno.test("an overlaybd.json loads as it is", () =>
   withTempDir(async (dir) => {
     const config = await load(dir, OVERLAYBD_JSON);

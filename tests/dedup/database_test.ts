@@ -113,6 +113,26 @@ async function contract(connect: () => SqlConnection): Promise<void> {
   );
 }
 
+/** Opened to be read: nothing is made, and what is absent is empty. */
+async function untouched(
+  connect: (options: { readOnly: boolean }) => SqlConnection,
+  layers: number,
+): Promise<void> {
+  const readOnly = { readOnly: true };
+  await using db = new SqlDatabase(connect(readOnly), readOnly);
+  const place = { host, repository: "app" };
+  const { mediaType } = manifest("app");
+  assert.deepEqual(await db.findChains(place, [key(1)]), []);
+  const found = await db.findLayers(place, [1, 2, 3].map(digest));
+  assert.equal(found.length, layers);
+  assert.equal(await db.hasOtherLayer(layer(1, "new", 9)), layers > 0);
+  const manifests = await db.findManifests(place, digest(1), mediaType);
+  assert.equal(manifests.length > 0, layers > 0);
+  const reason = /was opened to be read/;
+  await assert.rejects(db.addChain(chain(1)), reason);
+  await assert.rejects(db.deleteLayer(layer(1, "a")), reason);
+}
+
 /** Rows that no obd and no convertor writes. */
 async function nonsense(
   connect: () => SqlConnection,
@@ -158,7 +178,14 @@ async function nonsense(
 Deno.test("SQLite keeps conversions in a file that is made with its directory", async () => {
   await withTempDir(async (dir) => {
     const path = `${dir}/some/where/c.db`;
-    await contract(() => new SqliteConnection(path));
+    const connect = (options?: { readOnly: boolean }) =>
+      new SqliteConnection(path, options);
+    await untouched(connect, 0);
+    assert.deepEqual([...Deno.readDirSync(dir)], []);
+    await contract(connect);
+    const before = await Deno.readFile(path);
+    await untouched(connect, 3);
+    assert.deepEqual(await Deno.readFile(path), before);
     await nonsense(() => new SqliteConnection(`${dir}/n.db`), true);
   });
 });
@@ -170,9 +197,12 @@ Deno.test({
     await withTempDir(async (dir) => {
       await using server = await startMariaDb(dir);
       const connect = () => connection(server.url);
-      await contract(connect);
-      // The tables that it made are those of overlaybd's definition.
       await using raw = connect();
+      await untouched(connect, 0);
+      assert.equal((await raw.columns("obd_chains")).size, 0);
+      await contract(connect);
+      await untouched(connect, 3);
+      // The tables that it made are those of overlaybd's definition.
       const columns = await raw.query(
         "SELECT table_name, column_name, column_type, column_key, is_nullable FROM information_schema.columns WHERE table_schema = 'conversions' AND table_name LIKE 'overlaybd%' ORDER BY table_name, ordinal_position",
         [],

@@ -119,6 +119,18 @@ Deno.test("openImage() asks at once for what does not depend on an answer", asyn
   await assert.rejects(opening, { code: "cancelled" });
 });
 
+Deno.test("openImage() waits for no list of referrers where a tag names a meta image", async () => {
+  await using image = await built();
+  await using environment = await image.environment();
+  const path = /\/referrers\//;
+  image.server.faults.add({ path, times: 100, fault: { kind: "silence" } });
+  const started = performance.now();
+  await using opened = await openImage(environment, image.reference);
+  assert.ok(opened.metaDigest);
+  assert.ok(performance.now() - started < 20_000, "as long as for an answer");
+  assert.equal(image.logger.count("cannot list referrers"), 1);
+});
+
 Deno.test("openImage() asks for TAG-obd before it has the image's manifest", async () => {
   await using image = await built();
   const control = new AbortController();

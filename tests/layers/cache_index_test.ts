@@ -141,3 +141,18 @@ Deno.test("cache index: what was emptied while the index was being written is no
     await until(async () => await keys() === "new", "an index of what is left");
     await store[Symbol.asyncDispose]();
   }));
+
+Deno.test("cache index: one that is too large to be read is told of, and replaced", () =>
+  onSlowDisk(async (disk) => {
+    const path = `${disk.directory}/index`;
+    await Deno.writeFile(path, new Uint8Array());
+    await Deno.truncate(path, 512 * MIB + 1);
+    const store = await disk.open();
+    assert.equal(disk.logger.count("cache.index-ignored"), 1);
+    store.put("k", seededBytes(1000, 1));
+    await store.settled();
+    await disk.sync();
+    await until(async () => (await disk.index()).entries.length === 1);
+    await store[Symbol.asyncDispose]();
+    assert.ok((await Deno.stat(path)).size < MIB);
+  }));

@@ -314,6 +314,67 @@ Deno.test("token server: 5xx is repeated, its realm may not leave the network", 
   });
 });
 
+Deno.test("token server: redirects are followed, the password goes to the named host only", async () => {
+  await withTempDir(async (dir) => {
+    const authFile = `${dir}/auth.json`;
+    for (const hostname of ["127.0.0.1", "localhost"]) {
+      await using s = await setup(
+        { auth: { kind: "token", users: { joe: "secret" } } },
+        { credentials: onlyCredentials({ authFile }) },
+      );
+      const auth = { auth: btoa("joe:secret") };
+      await Deno.writeTextFile(
+        authFile,
+        JSON.stringify({ auths: { [s.server.host]: auth } }),
+      );
+      const blob = await s.server.putBlob("app", CONTENT);
+      const { port } = new URL(`http://${s.server.host}`);
+      const location =
+        `http://${hostname}:${port}/auth/token?scope=repository:app:pull&moved`;
+      s.server.faults.add({
+        origin: "token",
+        fault: { kind: "status", status: 307, headers: { location } },
+      });
+      const isOwn = hostname === "127.0.0.1";
+      const asked = s.repository.hasBlob(blob.digest);
+      if (isOwn) equal(await asked, true);
+      else await rejects(asked, /refused access to .*\(401\)/);
+      deepEqual(
+        s.server.requests.filter((r) => r.origin === "token")
+          .map((r) => [r.query.includes("moved"), r.authorization !== null]),
+        [[false, true], [true, isOwn]],
+      );
+    }
+  });
+});
+
+Deno.test("token server: redirects without end, to nowhere, inside", async () => {
+  const cases: [string | undefined, RegExp][] = [
+    ["/auth/token", /more than 10 redirects/],
+    [undefined, /a redirect without a usable Location/],
+    ["file:///etc/passwd", /a redirect without a usable Location/],
+  ];
+  for (const [location, message] of cases) {
+    await using s = await setup({
+      auth: { kind: "token", anonymousPull: true },
+    });
+    s.server.faults.add({
+      origin: "token",
+      times: 100,
+      fault: {
+        kind: "status",
+        status: 302,
+        headers: location === undefined ? {} : { location },
+      },
+    });
+    await rejects(s.repository.resolve("x"), {
+      name: "RegistryError",
+      message,
+    });
+    ok(s.server.requests.filter((r) => r.origin === "token").length <= 11);
+  }
+});
+
 Deno.test("a token with odd characters is refused without being shown", async () => {
   await using s = await setup({ auth: { kind: "token", anonymousPull: true } });
   s.server.faults.add({

@@ -80,13 +80,19 @@ const TABLES: readonly Table[] = [
 /**
  * Makes the tables that are absent and looks at those that are there.
  *
+ * @param readOnly Nothing is made.
+ * @returns Undefined where a table is absent and nothing may be made.
  * @throws {ObdError} If a table has not the columns that are needed.
  */
-export async function prepareSchema(db: SqlConnection): Promise<Schema> {
+export async function prepareSchema(
+  db: SqlConnection,
+  readOnly: boolean,
+): Promise<Schema | undefined> {
   const found = new Map<string, Set<string>>();
   for (const table of TABLES) {
     let columns = await db.columns(table.name);
     if (columns.size === 0) {
+      if (readOnly) return undefined;
       await createTable(db, table);
       columns = await db.columns(table.name);
     }

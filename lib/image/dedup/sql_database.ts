@@ -29,16 +29,33 @@ const OWN_FIRST = "CASE WHEN repo = ? THEN 0 ELSE 1 END, repo";
 export class SqlDatabase implements ConversionDatabase {
   readonly name: string;
   readonly #db: SqlConnection;
-  #schema: Promise<Schema> | undefined;
+  readonly #readOnly: boolean;
+  #schema: Promise<Schema | undefined> | undefined;
 
-  /** @param db Owned. */
-  constructor(db: SqlConnection) {
+  /**
+   * @param db Owned.
+   * @param options `readOnly`: tables that are absent are not made but empty.
+   */
+  constructor(
+    db: SqlConnection,
+    options: { readOnly?: boolean | undefined } = {},
+  ) {
     this.#db = db;
     this.name = db.name;
+    this.#readOnly = options.readOnly ?? false;
   }
 
-  #prepared(): Promise<Schema> {
-    return this.#schema ??= prepareSchema(this.#db);
+  /** @returns Undefined where there is nothing to read. */
+  #prepared(): Promise<Schema | undefined> {
+    return this.#schema ??= prepareSchema(this.#db, this.#readOnly);
+  }
+
+  async #preparedToChange(): Promise<Schema> {
+    const schema = await this.#prepared();
+    if (this.#readOnly || !schema) {
+      throw new TypeError(`${this.name} was opened to be read`);
+    }
+    return schema;
   }
 
   async #rows<T>(
@@ -54,8 +71,7 @@ export class SqlDatabase implements ConversionDatabase {
     place: Place,
     keys: readonly string[],
   ): Promise<ChainRow[]> {
-    if (keys.length === 0) return [];
-    await this.#prepared();
+    if (keys.length === 0 || !await this.#prepared()) return [];
     const wanted = keys.slice(-KEYS_MAX);
     const rows = await this.#rows(
       `SELECT host, repo, chain_key, manifest_digest, layer_count FROM obd_chains WHERE host = ? AND chain_key IN (${
@@ -68,7 +84,7 @@ export class SqlDatabase implements ConversionDatabase {
   }
 
   async addChain(row: ChainRow): Promise<boolean> {
-    await this.#prepared();
+    await this.#preparedToChange();
     return await this.#db.insert(
       "INSERT INTO obd_chains (host, repo, chain_key, manifest_digest, layer_count) VALUES (?, ?, ?, ?, ?)",
       [
@@ -82,7 +98,7 @@ export class SqlDatabase implements ConversionDatabase {
   }
 
   async deleteChain(row: ChainRow): Promise<void> {
-    await this.#prepared();
+    await this.#preparedToChange();
     await this.#db.run(
       "DELETE FROM obd_chains WHERE host = ? AND repo = ? AND chain_key = ? AND manifest_digest = ?",
       [row.host, row.repository, row.chainKey, row.manifestDigest],
@@ -94,7 +110,9 @@ export class SqlDatabase implements ConversionDatabase {
     chainIds: readonly string[],
   ): Promise<LayerRow[]> {
     if (chainIds.length === 0) return [];
-    const version = (await this.#prepared()).layersHaveVersion
+    const schema = await this.#prepared();
+    if (!schema) return [];
+    const version = schema.layersHaveVersion
       ? ` AND version = '${LAYER_VERSION}'`
       : "";
     const wanted = chainIds.slice(0, ROWS_MAX);
@@ -123,7 +141,7 @@ export class SqlDatabase implements ConversionDatabase {
   }
 
   async hasOtherLayer(row: LayerRow): Promise<boolean> {
-    await this.#prepared();
+    if (!await this.#prepared()) return false;
     const rows = await this.#db.query(
       "SELECT data_digest FROM overlaybd_layers WHERE host = ? AND chain_id = ? AND data_digest <> ? LIMIT 1",
       [row.host, row.chainId, row.digest],
@@ -132,7 +150,7 @@ export class SqlDatabase implements ConversionDatabase {
   }
 
   async addLayer(row: LayerRow): Promise<boolean> {
-    const { layersHaveVersion } = await this.#prepared();
+    const { layersHaveVersion } = await this.#preparedToChange();
     const values = [
       row.host,
       row.repository,
@@ -149,7 +167,7 @@ export class SqlDatabase implements ConversionDatabase {
   }
 
   async deleteLayer(row: LayerRow): Promise<void> {
-    await this.#prepared();
+    await this.#preparedToChange();
     await this.#db.run(
       "DELETE FROM overlaybd_layers WHERE host = ? AND repo = ? AND chain_id = ? AND data_digest = ?",
       [row.host, row.repository, row.chainId, row.digest],
@@ -161,7 +179,9 @@ export class SqlDatabase implements ConversionDatabase {
     sourceDigest: string,
     mediaType: string,
   ): Promise<ManifestRow[]> {
-    const version = (await this.#prepared()).manifestsHaveVersion
+    const schema = await this.#prepared();
+    if (!schema) return [];
+    const version = schema.manifestsHaveVersion
       ? ` AND version = '${MANIFEST_VERSION}'`
       : "";
     const rows = await this.#rows(
@@ -176,7 +196,7 @@ export class SqlDatabase implements ConversionDatabase {
   }
 
   async addManifest(row: ManifestRow): Promise<boolean> {
-    const { manifestsHaveVersion } = await this.#prepared();
+    const { manifestsHaveVersion } = await this.#preparedToChange();
     return await this.#insert(
       "overlaybd_manifests",
       ["host", "repo", "src_digest", "out_digest", "data_size", "mediatype"],
@@ -193,7 +213,7 @@ export class SqlDatabase implements ConversionDatabase {
   }
 
   async deleteManifest(row: ManifestRow): Promise<void> {
-    await this.#prepared();
+    await this.#preparedToChange();
     await this.#db.run(
       "DELETE FROM overlaybd_manifests WHERE host = ? AND repo = ? AND src_digest = ? AND mediatype = ? AND out_digest = ?",
       [row.host, row.repository, row.sourceDigest, row.mediaType, row.digest],

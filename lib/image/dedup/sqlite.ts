@@ -10,23 +10,30 @@ const BUSY_MS = 3000;
 /** SQLITE_CONSTRAINT_PRIMARYKEY (https://sqlite.org/rescode.html). */
 const CONSTRAINT_PRIMARY_KEY = 1555;
 
-/** A database file, made with its directory when it is first used. */
+/** A database file, made with its directory when it is first used; with `readOnly` an absent one is empty. */
 export class SqliteConnection implements SqlConnection {
   readonly name: string;
   readonly dialect = "sqlite";
   readonly #path: string;
+  readonly #readOnly: boolean;
   #db: Promise<DatabaseSync> | undefined;
 
-  constructor(file: string) {
+  constructor(file: string, options: { readOnly?: boolean | undefined } = {}) {
     this.#path = file;
+    this.#readOnly = options.readOnly ?? false;
     this.name = `sqlite:${file}`;
   }
 
   #open(): Promise<DatabaseSync> {
     return this.#db ??= (async () => {
       const { DatabaseSync } = await import("node:sqlite");
-      fs.mkdirSync(path.dirname(this.#path), { recursive: true });
-      const db = new DatabaseSync(this.#path);
+      if (this.#readOnly && !fs.existsSync(this.#path)) {
+        return new DatabaseSync(":memory:");
+      }
+      if (!this.#readOnly) {
+        fs.mkdirSync(path.dirname(this.#path), { recursive: true });
+      }
+      const db = new DatabaseSync(this.#path, { readOnly: this.#readOnly });
       db.exec(`PRAGMA busy_timeout = ${BUSY_MS}`);
       return db;
     })();

@@ -11,7 +11,7 @@ import {
 
 /** A larger index file is not read: it cannot be ours at any supported cache size. */
 const MAX_JOURNAL_BYTES = 512 * 1024 * 1024;
-/** Appended bytes after which the log is rewritten, beside those of live entries. */
+/** Bytes that may always be appended before the log is rewritten. */
 const REWRITE_SLACK = 1 << 20;
 /** Bytes of one write. */
 const BATCH_BYTES = 256 * 1024;
@@ -36,17 +36,32 @@ export class JournalFile {
     return this.#mustRewrite || this.#pending.length > 0;
   }
 
-  /** Reads what an earlier owner left; a missing or foreign file is an empty log. */
+  /**
+   * Reads what an earlier owner left; a missing or foreign file is an empty log.
+   *
+   * @param onIgnored Told why a file that is there is not read.
+   */
   async load(
     limits: { slotLimit: number; maxEntrySize: number },
+    onIgnored: (reason: string) => void,
   ): Promise<JournalEntry[]> {
     const info = await Deno.lstat(this.#path).catch(() => undefined);
-    if (!info?.isFile || info.size > MAX_JOURNAL_BYTES) return [];
+    if (!info) return [];
+    if (!info.isFile) {
+      onIgnored("it is no file");
+      return [];
+    }
+    if (info.size > MAX_JOURNAL_BYTES) {
+      onIgnored(
+        `it has ${info.size} bytes, at most ${MAX_JOURNAL_BYTES} are read: the cache is too large for its pieces`,
+      );
+      return [];
+    }
     const bytes = await Deno.readFile(this.#path);
     const read = readJournal(bytes, { slotSize: this.#slotSize, ...limits });
     this.#mustRewrite = !read.whole;
     this.#fileBytes = bytes.length;
-    this.#rewriteAbove = 2 * bytes.length + REWRITE_SLACK;
+    this.#rewriteAbove = growthLimit(bytes.length);
     return read.entries;
   }
 
@@ -113,13 +128,19 @@ export class JournalFile {
     const bytes = await writeParts(file, parts);
     await Deno.rename(temp, this.#path);
     this.#fileBytes = bytes;
-    this.#rewriteAbove = 2 * bytes + REWRITE_SLACK;
+    this.#rewriteAbove = growthLimit(bytes);
   }
 
   #push(record: Uint8Array): void {
     this.#pending.push(record);
     this.#pendingBytes += record.length;
   }
+}
+
+/** Bytes up to which a log of so many when it was whole may grow: twice, but not beyond what is read again. */
+function growthLimit(bytes: number): number {
+  const twice = Math.min(2 * bytes + REWRITE_SLACK, MAX_JOURNAL_BYTES);
+  return Math.max(twice, bytes + REWRITE_SLACK);
 }
 
 /** Writes all, and closes the file in any case; returns the bytes. */

@@ -152,7 +152,12 @@ export class CacheStore implements AsyncDisposable {
       const known = await journal.load({
         slotLimit: Math.min(held, capacity),
         maxEntrySize: MAX_ENTRY_BYTES,
-      });
+      }, (reason) =>
+        options.logger?.warn("cache.index-ignored", {
+          cache: options.name ?? "cache",
+          path: `${directory}/${INDEX}`,
+          reason,
+        }));
       const used = known.flatMap((e) => e.runs).sort((a, b) =>
         a.start - b.start
       );
