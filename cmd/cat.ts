@@ -1,7 +1,7 @@
 /** `obd cat IMAGE PATH`: a file's content on stdout, fetched as far as it is read. */
 
 import { Ext4Reader } from "../lib/image/mod.ts";
-import { writeAll } from "../lib/io/mod.ts";
+import { ObdError, UsageError, writeAll } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
 import { byteString } from "./ls.ts";
@@ -13,9 +13,20 @@ export async function run(
   [image, path]: string[],
   options: Record<string, unknown>,
 ): Promise<void> {
+  if (context.json) {
+    throw new UsageError("--json and the file's content both want stdout");
+  }
   await using session = await openSession(context, image!, options);
   const reader = await Ext4Reader.open(session.image.source);
-  const file = await reader.openFile(await reader.lookup(byteString(path!)));
+  const ino = await reader.lookup(byteString(path!));
+  const { type } = await reader.stat(ino);
+  if (type !== "file") {
+    throw new ObdError(
+      "state",
+      `Cannot print "${path}": it is no file (${type})`,
+    );
+  }
+  const file = await reader.openFile(ino);
   const buffer = new Uint8Array(Math.min(PIECE, file.size));
   for (let at = 0; at < file.size; at += PIECE) {
     const piece = buffer.subarray(0, Math.min(PIECE, file.size - at));

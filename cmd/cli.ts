@@ -66,7 +66,13 @@ export function createProgram(setExit: (code: number) => void): Command {
     .helpOption("-h, --help", "print help and exit")
     .helpCommand("help [command]", "print help for a command")
     .showSuggestionAfterError()
-    .configureHelp({ showGlobalOptions: true })
+    .configureHelp({
+      showGlobalOptions: true,
+      // Without "[options]", which all have: the list fits its columns.
+      subcommandTerm: (command) =>
+        [command.name(), ...command.registeredArguments.map(argumentTerm)]
+          .join(" "),
+    })
     .exitOverride();
 
   const add = (
@@ -115,6 +121,12 @@ export function createProgram(setExit: (code: number) => void): Command {
   return program;
 }
 
+/** `<image>`, or `[path]` where it may be missing. */
+function argumentTerm(argument: Argument): string {
+  const name = argument.name() + (argument.variadic ? "..." : "");
+  return argument.required ? `<${name}>` : `[${name}]`;
+}
+
 type Add = (
   usage: string,
   summary: string,
@@ -151,7 +163,10 @@ function addBuild(add: Add): void {
         .argParser(integerTo(VSIZE_MAX_GIB)).default(64),
     )
     .addOption(
-      new Option("--platform <os/arch[/variant]>", "platform to build")
+      new Option(
+        "--platform <os/arch[/variant]>",
+        "platform of an index to build (default: this machine's)",
+      )
         .conflicts("allPlatforms"),
     )
     .option("--all-platforms", "build every platform of an index")
@@ -238,6 +253,7 @@ function addServe(add: Add): void {
     "serve images as NBD block devices",
     () => import("./serve.ts"),
   )
+    .usage("--config <file> [options]")
     .requiredOption(
       "--config <file>",
       "configuration file or directory (repeatable)",
@@ -250,7 +266,7 @@ function addMountCommands(add: Add): void {
   const api = (command: Command) =>
     command.option(
       "--api <address>",
-      "status API of a running serve (default: unix:/run/obd/api.sock if it answers)",
+      "status API of a running serve (default: api.sock in /run/obd or $OBD_RUN_DIR, if it answers)",
     );
   prefetch(api(
     add(
@@ -359,20 +375,28 @@ function addReadCommands(add: Add): void {
     .option("--zip <file>", "write a zip file instead of printing")
     .option(
       "--config <file>",
-      "configuration to include, without secrets",
+      "configuration file or directory to include, without secrets (repeatable)",
       collect,
     )
-    .option("--api <address>", "status API of a running serve");
+    .option(
+      "--api <address>",
+      "status API of a running serve (default: api.sock in /run/obd or $OBD_RUN_DIR)",
+    );
 }
 
 function addTrace(add: Add): void {
-  add(
+  const trace = add(
     "trace <action> <target> [other]",
     "record what an export reads, show a trace, or push it with its image",
     () => import("./trace.ts"),
-  )
+  );
+  // For completion; the command itself says what it does not know.
+  trace.registeredArguments[0]!.argChoices = ["record", "show", "push"];
+  trace
     .usage(
-      "[options] record <export|dir> --output <file> | show <file> [image] | push <image> <file>",
+      `record <export|dir> --output <file> [options]
+       obd trace show <file> [image] [options]
+       obd trace push <image> <file> [options]`,
     )
     .option("--output <file>", "record: where to write the trace")
     .option(
@@ -385,7 +409,7 @@ function addTrace(add: Add): void {
     )
     .option(
       "--api <address>",
-      "record: status API of the serve that has the export (default: that of the mount at DIR, else unix:/run/obd/api.sock)",
+      "record: status API of the serve that has the export (default: that of the mount at DIR, else api.sock in /run/obd or $OBD_RUN_DIR)",
     )
     .option(
       "--acceleration-layer <tag>",

@@ -20,11 +20,9 @@ interface Entry {
 }
 
 function entriesOf(program: Command): Entry[] {
-  const help: Flag = {
-    names: ["-h", "--help"],
-    choices: [],
-    takesValue: false,
-  };
+  const everywhere = [["-h", "--help"], ["-V", "--version"]].map((
+    names,
+  ): Flag => ({ names, choices: [], takesValue: false }));
   const entries = program.commands.map((command): Entry => ({
     name: command.name(),
     summary: command.summary(),
@@ -34,7 +32,7 @@ function entriesOf(program: Command): Entry[] {
         choices: o.argChoices ?? [],
         takesValue: o.required || o.optional,
       })),
-      help,
+      ...everywhere,
     ],
     choices: command.registeredArguments[0]?.argChoices ?? [],
   }));
@@ -147,7 +145,9 @@ ${commands.join("\n")}
 ${values.join("\n")}
     ${valueFlags(entries).join("|")}) _files; return ;;
   esac
-  if (( CURRENT == 2 )); then
+  if (( CURRENT == 2 )) && [[ "$words[CURRENT]" == -* ]]; then
+    compadd -- --help --version
+  elif (( CURRENT == 2 )); then
     _describe command commands
   elif [[ "$words[CURRENT]" == -* ]]; then
     case "$words[2]" in
@@ -166,7 +166,10 @@ compdef _obd obd`;
 }
 
 function fish(entries: Entry[]): string {
-  const lines: string[] = [];
+  const lines = [
+    "complete -c obd -n __fish_use_subcommand -s h -l help",
+    "complete -c obd -n __fish_use_subcommand -s V -l version",
+  ];
   for (const e of entries) {
     const here = `complete -c obd -n '__fish_seen_subcommand_from ${e.name}'`;
     lines.push(

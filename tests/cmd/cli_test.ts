@@ -51,9 +51,15 @@ Deno.test("--version is one line with the release", async () => {
   }
 });
 
+/** Help fits a terminal. */
+function assertNarrow(text: string): void {
+  assert.deepEqual(text.split("\n").filter((line) => line.length > 100), []);
+}
+
 Deno.test("help: of the program and of every command, on stdout", async () => {
   const top = await obd(["--help"]);
   assert.equal(top.code, 0);
+  assertNarrow(top.stdout);
   const listed = [...top.stdout.matchAll(/^ {2}([a-z][a-z-]*) /gm)].map((m) =>
     m[1]
   );
@@ -64,6 +70,7 @@ Deno.test("help: of the program and of every command, on stdout", async () => {
     assert.equal(help.code, 0, name);
     assert.match(help.stdout, new RegExp(`^Usage: obd ${name} `), name);
     assert.equal(help.stderr, "", name);
+    assertNarrow(help.stdout);
     if (name !== "completion") assert.match(help.stdout, /--authfile <file>/);
     const other = await obd(["help", name]);
     assert.equal(other.stdout, help.stdout, name);
@@ -112,6 +119,7 @@ const WRONG: [args: string[], message: RegExp][] = [
   [["ls"], /missing required argument 'image'/],
   [["ls", "oci:IN:v1", "--api", "x"], /unknown option '--api'/],
   [["cat", "oci:IN:v1"], /missing required argument 'path'/],
+  [["cat", "oci:IN:v1", "/x", "--json"], /both want stdout/],
   [["inspect"], /missing required argument/],
   [["report", "extra"], /too many arguments/],
   [["report", "--api", "nonsense"], /neither unix:\/PATH nor HOST:PORT/],
@@ -201,6 +209,10 @@ Deno.test("failures: exit 1, one line on stderr; --debug adds a stack", async ()
     assert.equal(json.code, 1);
     assert.equal(json.stdout, "");
     assertOneLine(json, /^obd: No OCI layout/);
+    await writeLayout(`${dir}/in`, [{ tag: "v1", image }]);
+    const cat = await obd(["cat", `oci:${dir}/in:v1`, "/etc"]);
+    assert.equal(cat.code, 1);
+    assertOneLine(cat, /"\/etc": it is no file \(directory\)$/);
   });
 });
 

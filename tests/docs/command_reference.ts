@@ -10,6 +10,7 @@ import { createProgram } from "../../cmd/cli.ts";
 const PAGE = new URL("../../cmd/README.md", import.meta.url).pathname;
 const BEGIN = "<!-- begin: written by `deno task docs` -->";
 const END = "<!-- end -->";
+const COLUMNS = 100;
 
 /** The part of the page that is generated. */
 export function commandReference(): string {
@@ -105,8 +106,23 @@ function optionLine(option: Option): [string, string] {
 
 function block(rows: readonly (readonly [string, string])[]): string {
   const width = Math.max(...rows.map(([left]) => left.length)) + 2;
-  const lines = rows.map(([left, right]) => left.padEnd(width) + right);
+  const lines = rows.flatMap(([left, right]) =>
+    wrap(right, COLUMNS - width).map((line, i) =>
+      (i === 0 ? left : "").padEnd(width) + line
+    )
+  );
   return ["```text", ...lines, "```"].join("\n");
+}
+
+function wrap(text: string, width: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const last = lines.at(-1);
+    if (last === undefined || last.length + 1 + word.length > width) {
+      lines.push(word);
+    } else lines[lines.length - 1] = `${last} ${word}`;
+  }
+  return lines;
 }
 
 if (import.meta.main) await Deno.writeTextFile(PAGE, await wantedPage());
