@@ -6,6 +6,7 @@
  * credential file is the `auths` part of it.
  */
 
+import { homedir } from "node:os";
 import {
   errorText,
   FormatError,
@@ -142,8 +143,10 @@ export const noCredentials: CredentialSource = {
   find: () => Promise.resolve(undefined),
 };
 
+/** Services of systemd have no HOME; the home of their user is where the user database says. */
 function readEnvironment(name: string): string | undefined {
-  return Deno.env.get(name);
+  return Deno.env.get(name) ??
+    (name === "HOME" ? homedir() ?? undefined : undefined);
 }
 
 function credentialFiles(

@@ -153,6 +153,23 @@ Deno.test("sources come in their order; a later one is asked when the first has 
   });
 });
 
+Deno.test("without HOME, as in a service of systemd, the home is the user database's", async () => {
+  const users = (await Deno.readTextFile("/etc/passwd")).split("\n");
+  const user = users.map((line) => line.split(":"))
+    .find(([, , uid]) => uid === String(Deno.uid()));
+  const home = Deno.env.get("HOME");
+  Deno.env.delete("HOME");
+  try {
+    const { places } = createCredentialSource();
+    equal(
+      places.find((path) => path.endsWith("/.docker/config.json")),
+      user && `${user[5]}/.docker/config.json`,
+    );
+  } finally {
+    if (home !== undefined) Deno.env.set("HOME", home);
+  }
+});
+
 Deno.test("broken files are errors that do not quote them", async () => {
   await withTempDir(async (dir) => {
     const authFile = `${dir}/auth.json`;
