@@ -541,7 +541,7 @@ function connectionError(
   const hint = isTlsMismatch
     ? " (the server does not speak TLS; is --plain-http missing?)"
     : isCertificate
-    ? " (see --ca-file and --tls-skip-verify)"
+    ? ` (${certificateHint(text)})`
     : "";
   return new RegistryError(
     `${method} ${redactUrl(url)} failed: ${shorten(text)}${hint}`,
@@ -552,6 +552,17 @@ function connectionError(
       temporary: !isCertificate && !isTlsMismatch,
     },
   );
+}
+
+/** What helps; where the runtime (rustls) is stricter than OpenSSL and Go, no CA file does. */
+function certificateHint(text: string): string {
+  if (text.includes("CaUsedAsEndEntity")) {
+    return "it is that of a CA: the server needs one that the CA signed, or one with basicConstraints=CA:FALSE; or --tls-skip-verify";
+  }
+  if (text.includes("UnsupportedCertVersion")) {
+    return "it needs version 3, with a subjectAltName; or --tls-skip-verify";
+  }
+  return "see --ca-file and --tls-skip-verify";
 }
 
 function causeText(error: unknown): string {

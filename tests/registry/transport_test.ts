@@ -429,6 +429,30 @@ Deno.test({
 });
 
 Deno.test({
+  name: "TLS: a server with the certificate of a CA is told how to mend that",
+  ignore: !requires("openssl"),
+  fn: () =>
+    withTempDir(async (dir) => {
+      await makeCertificates(dir);
+      await using server = await RegistryServer.start({
+        tls: {
+          cert: await Deno.readTextFile(`${dir}/ca.crt`),
+          key: await Deno.readTextFile(`${dir}/ca.key`),
+        },
+      });
+      await using client = new RegistryClient({
+        caFile: `${dir}/ca.crt`,
+        certsDirectories: [],
+        credentials: onlyCredentials(),
+      });
+      await rejects(
+        client.open(server.host, "app").resolve("x"),
+        /basicConstraints=CA:FALSE; or --tls-skip-verify\)$/,
+      );
+    }),
+});
+
+Deno.test({
   name: "TLS: an upload whose content fails ends, also without checks",
   ignore: !requires("openssl"),
   fn: () =>
