@@ -38,28 +38,34 @@ function isInside(path: string, dir: string): boolean {
   return path === dir || path.startsWith(`${dir}/`);
 }
 
-/** Everything that can be found, as texts for an error; the longest list is cut. */
+/**
+ * Everything that can be found, as texts for an error; the longest list is cut.
+ *
+ * @param options.copies Whether copies of the mount in other namespaces count
+ *   though processes hold it, too. They keep a device busy; but umount(2) undoes
+ *   those of every service with a namespace of its own along with ours.
+ */
 export async function findHolders(
   used: InUse,
-  { processes = true } = {},
+  { copies = true } = {},
 ): Promise<string[]> {
   const own = await Deno.readTextFile("/proc/self/mountinfo");
   const found = new Set(mountHolders(own, used));
-  if (processes) {
-    const seen = new Set([await namespaceOf("self")]);
-    for await (const { name: pid } of Deno.readDir("/proc")) {
-      if (!/^\d+$/.test(pid)) continue;
-      const what = await processUse(pid, used);
-      if (what !== undefined) {
-        found.add(`process ${pid} (${await commandOf(pid)}: ${what})`);
-      }
-      const namespace = await namespaceOf(pid);
-      if (namespace === undefined || seen.has(namespace)) continue;
-      seen.add(namespace);
-      await addForeignMounts(found, pid, used);
+  const foreign = new Set<string>();
+  const seen = new Set([await namespaceOf("self")]);
+  for await (const { name: pid } of Deno.readDir("/proc")) {
+    if (!/^\d+$/.test(pid)) continue;
+    const what = await processUse(pid, used);
+    if (what !== undefined) {
+      found.add(`process ${pid} (${await commandOf(pid)}: ${what})`);
     }
+    const namespace = await namespaceOf(pid);
+    if (namespace === undefined || seen.has(namespace)) continue;
+    seen.add(namespace);
+    await addForeignMounts(foreign, pid, used);
   }
   const list = [...found];
+  if (copies || list.length === 0) list.push(...foreign);
   return list.length <= NAMED_MAX
     ? list
     : [...list.slice(0, NAMED_MAX), `${list.length - NAMED_MAX} more`];

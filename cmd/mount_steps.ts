@@ -334,7 +334,9 @@ async function unmount(state: MountState): Promise<void> {
   if (on.length > 0) throw busy(action, on);
   const { code, stderr } = await runProgram("umount", [dir]);
   if (code !== 0) {
-    if (/busy/.test(stderr)) throw busy(action, await findHolders(used));
+    if (/busy/.test(stderr)) {
+      throw busy(action, await findHolders(used, { copies: false }));
+    }
     throw new ObdError("state", `Cannot ${action}: ${stderr}`);
   }
   const gone = await waitUntil(

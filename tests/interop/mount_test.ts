@@ -118,13 +118,29 @@ Deno.test({
         args: ["60"],
         cwd: `${dir}/usr`,
       }).spawn();
+      // With a copy of the mount, as services of systemd have: it is not why.
+      const [unshare, ...sleep] = withOwnMounts(
+        ["sh", "-c", "echo; exec sleep 60"],
+        box.dir,
+      );
+      const service = new Deno.Command(unshare!, {
+        args: sleep,
+        stdout: "piped",
+      }).spawn();
       try {
+        const reader = service.stdout.getReader();
+        await reader.read();
+        await reader.cancel();
         await busy(
-          new RegExp(`process ${holder.pid} \\(sleep: working directory\\)`),
+          new RegExp(
+            `in use by process ${holder.pid} \\(sleep: working directory\\)\n$`,
+          ),
         );
       } finally {
-        holder.kill("SIGKILL");
-        await holder.status;
+        for (const process of [service, holder]) {
+          process.kill("SIGKILL");
+          await process.status;
+        }
       }
       {
         using _file = await Deno.open(`${dir}/etc/passwd`);
