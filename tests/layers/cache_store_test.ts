@@ -592,6 +592,30 @@ Deno.test("CacheStore: a lost write-back empties the cache", () =>
     await mustRead(store, "b", seededBytes(1000, 2));
   }));
 
+Deno.test("CacheStore: what was in a file that somebody emptied is lost, not zeros", () =>
+  inTempDir(async (dir) => {
+    const logger = new RecordingLogger();
+    // One was there before this process, one is its own.
+    const items = [MIB, 2 * MIB, 3 * MIB].map((n, i) => seededBytes(n, i));
+    {
+      await using store = await openStore(dir);
+      store.put("k0", items[0]!);
+    }
+    await using store = await openStore(dir, { logger, retryMs: 0 });
+    await mustRead(store, "k0", items[0]!);
+    store.put("k1", items[1]!);
+    await store.settled();
+    await Deno.truncate(`${dir}/data`, 0);
+    store.put("k2", items[2]!);
+    await store.settled();
+    for (const key of ["k0", "k1"]) assert.equal(store.get(key), undefined);
+    assert.equal(logger.count("cache.reset"), 1);
+    for (const i of [0, 1, 2]) store.put(`k${i}`, items[i]!);
+    await store.settled();
+    for (const i of [0, 1, 2]) await mustRead(store, `k${i}`, items[i]!);
+    assert.equal(logger.count("cache.reset"), 1);
+  }));
+
 Deno.test("CacheStore: a slow disk delays no read and bounds what waits", () =>
   inTempDir(async (dir) => {
     let let_go = () => {};

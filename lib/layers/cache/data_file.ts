@@ -28,13 +28,24 @@ const PUNCH_HOLE = 0x01 | 0x02;
  */
 const READERS = 4;
 
+/** Somebody made the file shorter: what was written beyond its end reads as zeros once more is written. */
+export class ShrunkError extends ObdError {
+  constructor(path: string) {
+    super("state", `Somebody made "${path}" shorter`);
+  }
+}
+
 /** Positional access to one file. All offsets and lengths are bytes. */
 export interface DataFile {
   /** Fills `dst` from the page cache, or returns false. Never blocks, never throws. */
   preadNow(dst: Uint8Array, offset: number): boolean;
   /** Fills all of `dst`, or rejects. */
   pread(dst: Uint8Array, offset: number): Promise<void>;
-  /** Writes all of `src`, or rejects. One call at a time. */
+  /**
+   * Writes all of `src`, or rejects. One call at a time.
+   *
+   * @throws {ShrunkError} If the file is shorter than it was made here; nothing is written.
+   */
   pwrite(src: Uint8Array, offset: number): Promise<void>;
   /** Gives the range's storage back; false where the file system cannot. */
   punch(offset: number, length: number): Promise<boolean>;
@@ -62,6 +73,8 @@ class OsDataFile implements DataFile {
   readonly #isMemory: boolean;
   readonly #libc = loadLibc();
   readonly #reading = new Set<Promise<void>>();
+  /** The file is at least so long. */
+  #end: number;
   #closed = false;
 
   constructor(
@@ -71,6 +84,7 @@ class OsDataFile implements DataFile {
     fds: number[],
     isMemory: boolean,
   ) {
+    this.#end = writer.statSync().size;
     this.#path = path;
     this.#directory = directory;
     this.#writer = writer;
@@ -108,9 +122,13 @@ class OsDataFile implements DataFile {
 
   async pwrite(src: Uint8Array, offset: number): Promise<void> {
     // Not node's fs.write: the runtime runs that on the calling thread. The
-    // seek does no I/O, and a thread switch of its own costs more than it.
+    // seek and the stat do no I/O, and a thread switch of its own costs more.
+    if (this.#writer.statSync().size < this.#end) {
+      throw new ShrunkError(this.#path);
+    }
     this.#writer.seekSync(offset, Deno.SeekMode.Start);
     await writeAll(this.#writer, src);
+    this.#end = Math.max(this.#end, offset + src.length);
   }
 
   async punch(offset: number, length: number): Promise<boolean> {
@@ -133,6 +151,7 @@ class OsDataFile implements DataFile {
   }
 
   async truncate(length: number): Promise<void> {
+    this.#end = Math.min(this.#end, length);
     await truncate(this.#syncFd, length);
   }
 
