@@ -30,6 +30,7 @@ import {
   type PlainManifest,
   resolveManifest,
   type SourceImage,
+  warnOfPlatform,
 } from "./source.ts";
 
 /** What to open, and where meta blobs come from when not from the repository. */
@@ -73,10 +74,11 @@ export async function planOpen(
   // Its name is known before the image's digest is.
   const likelyTag = tagToTry(reference, ways);
   if (likelyTag !== undefined) guess.begin(likelyTag);
+  const platform = options.platform === undefined
+    ? undefined
+    : parsePlatform(options.platform);
   const plain = await resolveManifest(repository, reference, {
-    platform: options.platform === undefined
-      ? undefined
-      : parsePlatform(options.platform),
+    platform,
     signal,
   });
   const loading = loadSource(repository, reference, plain, signal);
@@ -86,7 +88,7 @@ export async function planOpen(
   onSubject(subject ?? plain.resolved.descriptor.digest);
   if (roles) {
     blobs.begin(metaDescriptors(roles));
-    await loading;
+    warnOfPlatform(environment.log, await loading, platform);
     return {
       roles,
       metaDigest: plain.resolved.descriptor.digest,
@@ -107,6 +109,7 @@ export async function planOpen(
     () => loading,
   );
   const source = await loading;
+  warnOfPlatform(environment.log, source, platform);
   if (found) return found;
   const sourceDigest = plain.resolved.descriptor.digest;
   if (!ways.includes("build")) {

@@ -62,6 +62,7 @@ import {
   resolveIndexEntry,
   resolveSource,
   type SourceImage,
+  warnOfPlatform,
 } from "./source.ts";
 import { openTarget } from "./target.ts";
 
@@ -287,7 +288,12 @@ async function resolveAll(
     const platform = options.platform === undefined
       ? undefined
       : parsePlatform(options.platform);
-    return [await resolveSource(repository, reference, { platform, signal })];
+    const image = await resolveSource(repository, reference, {
+      platform,
+      signal,
+    });
+    warnOfPlatform(environment.log, image, platform);
+    return [image];
   }
   const resolved = await repository.resolve(referenceTarget(reference), {
     signal,

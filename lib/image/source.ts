@@ -8,11 +8,14 @@ import {
 } from "../io/mod.ts";
 import {
   type Descriptor,
+  formatPlatform,
+  formatReference,
   type ImageConfig,
   type ImageIndex,
   type ImageManifest,
   isDigest,
   layerCompression,
+  matchPlatform,
   parseImageConfig,
   parseManifest,
   type Platform,
@@ -147,6 +150,25 @@ export async function loadSource(
   }
   const platform = plain.platform ?? config.platform;
   return { ...plain, repository, reference, config, configBytes, platform };
+}
+
+/** Tells of an image that stands in no index, where a platform is asked for, and is of another one. */
+export function warnOfPlatform(
+  log: Logger,
+  { index, platform, reference }: SourceImage,
+  asked: Platform | undefined,
+): void {
+  const { os, architecture } = platform;
+  if (index || !asked || !os || !architecture) return;
+  if (matchPlatform(asked, platform) !== undefined) return;
+  log.warn(
+    "the image is in no index, and of another platform than was asked for",
+    {
+      image: formatReference(reference),
+      platform: formatPlatform(platform),
+      asked: formatPlatform(asked),
+    },
+  );
 }
 
 /** @throws {FormatError} If a blob that is to be read whole is too large for that. */

@@ -1,6 +1,7 @@
 /** Where meta images go, and what goes with them. */
 
 import { deepEqual, equal, match, ok, rejects } from "node:assert/strict";
+import { openImage } from "../../lib/image/mod.ts";
 import { UsageError } from "../../lib/io/mod.ts";
 import {
   makeImage,
@@ -20,6 +21,7 @@ import {
   OBD,
   run,
   sh,
+  testEnvironment,
   withTempDir,
 } from "./helpers.ts";
 
@@ -117,6 +119,22 @@ Deno.test("publish: without a referrers API the fallback tag lists the meta imag
     server.tags("app").delete("v1-obd");
     ok((await imageTree(source)).length > 1);
   }
+});
+
+Deno.test("publish: an image in no index, of another platform than was asked for, is told", async () => {
+  await using server = await RegistryServer.start();
+  await putImage(server, "app", "v1", image);
+  const source = `${server.host}/app:v1`;
+  const told = async (platform: string) =>
+    (await build({ source, virtualSize: GIB, platform })).warnings
+      .filter((text) => text.includes("another platform"));
+  equal((await told("linux/s390x")).length, 1);
+  deepEqual(await told("linux/amd64"), []);
+  await using environment = await testEnvironment();
+  await using _opened = await openImage(environment, source, {
+    platform: "linux/s390x",
+  });
+  ok(environment.log.warnings.some((text) => /another platform/.test(text)));
 });
 
 Deno.test("publish: --dry-run reads only, and says what would be", async () => {
