@@ -5,11 +5,13 @@ import {
   bindUnixSocket,
   type BoundSocket,
   errorText,
+  type Logger,
   ObdError,
   UsageError,
 } from "../lib/io/mod.ts";
 import { formatNbdAddress } from "../lib/nbd/mod.ts";
 import { createApi, createMetricsApi } from "./api.ts";
+import { type ApiApp, ApiServer } from "./api_server.ts";
 import {
   type ImageConfig,
   type ListenAddress,
@@ -126,6 +128,7 @@ async function serve(
       await listenApi(
         addresses.api,
         "api.listen",
+        log,
         (trusted, hosts) =>
           createApi(session, {
             trusted,
@@ -140,6 +143,7 @@ async function serve(
         await listenApi(
           addresses.metrics,
           "api.metricsListen",
+          log,
           () => createMetricsApi(session, { path: config.api.metricsPath }),
         ),
       );
@@ -194,41 +198,35 @@ function untilAborted(signal: AbortSignal): Promise<void> {
 async function listenApi(
   address: ListenAddress,
   key: string,
-  makeApi: (
-    trusted: boolean,
-    hosts: string[] | undefined,
-  ) => { fetch(request: Request): Response | Promise<Response> },
+  log: Logger,
+  makeApi: (trusted: boolean, hosts: string[] | undefined) => ApiApp,
 ): Promise<ApiListener> {
-  const onListen = () => {};
   try {
     if (address.transport === "unix") {
       const app = makeApi(true, undefined);
-      const bound: BoundSocket<Deno.HttpServer> = await bindUnixSocket(
+      const bound: BoundSocket<ApiServer> = await bindUnixSocket(
         address.path,
-        (path) => Deno.serve({ path, onListen }, (r) => app.fetch(r)),
-        (server) => server.shutdown(),
+        (path) => ApiServer.listen({ path }, app, log),
+        (server) => server.close(0),
       );
       return {
         address: `unix:${address.path}`,
         close: async () => {
-          await shutDown(bound.listener);
+          await bound.listener.close(API_STOP_DEADLINE_MS);
           await bound.remove();
         },
       };
     }
     const { hostname, port } = address;
     const app = makeApi(false, hostNames(hostname));
-    const server = Deno.serve(
-      { hostname, port, onListen },
-      (r) => app.fetch(r),
-    );
+    const server = await ApiServer.listen({ hostname, port }, app, log);
     return {
       address: formatNbdAddress({
         transport: "tcp",
         hostname,
-        port: server.addr.port,
+        port: server.port,
       }),
-      close: () => shutDown(server),
+      close: () => server.close(API_STOP_DEADLINE_MS),
     };
   } catch (error) {
     throw new ObdError(
@@ -237,16 +235,6 @@ async function listenApi(
       { cause: error },
     );
   }
-}
-
-/** Waits for the requests that are being answered, but not for ever: a client may stall. */
-async function shutDown(server: Deno.HttpServer): Promise<void> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<void>((resolve) => {
-    timer = setTimeout(resolve, API_STOP_DEADLINE_MS);
-  });
-  await Promise.race([server.shutdown(), late]);
-  clearTimeout(timer);
 }
 
 /** Names under which a TCP listener may be addressed. */
