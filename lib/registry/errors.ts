@@ -42,7 +42,8 @@ export function redactUrl(url: URL): string {
 /** Text from outside for people: URLs redacted, control characters gone, short. */
 export function redactText(text: string, lengthMax = 500): string {
   const clean = text
-    .replace(/https?:\/\/[^\s"'()<>]+/gi, (found) => {
+    // A query may have parentheses; one after a path is the text's.
+    .replace(/https?:\/\/[^\s"'()<>?#]+([?#][^\s"<>]*)?/gi, (found) => {
       const url = URL.parse(found);
       return url ? redactUrl(url) : "URL";
     })

@@ -573,11 +573,14 @@ function causeText(error: unknown): string {
   return parts.length === 0 ? String(error) : parts.join(": ");
 }
 
-/** "fetch failed: error sending request for url (…): client error (Connect): X: Y" → "Connect: X: Y". */
+/**
+ * "fetch failed: error sending request for url (…): client error (Connect): X: Y"
+ * → "Connect: X: Y"; with a connection it is "… from ADDRESS for URL (ADDRESS): …".
+ */
 function shorten(text: string): string {
   return redactText(
     text.replace(
-      /^(fetch failed: )?error sending request for url \(.*?\): /,
+      /^(fetch failed: )?error sending request (for url \(.*?\)|from \S+ for \S+ \(\S+\)): /,
       "",
     ).replace(/client error \((\w+)\)/, "$1"),
     300,

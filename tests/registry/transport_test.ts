@@ -165,6 +165,38 @@ Deno.test("redirects: at most ten, none from here to plain HTTP or without a tar
   }
 });
 
+Deno.test("what breaks after a redirect is said in short, without what signs the URL", async () => {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr as Deno.NetAddr;
+  const serving = (async () => {
+    for await (const conn of listener) {
+      await conn.read(new Uint8Array(4096));
+      await conn.write(new TextEncoder().encode("nonsense\n\n"));
+      conn.close();
+    }
+  })();
+  try {
+    await using s = await setup();
+    const location =
+      `http://127.0.0.1:${port}/x?name=(secret-1)&sig=(secret-2)`;
+    s.server.faults.add({
+      times: 50,
+      fault: { kind: "status", status: 307, headers: { location } },
+    });
+    await rejects(s.repository.resolve("x"), (e) => {
+      ok(e instanceof RegistryError);
+      equal(
+        e.message,
+        `GET http://127.0.0.1:${port}/x failed: SendRequest: invalid HTTP version parsed`,
+      );
+      return true;
+    });
+  } finally {
+    listener.close();
+    await serving;
+  }
+});
+
 Deno.test("redirects: none from TLS to plain HTTP, none into inner networks", async () => {
   await using transport = new Transport({ certsDirectories: [] });
   const hop = async (registry: string, from: string, location: string) => {
@@ -306,6 +338,10 @@ Deno.test("errors: codes are kept, pages and signed URLs are not shown", async (
   equal(
     redactText("a\x1b[31m\n https://u:p@h/x?y#z b"),
     "a [31m https://h/x b",
+  );
+  equal(
+    redactText("(http://h/x) for https://h/x?n=(y)&z=(z b"),
+    "(http://h/x) for https://h/x b",
   );
   equal(redactText("x".repeat(1000), 10), `${"x".repeat(10)}…`);
 });
