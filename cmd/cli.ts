@@ -159,7 +159,7 @@ function addBuild(add: Add): void {
   );
   nativeStorage(build)
     .addOption(
-      new Option("--vsize <GiB>", "virtual size of the device")
+      new Option("--vsize <GiB>", "virtual size of the device, 16383 at most")
         .argParser(integerTo(VSIZE_MAX_GIB)).default(64),
     )
     .addOption(
@@ -180,7 +180,7 @@ function addBuild(add: Add): void {
     .addOption(
       new Option(
         "--span-size <KiB>",
-        "longest piece of a layer that is decoded for a read (default: 1 to 2 MiB as suits each gzip layer, longer where it compresses very well)",
+        "longest piece of a layer that is decoded for a read, 64 to 65536 (default: 1 to 2 MiB as suits each gzip layer, longer where it compresses very well)",
       ).argParser(integerTo(SPAN_SIZE_MAX_KIB, SPAN_SIZE_MIN_KIB)),
     )
     .option("--tag <name>", "tag of the meta image (default: TAG-obd)")
@@ -241,7 +241,7 @@ function nativeStorage(command: Command): Command {
 }
 
 function jobs(): Option {
-  return new Option("--jobs <n>", "threads to use").argParser(
+  return new Option("--jobs <n>", "threads to use, 256 at most").argParser(
     integerTo(JOBS_MAX),
   )
     .default(navigator.hardwareConcurrency, "number of cores");
@@ -314,7 +314,10 @@ function prefetch(command: Command): Command {
       "fetch ahead what this trace says (default: traces found beside the image)",
     )
     .option("--no-trace", "do not look for traces beside the image")
-    .option("--prefetch-files <file>", "fetch ahead the files of this list")
+    .option(
+      "--prefetch-files <file>",
+      "fetch ahead the files of this list (a path a line)",
+    )
     .option(
       "--prefetch-rate <rate>",
       "fetch ahead at most so fast, e.g. 20MB/s (default: no bound)",
