@@ -114,13 +114,17 @@ export class MountDirectory implements Disposable {
   /**
    * Opens the directory of an id, made if it is not there.
    *
-   * @throws {ObdError} Code `conflict` while another command works on it.
+   * @throws {ObdError} Code `conflict` while another command works on it;
+   * `state` if somebody else could write there.
    */
   static async open(id: string): Promise<MountDirectory> {
     const path = `${mountsDirectory()}/${id}`;
     const lockPath = `${path}/lock`;
     for (;;) {
-      await Deno.mkdir(path, { recursive: true, mode: 0o700 });
+      await Deno.mkdir(path, { recursive: true, mode: 0o700 })
+        // A link to somewhere: the check says so.
+        .catch(ignoreExisting);
+      if (!await isOurs(path)) continue;
       let lock: Deno.FsFile;
       try {
         lock = await Deno.open(lockPath, { write: true, create: true });
@@ -188,8 +192,34 @@ export class MountDirectory implements Disposable {
   }
 }
 
-function ignoreMissing(error: unknown): void {
+function ignoreMissing(error: unknown): undefined {
   if (!(error instanceof Deno.errors.NotFound)) throw error;
+}
+
+function ignoreExisting(error: unknown): void {
+  if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+}
+
+/**
+ * Whether a mount's directory is there; that only this user could have put
+ * there what is in it: it says what root ends, unmounts and removes. A run
+ * directory may lie where others can write, as below `/tmp`.
+ *
+ * @throws {ObdError} If somebody else could.
+ */
+async function isOurs(path: string): Promise<boolean> {
+  for (const dir of [mountsDirectory(), path]) {
+    const info = await Deno.lstat(dir).catch(ignoreMissing);
+    if (!info) return false;
+    const isPrivate = (info.mode! & 0o022) === 0;
+    if (!info.isDirectory || info.uid !== Deno.uid() || !isPrivate) {
+      throw new ObdError(
+        "state",
+        `Directory "${dir}" can be written to by others: set OBD_RUN_DIR to a directory of your own`,
+      );
+    }
+  }
+  return true;
 }
 
 async function readState(dir: string): Promise<MountState | undefined> {
@@ -224,7 +254,8 @@ export async function listStates(): Promise<MountState[]> {
   try {
     for await (const entry of Deno.readDir(mountsDirectory())) {
       if (!entry.isDirectory) continue;
-      const state = await readState(`${mountsDirectory()}/${entry.name}`);
+      const path = `${mountsDirectory()}/${entry.name}`;
+      const state = await isOurs(path) ? await readState(path) : undefined;
       if (state) states.push(state);
     }
   } catch (error) {

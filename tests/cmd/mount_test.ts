@@ -290,6 +290,35 @@ Deno.test("a state that is not ours is refused, not guessed at", () =>
     }
   }));
 
+Deno.test("a mount's directory that somebody else could have filled is not looked at", () =>
+  withRunDirectory(async (dir) => {
+    const mounts = `${dir}/run/mounts`;
+    const path = `${mounts}/fff`;
+    const refused = async (what: string) => {
+      const error = /can be written to by others: set OBD_RUN_DIR/;
+      await rejects(MountDirectory.open("fff"), error, what);
+      await rejects(listStates(), error, what);
+    };
+    {
+      using directory = await MountDirectory.open("fff");
+      await directory.write(state({ id: "fff" }));
+    }
+    equal((await listStates()).length, 1);
+    for (const place of [mounts, path]) {
+      await Deno.chmod(place, 0o777);
+      await refused(`${place}, mode 0777`);
+      await Deno.chmod(place, 0o700);
+      if (Deno.uid() === 0) {
+        await Deno.chown(place, 65534, null);
+        await refused(`${place}, of another user`);
+        await Deno.chown(place, 0, null);
+      }
+    }
+    await Deno.rename(mounts, `${dir}/planted`);
+    await Deno.symlink(`${dir}/planted`, mounts);
+    await refused("a link");
+  }));
+
 Deno.test("findProgram() names the package", () => {
   match(findProgram("sh"), /^\/.*\/sh$/);
   throws(
