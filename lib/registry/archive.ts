@@ -55,7 +55,7 @@ export class ArchiveRepository extends LayoutReader implements Repository {
   /**
    * @throws {NotFoundError} If there is no such file.
    * @throws {FormatError} If it is no tar.
-   * @throws {UnsupportedError} If it is compressed.
+   * @throws {UnsupportedError} If it is compressed, or what `docker save` wrote before Docker 25.
    */
   static async open(path: string): Promise<ArchiveRepository> {
     let file: FileSource;
@@ -69,6 +69,12 @@ export class ArchiveRepository extends LayoutReader implements Repository {
     }
     try {
       const members = await readMembers(file);
+      if (!members.has("index.json") && members.has("manifest.json")) {
+        throw new UnsupportedError(
+          "docker-archive",
+          `"${path}" is a Docker archive, not an OCI one; make a layout of it: skopeo copy docker-archive:${path} oci:DIR:TAG`,
+        );
+      }
       return new ArchiveRepository(`oci-archive:${path}`, file, members);
     } catch (error) {
       await file[Symbol.asyncDispose]();

@@ -336,12 +336,7 @@ export function manifestMediaType(
   const isGeneric = called === "" || called === "application/json" ||
     called === "text/plain" || called === "application/octet-stream";
   const own = typeof raw.mediaType === "string" ? raw.mediaType : "";
-  if (raw.schemaVersion === 1) {
-    throw new UnsupportedError(
-      "docker schema 1",
-      "Docker schema 1 manifests are not supported: push the image again with a current tool",
-    );
-  }
+  if (raw.schemaVersion === 1) refuseSchema1();
   if (own !== "" && !isGeneric && own !== called) {
     throw new FormatError(
       "manifest",
@@ -360,14 +355,31 @@ export function manifestMediaType(
       return type;
     case MediaType.dockerSchema1:
     case MediaType.dockerSchema1Signed:
-      throw new UnsupportedError(
-        "docker schema 1",
-        "Docker schema 1 manifests are not supported: push the image again with a current tool",
-      );
+      refuseSchema1();
   }
   throw new UnsupportedError(
     `manifest type ${type.slice(0, 200)}`,
     `Manifest type "${type.slice(0, 200)}" is not supported`,
+  );
+}
+
+/**
+ * Called before a digest is compared: that of a signed manifest is of the
+ * document without its signatures, not of what the registry sends.
+ *
+ * @throws {UnsupportedError} If a `Content-Type` is that of a schema 1 manifest.
+ */
+export function checkNotSchema1(contentType: string): void {
+  const type = contentType.split(";")[0]!.trim().toLowerCase();
+  if (
+    type === MediaType.dockerSchema1 || type === MediaType.dockerSchema1Signed
+  ) refuseSchema1();
+}
+
+function refuseSchema1(): never {
+  throw new UnsupportedError(
+    "docker schema 1",
+    "Docker schema 1 manifests are not supported: push the image again with a current tool",
   );
 }
 

@@ -9,7 +9,7 @@
  *
  * Grammar: distribution/reference (`reference/regexp.go`, `normalize.go`) and
  * OCI distribution-spec §Pulling manifests. As skopeo does, the first colon
- * after `oci:` ends the path.
+ * after `oci:` ends the path. Its other transports are refused by name.
  */
 
 import { isIP } from "node:net";
@@ -49,6 +49,10 @@ const TAG = /^\w[\w.-]{0,127}$/;
 const REF_NAME =
   /^[A-Za-z0-9]+(?:(?:[-._:@+]|--)[A-Za-z0-9]+)*(?:\/[A-Za-z0-9]+(?:(?:[-._:@+]|--)[A-Za-z0-9]+)*)*$/;
 
+/** Where skopeo, Podman and buildah find images that are in no registry and no OCI layout; `dir:5000/app` is a registry's. */
+const OTHER_TRANSPORT =
+  /^(containers-storage|dir|docker-archive|docker-daemon|ostree|sif|tarball):(?![0-9]+\/)/;
+
 const REFERENCE_LENGTH_MAX = 4096;
 const NAME_LENGTH_MAX = 255; // distribution/reference NameTotalLengthMax
 
@@ -81,6 +85,13 @@ export function parseReference(text: string): Reference {
   if (text.startsWith("oci:")) return parseLayout("layout", text, 4);
   if (text.startsWith("oci-archive:")) {
     return parseLayout("archive", text, "oci-archive:".length);
+  }
+  // Else it would be a name on Docker Hub: docker.io/library/dir.
+  const other = OTHER_TRANSPORT.exec(text)?.[0];
+  if (other) {
+    throw new UsageError(
+      `Bad reference "${text}": "${other}" is not read; make a layout of it: skopeo copy ${text} oci:DIR:TAG`,
+    );
   }
   const scheme = /^([a-z][a-z0-9+.-]*):\/\//i.exec(text);
   if (scheme && scheme[1] !== "docker") {

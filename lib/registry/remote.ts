@@ -13,6 +13,7 @@ import { RegistryError } from "./errors.ts";
 import { fetchBlob } from "./fetch_blob.ts";
 import { checkTarget } from "./layout.ts";
 import {
+  checkNotSchema1,
   type Descriptor,
   type Manifest,
   MANIFEST_SIZE_MAX,
@@ -102,6 +103,8 @@ export class RemoteRepository implements Repository {
     if (answer.status === 404) {
       throw new NotFoundError(`No manifest "${target}" in "${this.name}"`);
     }
+    const contentType = answer.headers.get("content-type") ?? "";
+    checkNotSchema1(contentType);
     const bytes = await answer.bytes(MANIFEST_SIZE_MAX);
     const digest = sha256Digest(bytes);
     const announced = answer.headers.get("docker-content-digest");
@@ -119,7 +122,7 @@ export class RemoteRepository implements Repository {
     }
     const mediaType = manifestMediaType(
       parseJsonObject("manifest", bytes),
-      answer.headers.get("content-type") ?? "",
+      contentType,
     );
     return { descriptor: { mediaType, digest, size: bytes.length }, bytes };
   }

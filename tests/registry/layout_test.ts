@@ -369,7 +369,7 @@ function pad(text: string): Uint8Array {
   return out;
 }
 
-Deno.test("archive: PAX, GNU long names, later members; broken tars are typed errors", async () => {
+Deno.test("archive: PAX, GNU long names, later members; broken tars and Docker archives are typed errors", async () => {
   await withTempDir(async (dir) => {
     const path = `${dir}/x.tar`;
     const write = async (...parts: Uint8Array[]) => {
@@ -435,5 +435,19 @@ Deno.test("archive: PAX, GNU long names, later members; broken tars are typed er
         `case ${i}`,
       );
     }
+    // What `docker save` wrote before Docker 25; later it has both.
+    await write(header("manifest.json", 2), pad("[]"));
+    await rejects(ArchiveRepository.open(path), {
+      name: "UnsupportedError",
+      message: /is a Docker archive, not an OCI one; .* skopeo copy/,
+    });
+    await write(
+      header("manifest.json", 2),
+      pad("[]"),
+      header("index.json", index.length),
+      pad(index),
+    );
+    await using both = await ArchiveRepository.open(path);
+    await rejects(both.resolve("v1"), { name: "NotFoundError" });
   });
 });

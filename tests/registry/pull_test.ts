@@ -40,6 +40,22 @@ Deno.test("resolve() checks the digest and types of a manifest", async () => {
   await rejects(s.repository.resolve("../x"), { name: "UsageError" });
 });
 
+Deno.test("resolve() refuses a signed schema 1 manifest by name, not for its digest", async () => {
+  await using s = await setup();
+  s.server.putManifest(
+    "app",
+    "old",
+    { schemaVersion: 1, fsLayers: [] },
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+  );
+  // The digest is that of the document without its signatures.
+  s.server.faults.add({ fault: { kind: "corrupt", at: 20 } });
+  await rejects(s.repository.resolve("old"), {
+    name: "UnsupportedError",
+    message: /Docker schema 1 manifests are not supported/,
+  });
+});
+
 Deno.test("hasBlob() does not follow a storage's redirect", async () => {
   await using s = await setup(PUBLIC);
   const blob = await s.server.putBlob("app", CONTENT);

@@ -36,6 +36,8 @@ const GOOD: [text: string, formatted: string][] = [
   [`oci:dir:v1@${D}`, `oci:dir:v1@${D}`],
   ["oci-archive:/x/y.tar:v1", "oci-archive:/x/y.tar:v1"],
   ["oci:user@host/dir:v1", "oci:user@host/dir:v1"],
+  ["dir:5000/app:v1", "dir:5000/app:v1"],
+  ["docker://dir:v1", "docker.io/library/dir:v1"],
 ];
 
 Deno.test("parseReference() knows Docker's short forms and all transports", () => {
@@ -71,6 +73,12 @@ const BAD: [text: string, message: RegExp][] = [
   ["alpine\n", /control characters/],
   ["al pine", /cannot be a repository name/],
   ["x".repeat(5000), /at most 4096/],
+  ["docker-archive:app.tar", /"docker-archive:" is not read; .* skopeo copy/],
+  ["docker-archive:/x/app.tar:app:v1", /"docker-archive:" is not read/],
+  ["docker-daemon:app:v1", /"docker-daemon:" is not read/],
+  ["containers-storage:app", /"containers-storage:" is not read/],
+  ["dir:/x/app", /"dir:" is not read/],
+  ["dir:app", /"dir:" is not read/],
   ["oci:", /path is missing/],
   ["oci::tag", /path is missing/],
   ["oci:dir:bad tag", /cannot be a tag/],
