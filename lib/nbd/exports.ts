@@ -8,6 +8,7 @@ import {
   UsageError,
   utf8,
 } from "../io/mod.ts";
+import { LogBudget } from "./log_budget.ts";
 import { MAX_STRING, TRANSMISSION } from "./protocol.ts";
 import { type ExportStats, newExportStats } from "./stats.ts";
 
@@ -42,6 +43,8 @@ export class NbdExport {
   readonly readOnly: boolean;
   readonly stats: ExportStats = newExportStats();
   readonly connections: Set<ExportConnection> = new Set();
+  /** Of the lines about its failed requests. */
+  readonly failureLines: LogBudget = new LogBudget();
 
   /** @throws {UsageError} If a name is too long, or a source cannot be written. */
   constructor(options: ExportOptions) {

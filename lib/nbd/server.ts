@@ -17,6 +17,7 @@ import {
   type NbdExport,
 } from "./exports.ts";
 import { openListener } from "./listen.ts";
+import { LogBudget } from "./log_budget.ts";
 import { type ByteStream, NodeStream } from "./stream.ts";
 
 /** Settings of an {@linkcode NbdServer}. */
@@ -55,6 +56,7 @@ export class NbdServer implements AsyncDisposable {
   #stopped: Promise<void> | undefined;
   #ticker: ReturnType<typeof setInterval> | undefined;
   #refused = 0;
+  readonly #acceptLines = new LogBudget();
 
   constructor(options: NbdServerOptions = {}) {
     const MiB = 1024 * 1024;
@@ -220,9 +222,13 @@ export class NbdServer implements AsyncDisposable {
         this.serveStream(conn);
       } catch (error) {
         if (signal.aborted) return;
-        this.#shared.logger.error("nbd-accept-failed", {
-          error: errorText(error),
-        });
+        const unlogged = this.#acceptLines.take(performance.now());
+        if (unlogged !== undefined) {
+          this.#shared.logger.error("nbd-accept-failed", {
+            error: errorText(error),
+            ...(unlogged > 0 ? { unlogged } : {}),
+          });
+        }
         if (error instanceof Deno.errors.BadResource) return;
         await delay(ACCEPT_RETRY_MS, signal).catch(() => {});
       }

@@ -417,14 +417,19 @@ export class Transmission {
   }
 
   #logFailure(request: Request, started: number, error: unknown): number {
-    const ms = Math.round(performance.now() - started);
+    const now = performance.now();
+    const ms = Math.round(now - started);
+    const { name, failureLines } = this.#negotiated.export;
+    const unlogged = failureLines.take(now);
+    if (unlogged === undefined) return ms;
     this.#shared.logger.warn("nbd-request-failed", {
-      export: this.#negotiated.export.name,
+      export: name,
       command: commandName(request.type),
       offset: request.offset,
       length: request.length,
       ms,
       error: errorText(error),
+      ...(unlogged > 0 ? { unlogged } : {}),
     });
     return ms;
   }

@@ -254,6 +254,39 @@ test("a failed read is EIO with a log line, and the connection lives", async () 
   });
 });
 
+test("a client that asks on and on for what fails does not fill the log", async () => {
+  const logger = new RecordingLogger();
+  await withServer({ logger }, async (server, socket) => {
+    const { stats } = server.addExport({
+      name: "app",
+      source: {
+        size: 1 << 20,
+        pread: () => Promise.reject(new Error("gone")),
+        [Symbol.asyncDispose]: () => Promise.resolve(),
+      },
+    });
+    using peer = await RawPeer.inTransmission(socket);
+    const started = performance.now();
+    const fail = async () => {
+      await peer.send(request({ type: READ, length: 8 }));
+      assert.equal((await peer.reply()).error, EIO);
+    };
+    for (let i = 0; i < 1000; i++) await fail();
+    const seconds = (performance.now() - started) / 1000;
+    assert.equal(stats.errors, 1000);
+    const lines = logger.count("nbd-request-failed");
+    assert.ok(lines >= 50 && lines <= 51 + 2 * seconds, `${lines} lines`);
+    // The next one that is logged tells of the others.
+    await new Promise((resolve) => setTimeout(resolve, 600));
+    await fail();
+    const told = logger.lines.reduce(
+      (sum, { fields }) => sum + Number(fields.unlogged ?? 0),
+      0,
+    );
+    assert.equal(logger.count("nbd-request-failed") + told, 1001);
+  });
+});
+
 test("a source that throws at once costs one request", () =>
   withServer({}, async (server, socket) => {
     let broken: "preadNow" | "pread" | "extents" | undefined;
