@@ -250,7 +250,11 @@ function addMutations(
     if (!parsed.success) {
       const issue = parsed.issues[0];
       const key = v.getDotPath(issue) ?? "body";
-      return c.json(failure("usage", `Key "${key}": ${issue.message}`), 400);
+      // strictObject() "expected never" of what it does not know.
+      const problem = issue.expected === "never"
+        ? "there is no such key"
+        : issue.message;
+      return c.json(failure("usage", `Key "${key}": ${problem}`), 400);
     }
     const { name, ...image } = parsed.output;
     if ((image.image === undefined) === (image.config === undefined)) {

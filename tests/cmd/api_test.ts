@@ -83,7 +83,7 @@ Deno.test("a body that is wrong names the key, and adds nothing", async () => {
     [{ name: 5, image: "x" }, /Key "name"/],
     [{ name: "a" }, /Either "image" or "config"/],
     [{ name: "a", image: "x", config: "y" }, /Either "image" or "config"/],
-    [{ name: "a", image: "x", extra: 1 }, /Key "extra"/],
+    [{ name: "a", image: "x", extra: 1 }, /Key "extra": there is no such key/],
     [{ name: "a".repeat(5000), image: "x" }, /Key "name"/],
   ];
   for (const [body, message] of cases) {
