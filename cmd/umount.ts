@@ -1,9 +1,11 @@
 /** `obd umount DIR`: undoes `obd mount`. */
 
+import { ObdError } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { absolutePath } from "./mount_serve.ts";
-import { MountDirectory, mountId } from "./mount_state.ts";
+import { MountDirectory, mountId, runDirectory } from "./mount_state.ts";
 import { requireRoot, tearDown } from "./mount_steps.ts";
+import { mountAt, readMounts } from "./mount_table.ts";
 
 export async function run(
   context: Context,
@@ -17,6 +19,7 @@ export async function run(
   using directory = await MountDirectory.open(mountId("mount", dir));
   const state = await directory.read();
   if (state) await tearDown(directory, state);
+  else await requireNoMount(dir);
   context.say(
     state
       ? `${dir} is unmounted (${state.image})`
@@ -28,6 +31,16 @@ export async function run(
     image: state?.image ?? null,
     unmounted: state !== undefined,
   });
+}
+
+/** A mount that no state tells of must not pass for one that is gone. */
+async function requireNoMount(dir: string): Promise<void> {
+  const there = mountAt(await readMounts(), dir);
+  if (!there) return;
+  throw new ObdError(
+    "state",
+    `Cannot unmount "${dir}": what is mounted there (${there.fsType}, ${there.source}) is not in ${runDirectory()}/mounts: set OBD_RUN_DIR as for obd mount, or use umount(8)`,
+  );
 }
 
 /** The mount point's path, also when what is mounted there does not answer. */

@@ -79,6 +79,15 @@ Deno.test({
       const twice = await box.run(["umount", dir]);
       equal(twice.code, 0);
       match(twice.stdout, /^obd has nothing mounted at /);
+      // With another run directory, say: what is still there is not gone.
+      await runTool("mount", "-t", "tmpfs", "strange", dir);
+      const strange = await box.run(["umount", dir]);
+      await runTool("umount", dir);
+      equal(strange.code, 1);
+      match(
+        strange.stderr,
+        /is mounted there \(tmpfs, strange\) is not in .*OBD_RUN_DIR/,
+      );
       deepEqual((await box.json("mounts")).mounts, []);
     }),
 });
