@@ -210,7 +210,9 @@ async function checkSubject(
   }
 }
 
-/** Walks the whole tree of an ext4 device; of other file systems nothing is known here. */
+/**
+ * Reads the whole tree of an ext4 device, and where the data of its files is; of other file systems nothing is known here.
+ */
 async function checkFileSystem(
   environment: ImageEnvironment,
   text: string,
@@ -222,8 +224,19 @@ async function checkFileSystem(
   await opened.source.pread(magic, EXT4_MAGIC_AT);
   if (magic[0] !== 0x53 || magic[1] !== 0xef) return;
   const reader = await Ext4Reader.open(opened.source);
-  for await (const _ of reader.walk()) {
+  const linked = new Set<number>();
+  for await (const entry of reader.walk()) {
     environment.signal?.throwIfAborted();
+    const { ino } = entry;
+    const { type, links } = reader.statOf(entry);
+    if (links > 1) {
+      if (linked.has(ino)) continue;
+      linked.add(ino);
+    }
+    // What a directory holds was read for the walk.
+    if (type === "file") await reader.fileMap(entry);
+    else if (type === "symlink") await reader.readlink(ino);
+    await reader.xattrs(ino);
   }
 }
 

@@ -10,6 +10,9 @@ import {
   makeImage,
   writeLayout,
 } from "../testutil/oci_image.ts";
+import { lsmtImage } from "../testutil/lsmt_image.ts";
+import { requires } from "../testutil/requires.ts";
+import { debugfsWrite, run as tool } from "../ext4/reader_images.ts";
 import { Random, randomLayers } from "../testutil/random_layers.ts";
 import {
   build,
@@ -50,6 +53,24 @@ async function findings(image: string): Promise<string[]> {
 
 // deno-lint-ignore no-explicit-any -- JSON to be damaged
 type Json = any;
+
+/** A `config.v1.json` of one layer, which holds a file system image as it is. */
+async function rawConfig(dir: string, image: string): Promise<string> {
+  const data = await Deno.readFile(image);
+  const layer = `${dir}/layer`;
+  const sectors = data.length / 512;
+  const entries = [{ offset: 0, length: sectors, moffset: 8 }];
+  await Deno.writeFile(
+    layer,
+    lsmtImage({ virtualSize: data.length, data, entries }),
+  );
+  const config = `${dir}/config.v1.json`;
+  await Deno.writeTextFile(
+    config,
+    JSON.stringify({ lowers: [{ file: layer }] }),
+  );
+  return config;
+}
 
 /** One layout, damaged in one way after the other, restored in between. */
 class Patient {
@@ -392,4 +413,38 @@ Deno.test("verify reads acceleration layers", async () => {
     });
     assert.match((await findings(bad)).join("\n"), /^3 trace: [^\n]*$/);
   });
+});
+
+Deno.test({
+  name: "verify looks at where files have their data, at links and attributes",
+  ignore: !requires("mke2fs", "debugfs"),
+  fn: () =>
+    withTempDir(async (dir) => {
+      await Deno.mkdir(`${dir}/tree`);
+      await Deno.writeFile(`${dir}/tree/file`, new Uint8Array(9000).fill(7));
+      await Deno.symlink("x".repeat(200), `${dir}/tree/link`);
+      const image = `${dir}/image`;
+      const make = async (commands: string[]) => {
+        await Deno.remove(image).catch(() => {});
+        const features = "^has_journal,^metadata_csum";
+        await tool("mke2fs", [
+          ...["-q", "-t", "ext4", "-b", "4096", "-O", features],
+          ...["-d", `${dir}/tree`, image, "4M"],
+        ]);
+        if (commands.length > 0) await debugfsWrite(image, commands);
+        return await findings(await rawConfig(dir, image));
+      };
+      assert.deepEqual(await make([]), []);
+      for (
+        const [command, problem] of [
+          ["sif file block[1] 0x70004", /extent tree of inode/],
+          ["sif link size 0x7fffffff", /symbolic link/],
+          ["sif file file_acl 0x7fffffff", /xattr block/],
+        ] as const
+      ) {
+        const found = (await make([command])).join("\n");
+        assert.match(found, /^image file system: [^\n]*$/, command);
+        assert.match(found, problem);
+      }
+    }),
 });
