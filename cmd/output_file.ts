@@ -10,6 +10,11 @@ import { UsageError } from "../lib/io/mod.ts";
  * @throws {UsageError} If something is there that is no file.
  */
 export async function checkOutput(path: string): Promise<void> {
+  if (path === "-") {
+    throw new UsageError(
+      '"-" is no regular file: only dump writes to stdout (a file of that name is ./-)',
+    );
+  }
   let info: Deno.FileInfo;
   try {
     info = await Deno.stat(path);

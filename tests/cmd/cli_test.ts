@@ -187,6 +187,9 @@ Deno.test({
           assertOneLine(ended, /is no regular file$/);
         }
       }
+      const merged = await obd(["merge", source, "-"], { cwd: dir });
+      assert.equal(merged.code, 2, merged.stderr);
+      assertOneLine(merged, /only dump writes to stdout/);
       assert.ok((await Deno.stat(`${dir}/out`)).isDirectory);
       assert.ok((await Deno.stat(`${dir}/fifo`)).isFifo);
       const names = Array.from(Deno.readDirSync(dir), (e) => e.name);
