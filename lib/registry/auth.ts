@@ -273,7 +273,9 @@ async function checkRealm(
     throw fail("is no HTTP URL");
   }
   if (base.protocol === "https:" && realm.protocol === "http:") {
-    throw fail("does not use TLS while the registry does");
+    throw fail(
+      `does not use TLS while the registry does, ${redactUrl(realm)}`,
+    );
   }
   if (!await mayRedirect(base.hostname, realm.hostname)) {
     throw fail(`is at an inner address, "${realm.hostname}"`);

@@ -98,5 +98,6 @@ function errorList(body: Uint8Array): { codes: string[]; text: string } {
     // Not JSON: a proxy's page, say.
   }
   const isPage = /<html|<!doctype/i.test(plain);
-  return { codes: [], text: isPage ? "" : redactText(plain, 200) };
+  const title = /<title>([^<]*)/i.exec(plain)?.[1] ?? "";
+  return { codes: [], text: redactText(isPage ? title : plain, 200) };
 }

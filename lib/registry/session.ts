@@ -193,6 +193,12 @@ export class Session {
     const plain = answerError(method, url, status, body);
     const base = await this.transport.baseUrl(this.registry);
     const isOwn = url.origin === base.origin;
+    if (!isOwn && status === 401) {
+      return new RegistryError(
+        `${plain.message}: registry "${this.registry}" redirects there, where no credentials go (is it to be called "${url.host}"?)`,
+        { status, codes: plain.codes, method, url, temporary: false },
+      );
+    }
     if (!isOwn || (status !== 401 && status !== 403)) {
       noteRetryAfter(plain, answer.headers);
       return plain;

@@ -348,6 +348,24 @@ Deno.test("token server: redirects are followed, the password goes to the named 
   });
 });
 
+Deno.test("a registry that redirects to one that wants credentials is said", async () => {
+  await using real = await setup({
+    auth: { kind: "basic", users: { joe: "secret" } },
+  });
+  await using s = await setup();
+  const location = `http://${real.server.host}/v2/app/manifests/x`;
+  s.server.faults.add({
+    times: 10,
+    fault: { kind: "status", status: 301, headers: { location } },
+  });
+  await rejects(s.repository.resolve("x"), {
+    name: "RegistryError",
+    message: new RegExp(
+      `was answered with 401: .*registry "${s.server.host}" redirects there, .*"${real.server.host}"`,
+    ),
+  });
+});
+
 Deno.test("token server: redirects without end, to nowhere, inside", async () => {
   const cases: [string | undefined, RegExp][] = [
     ["/auth/token", /more than 10 redirects/],

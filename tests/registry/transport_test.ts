@@ -335,6 +335,14 @@ Deno.test("errors: codes are kept, pages and signed URLs are not shown", async (
   );
   const page = await answer("<html><body>" + "x".repeat(100_000));
   ok((page as RegistryError).message.length < 200);
+  // What nginx and others say is the title of a page.
+  const titled = await answer(
+    "<html>\r\n<head><title>413 Request Entity Too Large</title></head>",
+  ) as RegistryError;
+  ok(
+    titled.message.endsWith("400: 413 Request Entity Too Large"),
+    titled.message,
+  );
   equal(
     redactText("a\x1b[31m\n https://u:p@h/x?y#z b"),
     "a [31m https://h/x b",
