@@ -239,8 +239,11 @@ function addLine(sessions: Session[], line: string): void {
   const all = JSON.parse(line);
   const { event, ...value } = all ?? {};
   if (event === undefined) {
-    // --json: the same in one object.
-    sessions.push(checked(whole, all) as unknown as Session);
+    // --json: the same in one object; with --from several in one.
+    const objects = Array.isArray(all?.sessions) ? all.sessions : [all];
+    for (const one of objects) {
+      sessions.push(checked(whole, one) as unknown as Session);
+    }
     return;
   }
   if (event === "machine") {

@@ -55,6 +55,11 @@ Deno.test("readResultFiles() reads what --output and --json write", async () => 
   );
   assert.deepEqual(object!.runs, session.runs);
   assert.deepEqual(object!.touched, session.touched);
+  const several = await withFile(
+    JSON.stringify({ sessions: [session, other] }),
+    (path) => readResultFiles([path]),
+  );
+  assert.deepEqual(several.map((s) => s.runs), [session.runs, other.runs]);
 });
 
 Deno.test("readResultFiles() reads probes, and results without them", async () => {
