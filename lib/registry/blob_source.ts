@@ -26,13 +26,15 @@ import {
   skipBytes,
   type WantedRange,
 } from "./range.ts";
-import { Retrier } from "./retry.ts";
+import { noteWait, Retrier } from "./retry.ts";
 import type { Session } from "./session.ts";
 import { throwIfAborted } from "./signals.ts";
 import type { Exchange } from "./transport.ts";
 
 /** What a server without ranges may make us read for nothing, in one read. */
 const IGNORED_RANGE_SKIP_MAX = 16 * 1024 * 1024;
+/** Ten seconds in five pauses: the shortest in which a cache before the registry may have got a blob. */
+const IGNORED_RANGE_PAUSE_MS = 2_000;
 
 /** A shorter answer counts as one that broke off: repeated after a pause, and not without end. */
 const SHORT_ANSWER_MIN = 64 * 1024;
@@ -134,15 +136,18 @@ export class RegistryBlobSource implements ByteSource {
       }
       const skip = checkRangeAnswer(answer, wanted);
       if (skip > IGNORED_RANGE_SKIP_MAX) {
-        throw new RegistryError(
+        // A pull-through cache does until it has the blob, which it fetches now.
+        const error = new RegistryError(
           `Cannot read blob "${digest}" at offset ${offset}: "${answer.url.host}" ignores ranges`,
           {
             status: answer.status,
             method: "GET",
             url: answer.url,
-            temporary: false,
+            temporary: true,
           },
         );
+        noteWait(error, IGNORED_RANGE_PAUSE_MS);
+        throw error;
       }
       await skipBytes(answer, skip);
       for (let at = 0; at < dst.length;) {

@@ -6,7 +6,7 @@ import { RegistryError } from "./errors.ts";
 import { throwIfAborted } from "./signals.ts";
 import type { TransportLimits } from "./transport.ts";
 
-/** An error after which the server asked for a pause. */
+/** Errors after which there must be a pause, in milliseconds. */
 const retryAfter = new WeakMap<Error, number>();
 
 /** Notes the answer's `Retry-After` (RFC 9110 §10.2.3) on an error. */
@@ -16,7 +16,12 @@ export function noteRetryAfter(error: Error, headers: Headers): void {
   const milliseconds = /^[0-9]{1,9}$/.test(value)
     ? Number(value) * 1000
     : Date.parse(value) - Date.now();
-  if (milliseconds > 0) retryAfter.set(error, milliseconds);
+  if (milliseconds > 0) noteWait(error, milliseconds);
+}
+
+/** Notes a pause without which another attempt has no point. */
+export function noteWait(error: Error, milliseconds: number): void {
+  retryAfter.set(error, milliseconds);
 }
 
 /** Whether the same work may succeed if it is done again. */

@@ -239,6 +239,17 @@ Deno.test("blob source: a server without ranges is read from its start up to a b
   });
 });
 
+Deno.test("blob source: a pull-through cache gives ranges once it has the blob", async () => {
+  await using s = await setup();
+  const size = 17 * 1024 * 1024;
+  const blob = await s.server.putBlob("app", new Uint8Array(size).fill(7));
+  const source = await s.repository.openBlob(blob);
+  s.server.faults.add({ times: 5, fault: { kind: "ignore-range" } });
+  const before = s.clock.now();
+  deepEqual(await readBytes(source, size - 3, 3), new Uint8Array([7, 7, 7]));
+  ok(s.clock.now() - before >= 10_000);
+});
+
 Deno.test("blob source: a server that gives less than asked is asked for the rest", async () => {
   await using s = await setup();
   const blob = await s.server.putBlob("app", CONTENT);
