@@ -20,6 +20,7 @@ const VSIZE_MAX_GIB = 16_383;
 const SPAN_SIZE_MIN_KIB = 64;
 const SPAN_SIZE_MAX_KIB = 65_536;
 const JOBS_MAX = 256;
+const FORMATS = ["turbo", "overlaybd"];
 /** A week; the runtime's timers go to 24 days. */
 const TIMEOUT_MAX_SECONDS = 7 * 24 * 3600;
 
@@ -187,12 +188,7 @@ function addBuild(add: Add): void {
     .option("--no-tag", "push by digest only")
     .option("--no-referrer", "do not maintain the referrers fallback tag")
     .addOption(jobs())
-    .addOption(
-      new Option(
-        "--format <format>",
-        "turbo (a small meta image), overlaybd (native layers), or both: repeat it, or separate by a comma",
-      ).argParser(buildFormats).default(["turbo"], "turbo"),
-    )
+    .addOption(format())
     .addOption(
       new Option(
         "--compat <reader>",
@@ -238,6 +234,14 @@ function nativeStorage(command: Command): Command {
       new Option("--block-size <KiB>", "compressed blocks of native layers")
         .choices(["4", "8", "16", "32"]).default("4"),
     );
+}
+
+/** Both formats are its choices one by one, which completion offers, and as a list. */
+function format(): Option {
+  return new Option(
+    "--format <format>",
+    "a small meta image (turbo) or native layers (overlaybd); for both repeat it, or separate by a comma",
+  ).choices(FORMATS).argParser(buildFormats).default(["turbo"], "turbo");
 }
 
 function jobs(): Option {
@@ -490,7 +494,7 @@ function collect(value: string, earlier: string[] = []): string[] {
 function buildFormats(value: string, earlier: string[]): string[] {
   const names = value.split(",");
   for (const name of names) {
-    if (name !== "turbo" && name !== "overlaybd") {
+    if (!FORMATS.includes(name)) {
       throw new InvalidArgumentError("Expected turbo, overlaybd or both.");
     }
   }

@@ -34,6 +34,7 @@ const CASES: [words: string[], begun: string, offered: string[]][] = [
   [["mount"], "--ap", ["--api"]],
   [["mount"], "--ver", ["--version"]],
   [["trace"], "r", ["record"]],
+  [["build", "--format"], "o", ["overlaybd"]],
   [["ls", "--log-format"], "", ["json", "text"]],
   [["ls", "--log-format"], "j", ["json"]],
   [["completion"], "f", ["fish"]],
