@@ -1,10 +1,11 @@
 /** `obd cat IMAGE PATH`: a file's content on stdout, fetched as far as it is read. */
 
 import { Ext4Reader } from "../lib/image/mod.ts";
-import { ObdError, UsageError, writeAll } from "../lib/io/mod.ts";
+import { ObdError, UsageError } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
 import { byteString } from "./ls.ts";
+import { writeStdout } from "./stdout.ts";
 
 const PIECE = 1024 * 1024;
 
@@ -31,6 +32,6 @@ export async function run(
   for (let at = 0; at < file.size; at += PIECE) {
     const piece = buffer.subarray(0, Math.min(PIECE, file.size - at));
     await file.pread(piece, at, { signal: context.signal });
-    await writeAll(Deno.stdout, piece);
+    if (!await writeStdout(piece)) return;
   }
 }

@@ -3,6 +3,7 @@
 import {
   type ByteSource,
   isZero,
+  ObdError,
   type ProgressTask,
   UsageError,
   writeAll,
@@ -10,6 +11,7 @@ import {
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
 import { checkOutput } from "./output_file.ts";
+import { writeStdout } from "./stdout.ts";
 
 const PIECE = 4 * 1024 * 1024;
 /** Zeros of this size are left out of a sparse file: the block of common file systems. */
@@ -45,7 +47,7 @@ async function dumpToStream(
   for (let at = 0; at < source.size; at += PIECE) {
     const piece = buffer.subarray(0, Math.min(PIECE, source.size - at));
     await source.pread(piece, at, { signal });
-    await writeAll(Deno.stdout, piece);
+    if (!await writeStdout(piece)) return;
     task.add(piece.length);
   }
 }
@@ -58,8 +60,8 @@ async function dumpToFile(
 ): Promise<void> {
   // A file of the same name must not be lost to a dump that fails.
   const temp = `${out}.obd-${Deno.pid}.tmp`;
-  const file = await Deno.open(temp, { write: true, createNew: true });
   try {
+    const file = await Deno.open(temp, { write: true, createNew: true });
     try {
       await file.truncate(source.size);
       await writeData(source, file, task, signal);
@@ -69,7 +71,8 @@ async function dumpToFile(
     await Deno.rename(temp, out);
   } catch (error) {
     await Deno.remove(temp).catch(() => {});
-    throw error;
+    if (error instanceof ObdError) throw error;
+    throw new ObdError("state", `Cannot write "${out}"`, { cause: error });
   }
 }
 

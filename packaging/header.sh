@@ -6,6 +6,7 @@ set -eu
 mask=$(umask)
 umask 077
 fail() { echo "obd: $*" >&2; exit 1; }
+case $(pwd -P 2>/dev/null) in /*) ;; *) fail "the current directory was removed: go to another one" ;; esac
 if [ -n "${OBD_RUNTIME_DIR:-}" ]; then base=$OBD_RUNTIME_DIR
 elif [ "$(id -u)" = 0 ]; then base=/var/lib/obd/runtime
 elif [ -n "${XDG_CACHE_HOME:-}" ]; then base=$XDG_CACHE_HOME/obd

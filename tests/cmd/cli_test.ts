@@ -219,6 +219,36 @@ Deno.test("failures: exit 1, one line on stderr; --debug adds a stack", async ()
   });
 });
 
+Deno.test("what cannot be written is named; a reader that has enough is no failure", async () => {
+  await withTempDir(async (dir) => {
+    await writeLayout(`${dir}/in`, [{ tag: "v1", image }]);
+    const main = new URL("../../main.ts", import.meta.url).pathname;
+    const obdIn = async (script: string) => {
+      const { code, stderr } = await new Deno.Command("sh", {
+        args: [
+          ...["-c", script, "sh", Deno.execPath(), "run", "-A", main],
+          ...["dump", `oci:${dir}/in:v1`],
+        ],
+        cwd: dir,
+        stdout: "null",
+        stderr: "piped",
+      }).output();
+      return { code, stderr: new TextDecoder().decode(stderr) };
+    };
+    const full = await obdIn('"$@" - >/dev/full');
+    assert.equal(full.code, 1);
+    assert.match(full.stderr, /^obd: Cannot write to stdout: No space left/);
+    const bounded = await obdIn('trap "" XFSZ; ulimit -f 2000000; "$@" out.raw');
+    assert.equal(bounded.code, 1);
+    assert.match(
+      bounded.stderr,
+      /^obd: Cannot write "out\.raw": File too large/,
+    );
+    const head = await obdIn('{ "$@" -; echo "code $?" >&2; } | head -c 1');
+    assert.equal(head.stderr, "code 0\n");
+  });
+});
+
 Deno.test("names of others cannot write to the terminal", async () => {
   const ended = await obd(["inspect", "/nonexistent/\x1b[2J"]);
   assert.notEqual(ended.code, 0);

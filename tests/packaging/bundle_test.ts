@@ -250,6 +250,19 @@ Deno.test({
         assert.equal(mode! & 0o777, 0o640);
       });
 
+      await t.step("says that its directory was removed", async () => {
+        const { code, stderr } = await run("sh", [
+          ...[
+            "-c",
+            'mkdir "$1" && cd "$1" && rmdir "$1" && exec "$2" --version',
+          ],
+          ...["sh", `${temp}/removed`, program],
+        ], env);
+        assert.equal(code, 1);
+        assert.match(stderr, /^obd: the current directory was removed/m);
+        assert.doesNotMatch(stderr, /could not read/);
+      });
+
       await t.step("serves", async () => {
         await serveAndRead(program, env, temp);
       });
