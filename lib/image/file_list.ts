@@ -6,11 +6,13 @@
  * `_`, `.`, `-` and `/`; here any name is one.
  */
 
+import { setImmediate } from "node:timers";
 import { Ext4Reader } from "../ext4/mod.ts";
 import {
   bytesFromLatin1,
   type ByteSource,
   type ByteString,
+  CancelledError,
   fromUtf8,
   latin1FromBytes,
   LimitError,
@@ -27,6 +29,10 @@ import { DEVICE_LAYER, type TraceRecord } from "../layers/mod.ts";
 export const FILE_LIST_SIZE_MAX = 1024 * 1024;
 /** Files that one list may stand for, those of its directories included. */
 const FILES_MAX = 200_000;
+/** Bytes of a path. Kernel: PATH_MAX. */
+const PATH_MAX = 4096;
+/** Longest work on a list between two turns of the event loop. */
+const TURN_MS = 5;
 
 /**
  * The paths of a file list, in its order.
@@ -88,9 +94,12 @@ export async function locateFiles(
       });
     }
   };
-  for (const path of paths) {
+  const turns = new Turns(signal);
+  for (const path of new Set(paths)) {
+    await turns.next();
     let ino: number;
     try {
+      if (path.length > PATH_MAX) throw new NotFoundError("Path is too long");
       ino = await reader.lookup(path);
     } catch (error) {
       // Links that lead in a circle lead nowhere, too.
@@ -105,10 +114,38 @@ export async function locateFiles(
       continue;
     }
     const { type } = await reader.stat(ino);
+    // A directory that a walk came by was walked whole.
+    if (seen.has(ino)) continue;
     if (type !== "directory") await add(ino);
-    else for await (const entry of reader.walk(ino)) await add(entry.ino);
+    else {
+      for await (const entry of reader.walk(ino)) {
+        await turns.next();
+        await add(entry.ino);
+      }
+    }
   }
   return found;
+}
+
+/**
+ * Metadata is mostly at hand, and what is at hand comes without a turn of the
+ * event loop, on which all exports of a serve are served.
+ */
+class Turns {
+  readonly #signal: AbortSignal;
+  #last = performance.now();
+
+  constructor(signal: AbortSignal) {
+    this.#signal = signal;
+  }
+
+  /** Lets everybody else have their turn, if they waited long. @throws {CancelledError} */
+  async next(): Promise<void> {
+    if (performance.now() - this.#last < TURN_MS) return;
+    await new Promise<void>((resolve) => setImmediate(resolve));
+    this.#last = performance.now();
+    if (this.#signal.aborted) throw new CancelledError();
+  }
 }
 
 /** Reads of a device that give way to everybody else's. Borrows it. */

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { Ext4Reader } from "../../lib/ext4/mod.ts";
 import { openEnvironment, openImage } from "../../lib/image/mod.ts";
 import {
   FILE_LIST_SIZE_MAX,
@@ -94,6 +95,28 @@ Deno.test("locateFiles() finds files, below directories and behind links, each o
       logger,
       signal: stopped,
     }),
+    CancelledError,
+  );
+  // However often a list says the same, and whatever lies in it: one walk each.
+  const { walk } = Ext4Reader.prototype;
+  let walks = 0;
+  Ext4Reader.prototype.walk = function (...from) {
+    walks++;
+    return walk.apply(this, from);
+  };
+  try {
+    const all = await locate("lib\n/\n/\n//\n/.\nlib/deep\n/lib/../lib");
+    assert.deepEqual([all.files, all.missing, walks], [4, 0, 2]);
+  } finally {
+    Ext4Reader.prototype.walk = walk;
+  }
+  assert.equal((await locate("/".repeat(4097))).missing, 1);
+  // A long list leaves turns to others: the one who calls it off, here.
+  const control = new AbortController();
+  setTimeout(() => control.abort(), 1);
+  const missing = Array.from({ length: 100_000 }, (_, i) => `lib/x${i}`);
+  await assert.rejects(
+    locateFiles(opened.source, missing, { logger, signal: control.signal }),
     CancelledError,
   );
   await assert.rejects(
