@@ -5,13 +5,42 @@ import { priorityOf, UrgencyQueue, type Urgent } from "./urgency.ts";
 
 interface BudgetWaiter {
   bytes: number;
+  share: BudgetShare | undefined;
+  isDemand(): boolean;
   grant(): void;
+  /** Out of the queue. */
+  leave(): void;
+}
+
+/** How a budget's bytes are waited for. */
+export interface AcquireOptions extends Urgent {
+  signal?: AbortSignal | undefined;
+  /** Whose they are. */
+  share?: BudgetShare | undefined;
+}
+
+/**
+ * What one of a budget's users holds, and may hold even while others have taken
+ * all there is: what these wait for may never come.
+ */
+export class BudgetShare {
+  readonly guaranteed: number;
+  /** Bytes held now. */
+  taken = 0;
+  /** In the order in which they came. */
+  readonly waiting: Set<BudgetWaiter> = new Set();
+
+  /** @param guaranteed Bytes. */
+  constructor(guaranteed: number) {
+    this.guaranteed = guaranteed;
+  }
 }
 
 /**
  * A semaphore counted in bytes, first come first served, demand before
- * prefetch. A waiter at the head of the demand queue is never overtaken, so a
- * large request cannot starve.
+ * prefetch. A waiter at the head of the demand queue is overtaken only by demand
+ * within what its {@linkcode BudgetShare} guarantees, so a large request cannot
+ * starve. With shares twice the limit may be taken, and no more.
  */
 export class ByteBudget {
   readonly limit: number;
@@ -38,52 +67,78 @@ export class ByteBudget {
    */
   async acquire(
     bytes: number,
-    options: Urgent & { signal?: AbortSignal | undefined } = {},
+    options: AcquireOptions = {},
   ): Promise<() => void> {
     const weight = Math.min(bytes, this.limit);
+    const { share } = options;
     if (options.signal?.aborted) throw new CancelledError();
-    const ahead = this.#queue.ahead(priorityOf(options));
-    if (ahead === 0 && weight <= this.#free) this.#free -= weight;
+    const priority = priorityOf(options);
+    const isFree = this.#queue.ahead(priority) === 0 && weight <= this.#free;
+    if (
+      isFree || (priority === "demand" && this.#isGuaranteed(weight, share))
+    ) this.#take(weight, share);
     else await this.#wait(weight, options);
     return () => {
-      this.#free += weight;
-      this.#grant();
+      this.#take(-weight, share);
+      this.#grant(share);
     };
   }
 
-  #wait(
-    bytes: number,
-    options: Urgent & { signal?: AbortSignal | undefined },
-  ): Promise<void> {
-    const { signal } = options;
+  #wait(bytes: number, options: AcquireOptions): Promise<void> {
+    const { share, signal } = options;
     return new Promise((resolve, reject) => {
       const onAbort = () => {
-        leave();
+        waiter.leave();
         reject(new CancelledError());
-        this.#grant();
+        this.#grant(share);
       };
-      const leave = this.#queue.push(
-        {
-          bytes,
-          grant: () => {
-            signal?.removeEventListener("abort", onAbort);
-            resolve();
-          },
+      const waiter: BudgetWaiter = {
+        bytes,
+        share,
+        isDemand: () => priorityOf(options) === "demand",
+        grant: () => {
+          signal?.removeEventListener("abort", onAbort);
+          this.#take(bytes, share);
+          resolve();
         },
+        leave: () => {
+          leaveQueue();
+          share?.waiting.delete(waiter);
+        },
+      };
+      const leaveQueue = this.#queue.push(
+        waiter,
         options,
-        () => this.#grant(),
+        () => this.#grant(share),
       );
+      share?.waiting.add(waiter);
       signal?.addEventListener("abort", onAbort, { once: true });
     });
   }
 
-  #grant(): void {
+  #take(bytes: number, share: BudgetShare | undefined): void {
+    this.#free -= bytes;
+    if (share) share.taken += bytes;
+  }
+
+  #isGuaranteed(bytes: number, share: BudgetShare | undefined): boolean {
+    return share !== undefined && share.taken + bytes <= share.guaranteed &&
+      this.#free - bytes >= -this.limit;
+  }
+
+  /** @param share Of what was given back, or has become demand. */
+  #grant(share: BudgetShare | undefined): void {
     for (;;) {
       const head = this.#queue.peek();
-      if (!head || head.bytes > this.#free) return;
-      this.#queue.shift();
-      this.#free -= head.bytes;
+      if (!head || head.bytes > this.#free) break;
+      head.leave();
       head.grant();
+    }
+    for (const waiter of share?.waiting ?? []) {
+      if (!waiter.isDemand()) continue;
+      if (!this.#isGuaranteed(waiter.bytes, share)) return;
+      waiter.leave();
+      waiter.grant();
     }
   }
 }

@@ -4,6 +4,7 @@
  */
 
 import {
+  BudgetShare,
   ByteBudget,
   type ByteSource,
   checkRange,
@@ -34,6 +35,8 @@ import type { SpanTable } from "./span_table.ts";
 
 const DEFAULT_MEMORY_BYTES = 32 * 1024 * 1024;
 const DEFAULT_IN_FLIGHT_BYTES = 64 * 1024 * 1024;
+/** The part of these that a layer has though the spans of others, whose registry stands still, hold all. */
+const GUARANTEED_PART = 1 / 16;
 const DEFAULT_DEADLINE_MS = 120_000;
 /** A span that stays wrong is logged this often. */
 const LOG_INTERVAL_MS = 60_000;
@@ -185,6 +188,7 @@ export function digestKey(digest: Uint8Array): string {
 export class SpanSource implements ByteSource {
   readonly size: number;
   readonly #maker: SpanMaker;
+  readonly #share: BudgetShare;
   readonly #table: SpanTable;
   readonly #cache: SpanCache;
   readonly #logger: Logger;
@@ -201,6 +205,7 @@ export class SpanSource implements ByteSource {
     this.#table = maker.spans;
     this.size = maker.spans.size;
     this.#cache = options.cache;
+    this.#share = new BudgetShare(options.cache.budget.limit * GUARANTEED_PART);
     this.#logger = options.logger ?? silentLogger;
     this.#deadlineMs = options.deadlineMs ?? DEFAULT_DEADLINE_MS;
     this.#stats = options.stats ?? new ReadStats();
@@ -462,7 +467,9 @@ export class SpanSource implements ByteSource {
     const timer = this.#stats.load(urgency);
     let release: (() => void) | undefined;
     try {
-      release = await this.#cache.budget.acquire(size, { signal, urgency });
+      const share = this.#share;
+      const { budget } = this.#cache;
+      release = await budget.acquire(size, { signal, urgency, share });
       const made = await withDeadline(
         what,
         this.#deadlineMs,

@@ -2,6 +2,7 @@
 
 import type { CodecPool } from "../compress/mod.ts";
 import {
+  BudgetShare,
   ByteBudget,
   type ByteSource,
   FormatError,
@@ -138,6 +139,8 @@ class ZstdMaker implements SpanMaker {
   readonly name: string;
   readonly spans: SpanTable;
   readonly #compressed: ByteSource;
+  /** A layer has one group though others, whose registry stands still, hold all bytes. */
+  readonly #share = new BudgetShare(GROUP_BYTES_MAX);
   readonly #checkpoints: SpanCheckpoints;
   readonly #decoder: ZstdDecoder;
   readonly #cache: SpanCache;
@@ -257,7 +260,8 @@ class ZstdMaker implements SpanMaker {
     const timer = this.#stats.load(options.urgency);
     let release: (() => void) | undefined;
     try {
-      release = await groupBudget.acquire(group.length, options);
+      const share = this.#share;
+      release = await groupBudget.acquire(group.length, { ...options, share });
       const bytes = await this.#decode(group, { ...options, timer });
       timer.end(group.length);
       this.#keep(group, bytes);

@@ -1,6 +1,6 @@
 /** What the server does with a source when it must wait for it. */
 
-import type { ByteBudget, ByteSource } from "../io/mod.ts";
+import type { AcquireOptions, ByteBudget, ByteSource } from "../io/mod.ts";
 import type { BufferPool } from "./buffer_pool.ts";
 import type { Cookie } from "./protocol.ts";
 import { layOutRead, type ReadPlan } from "./read_plan.ts";
@@ -25,10 +25,9 @@ export interface Lease {
 export async function lease(
   memory: WorkMemory,
   length: number,
-  signal: AbortSignal,
-  priority: "demand" | "prefetch" = "demand",
+  options: AcquireOptions,
 ): Promise<Lease> {
-  const release = await memory.budget.acquire(length, { signal, priority });
+  const release = await memory.budget.acquire(length, options);
   const buffer = memory.pool.take(length);
   return {
     buffer,
@@ -81,7 +80,10 @@ export async function warmRange(
       const at = next;
       const count = Math.min(CACHE_PIECE, end - at);
       next += count;
-      const { buffer, give } = await lease(memory, count, signal, "prefetch");
+      const { buffer, give } = await lease(memory, count, {
+        signal,
+        priority: "prefetch",
+      });
       try {
         const dst = buffer.subarray(0, count);
         await source.pread(dst, at, { signal, priority: "prefetch" });

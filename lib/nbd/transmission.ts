@@ -9,6 +9,7 @@
 
 import { setImmediate } from "node:timers";
 import {
+  BudgetShare,
   DeadlineError,
   errorText,
   FormatError,
@@ -52,6 +53,9 @@ const YIELD_BYTES = 1024 * 1024;
 /** Bytes of any answer without data. */
 const SMALL_ANSWER = 64;
 
+/** Of the memory of all, what a connection has though the others hold all: a read as kernels send them. */
+const GUARANTEED_BYTES = 256 * 1024 + 4096;
+
 /** What all connections of a server share. */
 export interface TransmissionShared extends WorkMemory, WaitingLimits {
   readonly logger: Logger;
@@ -85,6 +89,7 @@ export class Transmission {
   #clock = 0;
   /** Aborted when the connection ends. */
   readonly #gone = new AbortController();
+  readonly #share = new BudgetShare(GUARANTEED_BYTES);
 
   constructor(
     stream: ByteStream,
@@ -283,7 +288,10 @@ export class Transmission {
     const { signal } = waiting.control;
     let give = () => {};
     try {
-      const leased = await lease(this.#shared, plan.wireBytes, signal);
+      const leased = await lease(this.#shared, plan.wireBytes, {
+        signal,
+        share: this.#share,
+      });
       give = leased.give;
       const { buffer } = leased;
       await readAnswer(source, plan, waiting.request, buffer, signal);
@@ -327,7 +335,10 @@ export class Transmission {
       }
       // Without memory in time, the deadline of the payload ends the connection.
       const { signal } = this.#gone;
-      const { buffer, give } = await lease(this.#shared, length, signal);
+      const { buffer, give } = await lease(this.#shared, length, {
+        signal,
+        share: this.#share,
+      });
       const payload = buffer.subarray(0, length);
       if (!await rx.take(payload).catch(() => false)) {
         give();

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { CodecPool } from "../../lib/compress/mod.ts";
 import {
+  type AcquireOptions,
+  BudgetShare,
   ByteBudget,
   CancelledError,
   priorityOf,
@@ -34,6 +36,61 @@ Deno.test("Urgency rises once, tells listeners once, and forgets those that left
   assert.equal(other.priority, "prefetch");
   other.follow({});
   assert.equal(other.priority, "demand");
+});
+
+Deno.test("ByteBudget: who has a share goes on though others hold everything", async () => {
+  const budget = new ByteBudget(100);
+  const stuck = new BudgetShare(10);
+  const share = new BudgetShare(10);
+  const got: string[] = [];
+  const releases: (() => void)[] = [];
+  const ask = (name: string, bytes: number, options: AcquireOptions) =>
+    budget.acquire(bytes, options).then((release) => {
+      got.push(name);
+      releases.push(release);
+    }, () => got.push(`${name} gone`));
+  await ask("all", 100, { share: stuck });
+  ask("stuck too", 5, { share: stuck });
+  ask("no share", 5, {});
+  ask("ahead", 4, { share, priority: "prefetch" });
+  await ask("first", 6, { share });
+  ask("second", 6, { share });
+  const control = new AbortController();
+  ask("third", 6, { share, signal: control.signal });
+  const urgency = new Urgency("prefetch");
+  ask("hurried", 4, { share, urgency });
+  ask("large", 11, { share });
+  await turn();
+  assert.deepEqual(got, ["all", "first"]);
+  assert.deepEqual([budget.taken, share.taken], [106, 6]);
+  // In its order within the share: the second does not fit yet.
+  urgency.hurry();
+  await turn();
+  assert.equal(got.length, 2);
+  releases[1]!();
+  await turn();
+  assert.deepEqual(got.slice(2), ["second"]);
+  control.abort();
+  await turn();
+  assert.deepEqual(got.slice(3), ["third gone", "hurried"]);
+  releases[0]!();
+  await turn();
+  assert.deepEqual(got.slice(5), ["stuck too", "no share", "large", "ahead"]);
+  for (const release of releases.slice(2)) release();
+  assert.deepEqual([budget.taken, share.taken, stuck.taken], [0, 0, 0]);
+  assert.equal(share.waiting.size + stuck.waiting.size, 0);
+});
+
+Deno.test("ByteBudget: shares take twice the limit together, and no more", async () => {
+  const budget = new ByteBudget(100);
+  await budget.acquire(100);
+  const shares = Array.from({ length: 30 }, () => new BudgetShare(10));
+  let granted = 0;
+  for (const share of shares) {
+    budget.acquire(10, { share }).then(() => granted++);
+  }
+  await turn();
+  assert.deepEqual([granted, budget.taken], [10, 200]);
 });
 
 Deno.test("UrgencyQueue: what is hurried joins the end of demand", () => {

@@ -73,6 +73,7 @@ async function reads(
 }
 
 const BIG = makeGzipLayer(content(1_500_001), SPAN);
+const EIGHT = makeGzipLayer(content(8 * SPAN, 2), SPAN);
 const EMPTY = makeGzipLayer(new Uint8Array(0), SPAN);
 
 testSourceContract("GunzipSource", async () => {
@@ -434,6 +435,27 @@ Deno.test("GunzipSource: what hangs fails at its deadline; disposing ends what i
   await assert.rejects(left, CancelledError);
   assert.equal(blob.disposed, 1);
   await assert.rejects(source.pread(new Uint8Array(1), 0), { code: "state" });
+});
+
+Deno.test("GunzipSource: a layer whose blob stands still does not hold up another", async () => {
+  const cache = new SpanCache({ inFlightBytes: 16 * SPAN });
+  const stuck = openLayer(BIG, { cache });
+  const { source } = openLayer(EIGHT, { cache });
+  let open = () => {};
+  stuck.blob.gate = new Promise<void>((resolve) => open = resolve);
+  const all = Array.from(
+    { length: BIG.spans.count },
+    (_, i) => stuck.source.pread(new Uint8Array(1), i * SPAN),
+  );
+  assert.equal(cache.budget.taken, cache.budget.limit);
+  const others = [0, 3, 7].map((i) =>
+    reads(source, EIGHT.content, i * SPAN + 5, 100)
+  );
+  await Promise.all(others);
+  open();
+  await Promise.all(all);
+  await source[Symbol.asyncDispose]();
+  await stuck.source[Symbol.asyncDispose]();
 });
 
 Deno.test("GunzipSource: a demand read hurries the prefetch that it joins", async () => {

@@ -287,6 +287,34 @@ test("a client that asks on and on for what fails does not fill the log", async 
   });
 });
 
+test("clients that wait with all memory do not hold up another", () =>
+  withServer({ memoryLimit: 4 << 20 }, async (server, socket) => {
+    const control = new AbortController();
+    const never = new Promise<void>((_, reject) =>
+      control.signal.addEventListener("abort", () => reject(new Error("over")))
+    );
+    never.catch(() => {});
+    const dispose = { [Symbol.asyncDispose]: () => Promise.resolve() };
+    server.addExport({
+      name: "stuck",
+      source: { size: 8 << 20, pread: () => never, ...dispose },
+    });
+    server.addExport({
+      name: "app",
+      source: { size: 8 << 20, pread: () => Promise.resolve(), ...dispose },
+    });
+    using stuck = await RawPeer.inTransmission(socket, { name: "stuck" });
+    for (let i = 0; i < 8; i++) {
+      await stuck.send(request({ type: READ, length: 1 << 20 }));
+    }
+    using peer = await RawPeer.inTransmission(socket, { name: "app" });
+    for (const length of [4096, 256 * 1024]) {
+      await peer.send(request({ type: READ, length }));
+      assert.equal((await peer.reply(length)).error, 0);
+    }
+    control.abort();
+  }));
+
 test("a source that throws at once costs one request", () =>
   withServer({}, async (server, socket) => {
     let broken: "preadNow" | "pread" | "extents" | undefined;
