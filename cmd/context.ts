@@ -9,7 +9,7 @@ import {
 } from "../lib/io/mod.ts";
 import { type LogLevel, StderrLogger } from "./log.ts";
 import { createProgress } from "./progress.ts";
-import { stdoutError } from "./stdout.ts";
+import { printLine } from "./stdout.ts";
 
 /** Options that every command takes. */
 export interface CommonOptions {
@@ -101,10 +101,10 @@ export async function runWithContext(
     say: (line) => {
       if (options.json || options.quiet) return;
       progress.clear?.();
-      print(line);
+      printLine(line);
     },
     result: (value) => {
-      if (options.json) print(JSON.stringify(value));
+      if (options.json) printLine(JSON.stringify(value));
     },
     complain: (line) => {
       progress.clear?.();
@@ -121,15 +121,6 @@ export async function runWithContext(
     for (const [name, handler] of handlers) {
       Deno.removeSignalListener(name, handler);
     }
-  }
-}
-
-/** Prints a line; that nobody reads it any more is no error. */
-function print(line: string): void {
-  try {
-    console.log(line);
-  } catch (error) {
-    throw stdoutError(error);
   }
 }
 

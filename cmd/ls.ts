@@ -11,6 +11,7 @@ import {
 } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
+import { printLine } from "./stdout.ts";
 
 const TYPE_LETTERS: Record<InodeStat["type"], string> = {
   file: "-",
@@ -40,8 +41,8 @@ export async function run(
   for await (const row of list(reader, ino, path, options.recursive === true)) {
     context.signal.throwIfAborted();
     if (context.json) rows.push(jsonRow(row));
-    else if (options.long) console.log(longRow(row));
-    else console.log(shown(row.path));
+    else if (options.long) printLine(longRow(row));
+    else printLine(shown(row.path));
   }
   context.result({ image: image!, entries: rows });
 }

@@ -23,6 +23,7 @@ import type { Context } from "./context.ts";
 import { keepStderrSmall } from "./log_file.ts";
 import { notifyServiceManager } from "./notify.ts";
 import { ServeSession } from "./serve_session.ts";
+import { printLine } from "./stdout.ts";
 import { readPrefetchFiles } from "./trace_files.ts";
 
 /** For requests in flight when the process is told to stop. */
@@ -182,7 +183,7 @@ function announce(
     source: e.source,
     meta: e.meta,
   }));
-  console.log(
+  printLine(
     JSON.stringify({ event: "ready", pid: Deno.pid, api, exports }),
   );
   notifyServiceManager("READY=1", Deno.env.get("NOTIFY_SOCKET"), log);

@@ -1,4 +1,4 @@
-/** What commands write to stdout as bytes: a file's content, a device. */
+/** What commands write to stdout: lines, a file's content, a device. */
 
 import { ObdError, writeAll } from "../lib/io/mod.ts";
 
@@ -19,7 +19,20 @@ export async function writeStdout(bytes: Uint8Array): Promise<boolean> {
   }
 }
 
+/**
+ * Prints a line; that nobody reads any more is no error.
+ *
+ * @throws {ObdError} If it cannot be written.
+ */
+export function printLine(line: string): void {
+  try {
+    console.log(line);
+  } catch (cause) {
+    throw stdoutError(cause);
+  }
+}
+
 /** The system's error alone would not say what it was about. */
-export function stdoutError(cause: unknown): ObdError {
+function stdoutError(cause: unknown): ObdError {
   return new ObdError("state", "Cannot write to stdout", { cause });
 }

@@ -223,11 +223,11 @@ Deno.test("what cannot be written is named; a reader that has enough is no failu
   await withTempDir(async (dir) => {
     await writeLayout(`${dir}/in`, [{ tag: "v1", image }]);
     const main = new URL("../../main.ts", import.meta.url).pathname;
-    const obdIn = async (script: string) => {
+    const obdIn = async (script: string, command = "dump") => {
       const { code, stderr } = await new Deno.Command("sh", {
         args: [
           ...["-c", script, "sh", Deno.execPath(), "run", "-A", main],
-          ...["dump", `oci:${dir}/in:v1`],
+          ...[command, `oci:${dir}/in:v1`],
         ],
         cwd: dir,
         stdout: "null",
@@ -238,7 +238,12 @@ Deno.test("what cannot be written is named; a reader that has enough is no failu
     const full = await obdIn('"$@" - >/dev/full');
     assert.equal(full.code, 1);
     assert.match(full.stderr, /^obd: Cannot write to stdout: No space left/);
-    const bounded = await obdIn('trap "" XFSZ; ulimit -f 2000000; "$@" out.raw');
+    const lines = await obdIn('"$@" >/dev/full', "ls");
+    assert.equal(lines.code, 1);
+    assert.match(lines.stderr, /^obd: Cannot write to stdout: No space left/);
+    const bounded = await obdIn(
+      'trap "" XFSZ; ulimit -f 2000000; "$@" out.raw',
+    );
     assert.equal(bounded.code, 1);
     assert.match(
       bounded.stderr,
