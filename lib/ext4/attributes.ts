@@ -5,6 +5,7 @@ import {
   errorText,
   FormatError,
   LimitError,
+  quoteName,
   UnsupportedError,
 } from "../io/mod.ts";
 import type { Timestamp } from "./format.ts";
@@ -85,7 +86,11 @@ export function placeXattrs(
       b[1].length - a[1].length
     )[0]!;
     throw new LimitError(
-      `Cannot store the ${xattrs.length} xattrs of "${path()}" in an inode and a block: the largest, "${name}", has ${value.length} bytes`,
+      `Cannot store the ${xattrs.length} xattrs of ${
+        quoteName(path())
+      } in an inode and a block: the largest, ${
+        quoteName(name)
+      }, has ${value.length} bytes`,
     );
   }
   return { inline, block };
@@ -101,7 +106,7 @@ function storedXattr(
     stored = toStoredXattr(name, value);
   } catch (cause) {
     throw new FormatError(
-      `xattr "${name}" of "${path()}"`,
+      `xattr ${quoteName(name)} of ${quoteName(path())}`,
       "value",
       `cannot be stored: ${errorText(cause)}`,
       { cause },
@@ -110,7 +115,9 @@ function storedXattr(
   if (stored === undefined || !NAMESPACES.has(stored.index)) {
     throw new UnsupportedError(
       `xattr ${name}`,
-      `Cannot store xattr "${name}" of "${path()}": ext4 has no such namespace here, or the name is too long`,
+      `Cannot store xattr ${quoteName(name)} of ${
+        quoteName(path())
+      }: ext4 has no such namespace here, or the name is too long`,
     );
   }
   return stored;

@@ -7,6 +7,7 @@ import {
   type ByteString,
   invariant,
   LimitError,
+  quoteName,
   UnsupportedError,
 } from "../io/mod.ts";
 import {
@@ -289,7 +290,7 @@ export function placeBody(
     throw new DeviceFullError(
       `Device of ${state.sb.blocksCount * BLOCK_SIZE} bytes is full: at least ${
         lacking * BLOCK_SIZE
-      } bytes more are needed for "${pathIn(state, dir, name)}"`,
+      } bytes more are needed for ${quoteName(pathIn(state, dir, name))}`,
       { blocks: lacking },
     );
   }

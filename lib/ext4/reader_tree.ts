@@ -5,6 +5,7 @@ import {
   FormatError,
   LimitError,
   NotFoundError,
+  quoteName,
 } from "../io/mod.ts";
 import { S_IFDIR, S_IFLNK, S_IFMT } from "./format.ts";
 import type { Ext4Reader } from "./reader.ts";
@@ -61,7 +62,9 @@ export async function lookupPath(
     }
     const ino = await findName(reader, current, name);
     if (ino === undefined) {
-      throw new NotFoundError(`Cannot find "${path}": no "${name}" there`);
+      throw new NotFoundError(
+        `Cannot find ${quoteName(path)}: no ${quoteName(name)} there`,
+      );
     }
     const isLast = rest.length === 0;
     const isLink = ((await reader.inode(ino)).inode.mode & S_IFMT) === S_IFLNK;
@@ -72,7 +75,9 @@ export async function lookupPath(
     }
     if (++links > SYMLINKS_MAX) {
       throw new LimitError(
-        `Cannot find "${path}": more than ${SYMLINKS_MAX} symbolic links`,
+        `Cannot find ${
+          quoteName(path)
+        }: more than ${SYMLINKS_MAX} symbolic links`,
       );
     }
     const target = await reader.readlink(ino);
@@ -88,7 +93,7 @@ export async function lookupPath(
 function demandDirectory({ inode }: StoredInode, path: ByteString): void {
   if ((inode.mode & S_IFMT) !== S_IFDIR) {
     throw new NotFoundError(
-      `Cannot find "${path}": not a directory on the way`,
+      `Cannot find ${quoteName(path)}: not a directory on the way`,
     );
   }
 }
@@ -128,7 +133,7 @@ export async function* walkTree(
       throw new FormatError(
         `directory ${directory.ino}`,
         "place",
-        `is in the tree twice, at "${path}"`,
+        `is in the tree twice, at ${quoteName(path)}`,
       );
     }
     seen.add(directory.ino);

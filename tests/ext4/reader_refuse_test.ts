@@ -484,6 +484,10 @@ Deno.test({
       ) {
         await assert.rejects(reader.lookup(path), NotFoundError, path);
       }
+      // Paths are bytes, and messages are for people.
+      await assert.rejects(reader.lookup("etc/gr\xc3\xb6\xc3\x9fe"), {
+        message: 'Cannot find "etc/größe": no "größe" there',
+      });
       await assert.rejects(reader.lookup("loop1"), LimitError);
       const state = (error: unknown) =>
         error instanceof ObdError && error.code === "state";
