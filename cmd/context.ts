@@ -39,7 +39,7 @@ export interface Context {
   readonly log: StderrLogger;
   readonly progress: Progress;
   readonly registry: RegistrySettings;
-  /** Aborted by SIGINT, SIGTERM and, unless it was ignored at the start, SIGHUP. */
+  /** Aborted by SIGINT, SIGTERM and, unless the process has no terminal to lose, SIGHUP. */
   readonly signal: AbortSignal;
   /** Prints for people on stdout; nothing under `--json` and `--quiet`. */
   say(line: string): void;
@@ -124,8 +124,13 @@ export async function runWithContext(
   }
 }
 
-/** Whether this process was started to outlive its terminal, as by nohup(1); a handler of ours would undo that. */
+/**
+ * Whether this process is to outlive its terminal, as under nohup(1), or never
+ * had one, as a service that tells its manager when it is ready: there SIGHUP
+ * asks for a new look at files, and ending would take all devices along.
+ */
 function isHangupIgnored(): boolean {
+  if (Deno.env.get("NOTIFY_SOCKET")) return true;
   try {
     const status = Deno.readTextFileSync("/proc/self/status");
     const mask = /^SigIgn:\s*([0-9a-f]+)$/m.exec(status)?.[1];

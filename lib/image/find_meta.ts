@@ -53,7 +53,7 @@ const INDEX_ENTRIES_MAX = 64;
  * How long the list of referrers is waited for when a tag has named one that
  * fits, in ms: all that it can add is a better one.
  */
-const REFERRERS_GRACE_MS = 2_000;
+const REFERRERS_GRACE_MS = 5_000;
 /** Referrers that are looked at at once. */
 const LOOK_CONCURRENCY = 8;
 

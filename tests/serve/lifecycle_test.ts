@@ -310,20 +310,27 @@ Deno.test(
   }),
 );
 
-Deno.test(
-  "serve: under nohup SIGHUP does not stop it",
-  withPlace(async ({ config }) => {
-    await using serve = await ServeProcess.start(await config(), {
-      command: ["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", ...OBD],
-    });
-    Deno.kill(serve.pid, "SIGHUP");
-    using api = serve.api();
-    assert.equal((await api.status()).pid, serve.pid);
-    const { code, stderr } = await serve.end();
-    assert.equal(code, 0, stderr);
-    assert.match(stderr, / stopping reason="Stopped by SIGTERM"/);
-  }),
-);
+for (const where of ["under nohup", "as a service of Type=notify"]) {
+  Deno.test(
+    `serve: ${where} SIGHUP does not stop it`,
+    withPlace(async ({ dir, config }) => {
+      await using serve = await ServeProcess.start(
+        await config(),
+        where === "under nohup"
+          ? {
+            command: ["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", ...OBD],
+          }
+          : { env: { NOTIFY_SOCKET: `${dir}/nobody-listens` } },
+      );
+      Deno.kill(serve.pid, "SIGHUP");
+      using api = serve.api();
+      assert.equal((await api.status()).pid, serve.pid);
+      const { code, stderr } = await serve.end();
+      assert.equal(code, 0, stderr);
+      assert.match(stderr, / stopping reason="Stopped by SIGTERM"/);
+    }),
+  );
+}
 
 Deno.test(
   "serve: SIGTERM before it is ready ends at once",
