@@ -147,6 +147,8 @@ const HTTP_STATUS: Partial<
   deadline: 504,
   "not-found": 404,
   conflict: 409,
+  // Somebody removed what was being opened.
+  cancelled: 409,
 };
 
 const newExport = v.strictObject({

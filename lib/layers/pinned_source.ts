@@ -41,6 +41,8 @@ const CHUNKS_AHEAD = 4;
 const DEFAULT_DEADLINE_MS = 120_000;
 /** After a failure, reads fail with it for so long before decoding starts again. */
 const DEFAULT_RETRY_MS = 5_000;
+/** How often somebody may cut the file off under the decoder. */
+const CUTS_MAX = 5;
 
 /** Settings of a {@linkcode PinnedSource}. */
 export interface PinnedOptions {
@@ -132,8 +134,48 @@ export class PinnedSource implements ByteSource {
     if (dst.length === 0) return;
     const first = this.#spans.find(offset);
     const last = this.#spans.find(offset + dst.length - 1);
-    for (let i = first; i <= last; i++) await this.#await(i, options.signal);
-    await this.#file.pread(dst, offset);
+    for (let isLost = false;;) {
+      for (let i = first; i <= last; i++) await this.#await(i, options.signal);
+      try {
+        await this.#file.pread(dst, offset);
+        // Another source of the layer may have found it to be lost meanwhile.
+        if (this.#isVerified(offset, dst.length)) return;
+      } catch (error) {
+        if (isLost || this.#closed) throw error;
+        isLost = true;
+        await this.#forget(first, last, error);
+      }
+    }
+  }
+
+  /** Has spans that the file held, and that cannot be read, decoded again. */
+  async #forget(first: number, last: number, error: unknown): Promise<void> {
+    const { path, verified } = this.#pinned;
+    this.#logger.warn("pinned.lost", {
+      layer: this.#options.digest,
+      path,
+      error: errorText(error),
+    });
+    if (await this.#restore()) return;
+    verified.fill(0, first, last + 1);
+    this.#absent.fill(1, first, last + 1);
+  }
+
+  /**
+   * Gives a file that somebody made shorter its length again. Before that
+   * nobody may believe any more that it holds something: what was cut off would
+   * read as zeros.
+   *
+   * @returns False if it has its length, or is gone.
+   */
+  async #restore(): Promise<boolean> {
+    const { path, verified } = this.#pinned;
+    const info = await Deno.stat(path).catch(() => undefined);
+    if (!info || info.size >= this.size) return false;
+    verified.fill(0);
+    this.#absent.fill(1);
+    await Deno.truncate(path, this.size);
+    return true;
   }
 
   /** Starts the decoder, which fetches in its own order; waiting for it would hold up what else is prefetched. */
@@ -246,7 +288,8 @@ export class PinnedSource implements ByteSource {
 
   /** Decodes the layer; again from the start where a cache below may be to blame. */
   async #decode(): Promise<void> {
-    for (let attempt = 1;; attempt++) {
+    let isSecond = false;
+    for (let cuts = 0;;) {
       const decoder = new PinDecoder(
         this.#compressed,
         this.#options,
@@ -259,14 +302,22 @@ export class PinnedSource implements ByteSource {
       try {
         return await decoder.run(this.#control.signal);
       } catch (error) {
-        if (error !== decoder.said || !isWrongData(error)) throw error;
+        if (error !== decoder.said) throw error;
+        if (decoder.isShort && ++cuts <= CUTS_MAX) {
+          await this.#restore();
+          continue;
+        }
+        if (!isWrongData(error)) throw error;
         const { digest, compressedStart } = this.#options;
         const cached = isCaching(this.#compressed) &&
           this.#compressed.discard(
             compressedStart,
             decoder.offset - compressedStart,
           );
-        if (cached && attempt === 1) continue;
+        if (cached && !isSecond) {
+          isSecond = true;
+          continue;
+        }
         const [want, got] = error instanceof IntegrityError
           ? [error.want, error.got]
           : ["decodable", "not decodable"];
@@ -312,6 +363,8 @@ class PinDecoder {
   failedSpan = 0;
   /** The worker's error, not the source's. */
   said: unknown;
+  /** What it said was that somebody made the file shorter. */
+  isShort = false;
   readonly #source: ByteSource;
   readonly #start: PinStart;
   readonly #verified: Uint8Array;
@@ -359,6 +412,7 @@ class PinDecoder {
         this.#onProgress();
       } else {
         this.failedSpan = data.span;
+        this.isShort = data.isShort;
         done.reject(this.said = unpackError(data.error));
       }
     };

@@ -13,7 +13,13 @@ import {
   packError,
   ZstdStream,
 } from "../compress/mod.ts";
-import { FormatError, IntegrityError, toHex, workerRole } from "../io/mod.ts";
+import {
+  FormatError,
+  IntegrityError,
+  ObdError,
+  toHex,
+  workerRole,
+} from "../io/mod.ts";
 
 /** The role of this module's worker. */
 export const PIN_ROLE = "obd:pin";
@@ -46,12 +52,19 @@ export interface PinInput {
   isLast: boolean;
 }
 
-/** A span is in the file; a piece is used up; all is in the file; or it failed at a span. */
+/** A span is in the file; a piece is used up; all is in the file; or it failed at a span, because the file is too short or else. */
 export type PinReply =
   | { kind: "span"; index: number }
   | { kind: "used" }
   | { kind: "done" }
-  | { kind: "error"; span: number; error: ErrorMessage };
+  | { kind: "error"; span: number; isShort: boolean; error: ErrorMessage };
+
+/** Somebody made the file shorter. */
+class ShortFileError extends ObdError {
+  constructor(path: string) {
+    super("state", `Somebody made "${path}" shorter`);
+  }
+}
 
 class PinWriter {
   readonly #start: PinStart;
@@ -126,6 +139,7 @@ class PinWriter {
     if (verified[index] === 1) return;
     const offset = offsets[index]!;
     if (!this.#holds(bytes, offset)) {
+      this.#checkLength();
       for (let done = 0; done < bytes.length;) {
         const left = bytes.length - done;
         done += fs.writeSync(this.#fd, bytes, done, left, offset + done);
@@ -137,8 +151,24 @@ class PinWriter {
   /** Whether the file has these bytes, e.g. from before a crash. */
   #holds(bytes: Uint8Array, offset: number): boolean {
     const there = this.#there.subarray(0, bytes.length);
-    const got = fs.readSync(this.#fd, there, 0, there.length, offset);
-    return got === bytes.length && Buffer.compare(there, bytes) === 0;
+    try {
+      const got = fs.readSync(this.#fd, there, 0, there.length, offset);
+      return got === bytes.length && Buffer.compare(there, bytes) === 0;
+    } catch {
+      // What the disk has lost is written again.
+      return false;
+    }
+  }
+
+  /**
+   * Whoever reads the file believes that it holds what was written. A write
+   * behind the end of one that somebody emptied would turn that into zeros.
+   */
+  #checkLength(): void {
+    const { path, tarSize } = this.#start;
+    if (fs.fstatSync(this.#fd).size < tarSize) {
+      throw new ShortFileError(path);
+    }
   }
 
   close(): void {
@@ -170,6 +200,7 @@ function serve(): void {
       post({
         kind: "error",
         span: writer?.index ?? 0,
+        isShort: error instanceof ShortFileError,
         error: packError(error),
       });
     }

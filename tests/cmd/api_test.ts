@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { createMetricsApi, type TraceControl } from "../../cmd/api.ts";
 import { renderMetrics } from "../../cmd/metrics.ts";
 import {
+  CancelledError,
   DeadlineError,
   FormatError,
   NotFoundError,
@@ -99,6 +100,7 @@ Deno.test("errors have the status of their code", async () => {
   const { control, send } = fixture();
   const cases: [unknown, number][] = [
     [new ObdError("conflict", "2 clients are connected"), 409],
+    [new CancelledError("it was removed while it was opened"), 409],
     [new UsageError("bad reference"), 400],
     [new NotFoundError("no image"), 404],
     [new FormatError("LSMT", "magic", "is wrong"), 422],

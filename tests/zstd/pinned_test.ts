@@ -434,3 +434,33 @@ Deno.test("a file that somebody removed is made anew, with its directory", async
     assert.equal(store.usedBytes, TAR.length);
   });
 });
+
+Deno.test("a file that somebody made shorter is filled anew, never read as zeros", async () => {
+  await withTempDir(async (dir) => {
+    await using store = await PinnedStore.open({
+      directory: dir,
+      keepFreeBytes: 0,
+    });
+    const logger = new RecordingLogger();
+    const inner = new GatedSource(BLOB, MIB);
+    await using source = await open(store, inner, { logger });
+    await using other = await open(store, new TestSource(BLOB));
+    // While it is being filled.
+    await reads(source, 1000, 5000);
+    await Deno.truncate(pinnedFile(dir), 0);
+    inner.open();
+    await reads(source, TAR.length - 5000, 5000);
+    await reads(source, 0, TAR.length);
+    // When it was full, for all who read it.
+    for (const length of [0, 2 * MIB]) {
+      await Deno.truncate(pinnedFile(dir), length);
+      assert.equal(source.preadNow(new Uint8Array(10), 4 * MIB), false);
+      await Promise.all([
+        reads(source, 3 * MIB, 5000),
+        reads(other, 0, TAR.length),
+        reads(source, TAR.length - 10, 10),
+      ]);
+    }
+    assert.ok(logger.count("pinned.lost") > 0);
+  });
+});
