@@ -160,7 +160,10 @@ function addBuild(add: Add): void {
   );
   nativeStorage(build)
     .addOption(
-      new Option("--vsize <GiB>", "virtual size of the device, 16383 at most")
+      new Option(
+        "--vsize <GiB>",
+        `virtual size of the device, ${VSIZE_MAX_GIB} at most`,
+      )
         .argParser(integerTo(VSIZE_MAX_GIB)).default(64),
     )
     .addOption(
@@ -181,7 +184,7 @@ function addBuild(add: Add): void {
     .addOption(
       new Option(
         "--span-size <KiB>",
-        "longest piece of a layer that is decoded for a read, 64 to 65536 (default: 1 to 2 MiB as suits each gzip layer, longer where it compresses very well)",
+        `longest piece of a layer that is decoded for a read, ${SPAN_SIZE_MIN_KIB} to ${SPAN_SIZE_MAX_KIB} (default: 1 to 2 MiB as suits each gzip layer, longer where it compresses very well)`,
       ).argParser(integerTo(SPAN_SIZE_MAX_KIB, SPAN_SIZE_MIN_KIB)),
     )
     .option("--tag <name>", "tag of the meta image (default: TAG-obd)")
@@ -245,9 +248,10 @@ function format(): Option {
 }
 
 function jobs(): Option {
-  return new Option("--jobs <n>", "threads to use, 256 at most").argParser(
-    integerTo(JOBS_MAX),
-  )
+  return new Option("--jobs <n>", `threads to use, ${JOBS_MAX} at most`)
+    .argParser(
+      integerTo(JOBS_MAX),
+    )
     .default(navigator.hardwareConcurrency, "number of cores");
 }
 

@@ -89,7 +89,8 @@ function directoryOf(variable: string, usual: string): string {
   throw new UsageError(`${variable} "${given}" is no absolute path`);
 }
 
-function mountsDirectory(): string {
+/** Where mounts have their directories. */
+export function mountsDirectory(): string {
   return `${runDirectory()}/mounts`;
 }
 

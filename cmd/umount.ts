@@ -3,7 +3,7 @@
 import { ObdError } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { absolutePath } from "./mount_serve.ts";
-import { MountDirectory, mountId, runDirectory } from "./mount_state.ts";
+import { MountDirectory, mountId, mountsDirectory } from "./mount_state.ts";
 import { requireRoot, tearDown } from "./mount_steps.ts";
 import { mountAt, readMounts } from "./mount_table.ts";
 
@@ -39,7 +39,7 @@ async function requireNoMount(dir: string): Promise<void> {
   if (!there) return;
   throw new ObdError(
     "state",
-    `Cannot unmount "${dir}": what is mounted there (${there.fsType}, ${there.source}) is not in ${runDirectory()}/mounts: set OBD_RUN_DIR as for obd mount, or use umount(8)`,
+    `Cannot unmount "${dir}": what is mounted there (${there.fsType}, ${there.source}) is not in ${mountsDirectory()}: set OBD_RUN_DIR as for obd mount, or use umount(8)`,
   );
 }
 

@@ -133,3 +133,10 @@ export function errorText(error: unknown): string {
     ? error.message
     : `${error.message}: ${inner}`;
 }
+
+/** Somebody made a file of ours shorter: what was beyond its end reads as zeros once more is written behind it. */
+export class ShrunkFileError extends ObdError {
+  constructor(path: string) {
+    super("state", `Somebody made "${path}" shorter`);
+  }
+}

@@ -16,7 +16,7 @@ import {
 import {
   FormatError,
   IntegrityError,
-  ObdError,
+  ShrunkFileError,
   toHex,
   workerRole,
 } from "../io/mod.ts";
@@ -58,13 +58,6 @@ export type PinReply =
   | { kind: "used" }
   | { kind: "done" }
   | { kind: "error"; span: number; isShort: boolean; error: ErrorMessage };
-
-/** Somebody made the file shorter. */
-class ShortFileError extends ObdError {
-  constructor(path: string) {
-    super("state", `Somebody made "${path}" shorter`);
-  }
-}
 
 class PinWriter {
   readonly #start: PinStart;
@@ -167,7 +160,7 @@ class PinWriter {
   #checkLength(): void {
     const { path, tarSize } = this.#start;
     if (fs.fstatSync(this.#fd).size < tarSize) {
-      throw new ShortFileError(path);
+      throw new ShrunkFileError(path);
     }
   }
 
@@ -200,7 +193,7 @@ function serve(): void {
       post({
         kind: "error",
         span: writer?.index ?? 0,
-        isShort: error instanceof ShortFileError,
+        isShort: error instanceof ShrunkFileError,
         error: packError(error),
       });
     }

@@ -1,7 +1,7 @@
 /** Temporary directories of processes that were killed go; all others stay. */
 
 import assert from "node:assert/strict";
-import { Scratch } from "../../lib/io/mod.ts";
+import { exists, Scratch } from "../../lib/io/mod.ts";
 import { until } from "../testutil/until.ts";
 
 const PREFIX = "obd-scratch-test-";
@@ -51,10 +51,6 @@ async function elsewhere(): Promise<
 async function makeOld(path: string): Promise<void> {
   const then = new Date(Date.now() - 3_600_000);
   await Deno.utime(`${path}/lock`, then, then);
-}
-
-async function exists(path: string): Promise<boolean> {
-  return await Deno.lstat(path).then(() => true, () => false);
 }
 
 Deno.test("Scratch: removed with what is in it; what a killed process left, by the next", async () => {

@@ -94,6 +94,20 @@ function gate(): { open: () => void; wait: Promise<void> } {
   return { open, wait };
 }
 
+/** Reads as servers do, and compares. @returns Whether it had to wait. */
+async function readRight(
+  source: CachedSource,
+  inner: TestSource,
+  offset: number,
+  length: number,
+): Promise<boolean> {
+  const dst = new Uint8Array(length);
+  const waits = !source.preadNow(dst, offset);
+  if (waits) await source.pread(dst, offset);
+  assert.deepEqual(dst, inner.content.subarray(offset, offset + length));
+  return waits;
+}
+
 async function turn(): Promise<void> {
   await new Promise((resolve) => setTimeout(resolve, 0));
 }
@@ -355,9 +369,7 @@ Deno.test("CachedSource: eviction under load never gives wrong bytes", async () 
   const lane = async (seed: number) => {
     for (let i = 0; i < 60; i++) {
       const offset = (i * 611_953 + seed * 77_777) % 3_900_000;
-      const dst = new Uint8Array(100_000);
-      if (!source.preadNow(dst, offset)) await source.pread(dst, offset);
-      assert.deepEqual(dst, inner.content.subarray(offset, offset + 100_000));
+      await readRight(source, inner, offset, 100_000);
     }
   };
   await Promise.all([1, 2, 3, 4].map(lane));
@@ -378,11 +390,7 @@ Deno.test("CachedSource reads ahead of a sequential reader when told to and when
     let waited = 0;
     let furthest = 0;
     for (let at = 0; at + dst.length <= 5_000_000; at += dst.length) {
-      if (!source.preadNow(dst, at)) {
-        waited++;
-        await source.pread(dst, at);
-      }
-      assert.deepEqual(dst, inner.content.subarray(at, at + dst.length));
+      if (await readRight(source, inner, at, dst.length)) waited++;
       await turn();
       for (const read of inner.reads) {
         const end = read.offset + read.length;
@@ -429,10 +437,9 @@ Deno.test("CachedSource fetches nothing ahead while the store takes nothing: it 
   });
   await source.prefetch(0, inner.size);
   assert.equal(inner.bytesRead, 0);
-  const dst = new Uint8Array(16 * BLOCK);
-  for (let at = 0; at + dst.length <= inner.size; at += dst.length) {
-    if (!source.preadNow(dst, at)) await source.pread(dst, at);
-    assert.deepEqual(dst, inner.content.subarray(at, at + dst.length));
+  const length = 16 * BLOCK;
+  for (let at = 0; at + length <= inner.size; at += length) {
+    await readRight(source, inner, at, length);
     await turn();
   }
   assert.ok(inner.bytesRead <= inner.size, `${inner.bytesRead} bytes`);

@@ -414,6 +414,17 @@ async function makeCertificates(dir: string): Promise<void> {
   }
 }
 
+/** One of those, for a server. */
+async function certificate(
+  dir: string,
+  name: string,
+): Promise<{ cert: string; key: string }> {
+  return {
+    cert: await Deno.readTextFile(`${dir}/${name}.crt`),
+    key: await Deno.readTextFile(`${dir}/${name}.key`),
+  };
+}
+
 Deno.test({
   name:
     "TLS: own CA by file and by directory, no check at all, refusal without",
@@ -423,10 +434,7 @@ Deno.test({
       await makeCertificates(dir);
       await using server = await RegistryServer.start({
         redirect: true,
-        tls: {
-          cert: await Deno.readTextFile(`${dir}/server.crt`),
-          key: await Deno.readTextFile(`${dir}/server.key`),
-        },
+        tls: await certificate(dir, "server"),
       });
       const content = patternBytes(300_000);
       const blob = await server.putBlob("app", content);
@@ -479,10 +487,7 @@ Deno.test({
     withTempDir(async (dir) => {
       await makeCertificates(dir);
       await using server = await RegistryServer.start({
-        tls: {
-          cert: await Deno.readTextFile(`${dir}/ca.crt`),
-          key: await Deno.readTextFile(`${dir}/ca.key`),
-        },
+        tls: await certificate(dir, "ca"),
       });
       await using client = new RegistryClient({
         caFile: `${dir}/ca.crt`,
@@ -502,10 +507,7 @@ Deno.test({
   fn: () =>
     withTempDir(async (dir) => {
       await makeCertificates(dir);
-      const tls = {
-        cert: await Deno.readTextFile(`${dir}/server.crt`),
-        key: await Deno.readTextFile(`${dir}/server.key`),
-      };
+      const tls = await certificate(dir, "server");
       for (
         const way of [{ caFile: `${dir}/ca.crt` }, { tlsSkipVerify: true }]
       ) {
@@ -544,10 +546,7 @@ Deno.test({
     withTempDir(async (dir) => {
       await makeCertificates(dir);
       await using server = await RegistryServer.start({
-        tls: {
-          cert: await Deno.readTextFile(`${dir}/server.crt`),
-          key: await Deno.readTextFile(`${dir}/server.key`),
-        },
+        tls: await certificate(dir, "server"),
       });
       for (
         const way of [{ caFile: `${dir}/ca.crt` }, { tlsSkipVerify: true }]

@@ -27,11 +27,10 @@ export class SqliteConnection implements SqlConnection {
   #open(): Promise<DatabaseSync> {
     return this.#db ??= (async () => {
       const { DatabaseSync } = await import("node:sqlite");
-      if (this.#readOnly && !fs.existsSync(this.#path)) {
-        return new DatabaseSync(":memory:");
-      }
       if (!this.#readOnly) {
         fs.mkdirSync(path.dirname(this.#path), { recursive: true });
+      } else if (!fs.existsSync(this.#path)) {
+        return new DatabaseSync(":memory:");
       }
       const db = new DatabaseSync(this.#path, { readOnly: this.#readOnly });
       db.exec(`PRAGMA busy_timeout = ${BUSY_MS}`);

@@ -8,6 +8,7 @@ import {
   ObdError,
   preadCached,
   preadFully,
+  ShrunkFileError,
   writeAll,
 } from "../../io/mod.ts";
 
@@ -28,13 +29,6 @@ const PUNCH_HOLE = 0x01 | 0x02;
  */
 const READERS = 4;
 
-/** Somebody made the file shorter: what was written beyond its end reads as zeros once more is written. */
-export class ShrunkError extends ObdError {
-  constructor(path: string) {
-    super("state", `Somebody made "${path}" shorter`);
-  }
-}
-
 /** Positional access to one file. All offsets and lengths are bytes. */
 export interface DataFile {
   /** Fills `dst` from the page cache, or returns false. Never blocks, never throws. */
@@ -44,7 +38,7 @@ export interface DataFile {
   /**
    * Writes all of `src`, or rejects. One call at a time.
    *
-   * @throws {ShrunkError} If the file is shorter than it was made here; nothing is written.
+   * @throws {ShrunkFileError} If the file is shorter than it was made here; nothing is written.
    */
   pwrite(src: Uint8Array, offset: number): Promise<void>;
   /** Gives the range's storage back; false where the file system cannot. */
@@ -124,7 +118,7 @@ class OsDataFile implements DataFile {
     // Not node's fs.write: the runtime runs that on the calling thread. The
     // seek and the stat do no I/O, and a thread switch of its own costs more.
     if (this.#writer.statSync().size < this.#end) {
-      throw new ShrunkError(this.#path);
+      throw new ShrunkFileError(this.#path);
     }
     this.#writer.seekSync(offset, Deno.SeekMode.Start);
     await writeAll(this.#writer, src);

@@ -1,7 +1,12 @@
 /** Brings entries to the data file, in the background. */
 
-import { errorText, latin1FromBytes, type Logger } from "../../io/mod.ts";
-import { type DataFile, ShrunkError } from "./data_file.ts";
+import {
+  errorText,
+  latin1FromBytes,
+  type Logger,
+  ShrunkFileError,
+} from "../../io/mod.ts";
+import type { DataFile } from "./data_file.ts";
 import { sha256 } from "./digest.ts";
 import type { CacheEntry, CacheStats } from "./entry.ts";
 import { MAX_RUNS } from "./journal.ts";
@@ -190,7 +195,9 @@ export class EntryWriter {
       }
     } catch (error) {
       this.#slots.release(runs);
-      if (error instanceof ShrunkError) this.#resetReason = errorText(error);
+      if (error instanceof ShrunkFileError) {
+        this.#resetReason = errorText(error);
+      }
       throw error;
     }
     this.#space.wrote(entry.size);
