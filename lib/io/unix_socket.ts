@@ -5,6 +5,10 @@ import { ObdError } from "./errors.ts";
 
 /** Longest path of a Unix socket in bytes (unix(7): 108 with the final NUL). */
 const MAX_SOCKET_PATH = 107;
+/** How long a listener that is going away may take to reset who waits there. */
+const SETTLE_MS = 100;
+/** Listeners seen to go away at one path before it counts as in use. */
+const MAX_ASKED = 10;
 
 /** A bound socket. */
 export interface BoundSocket<T> {
@@ -89,16 +93,44 @@ async function removeStale(path: string): Promise<void> {
   if (!info.isSocket) {
     throw conflict(path, "it is not a socket");
   }
-  try {
-    (await Deno.connect({ transport: "unix", path })).close();
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return;
-    if (!(error instanceof Deno.errors.ConnectionRefused)) throw error;
-    const now = await Deno.lstat(path).catch(() => undefined);
-    if (now?.ino === info.ino) await Deno.remove(path);
-    return;
+  if (await isListenedOn(path)) throw inUse(path);
+  const now = await Deno.lstat(path).catch(() => undefined);
+  if (now?.ino === info.ino) await Deno.remove(path);
+}
+
+/**
+ * Whether somebody listens at `path`.
+ *
+ * Being let in is not enough: a process that ends, or its child between fork
+ * and exec, still holds a listener that nobody accepts from. The kernel resets
+ * whoever waits there once the last of them lets go, so a reset is asked again.
+ */
+async function isListenedOn(path: string): Promise<boolean> {
+  for (let asked = 0; asked < MAX_ASKED; asked++) {
+    try {
+      using peer = await Deno.connect({ transport: "unix", path });
+      await outlasts(peer);
+      return true;
+    } catch (error) {
+      if (error instanceof Deno.errors.NotFound) return false;
+      if (error instanceof Deno.errors.ConnectionRefused) return false;
+      // Its queue is full: somebody listens, however slowly.
+      if (error instanceof Deno.errors.WouldBlock) return true;
+      if (!(error instanceof Deno.errors.ConnectionReset)) throw error;
+    }
   }
-  throw inUse(path);
+  return true;
+}
+
+/** Returns once the other side spoke, ended, or kept silent for a while; throws if it was reset. */
+async function outlasts(peer: Deno.Conn): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, SETTLE_MS);
+  try {
+    await Promise.race([peer.read(new Uint8Array(1)), promise]);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 function inUse(path: string): ObdError {
