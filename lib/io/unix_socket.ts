@@ -7,6 +7,8 @@ import { ObdError } from "./errors.ts";
 const MAX_SOCKET_PATH = 107;
 /** How long a listener that is going away may take to reset who waits there. */
 const SETTLE_MS = 100;
+/** Looks in that time: of a process that was held up itself the first would be too late, and see nothing. */
+const SETTLE_LOOKS = 20;
 /** Listeners seen to go away at one path before it counts as in use. */
 const MAX_ASKED = 10;
 
@@ -124,12 +126,16 @@ async function isListenedOn(path: string): Promise<boolean> {
 
 /** Returns once the other side spoke, ended, or kept silent for a while; throws if it was reset. */
 async function outlasts(peer: Deno.Conn): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = setTimeout(resolve, SETTLE_MS);
-  try {
-    await Promise.race([peer.read(new Uint8Array(1)), promise]);
-  } finally {
-    clearTimeout(timer);
+  const heard = peer.read(new Uint8Array(1)).then(() => true);
+  heard.catch(() => {}); // Closing ends a read that still waits.
+  for (let looks = 0; looks < SETTLE_LOOKS; looks++) {
+    const { promise, resolve } = Promise.withResolvers<false>();
+    const timer = setTimeout(resolve, SETTLE_MS / SETTLE_LOOKS, false);
+    try {
+      if (await Promise.race([heard, promise])) return;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 }
 

@@ -13,6 +13,20 @@ Deno.test("bindUnixSocket: a listener that is going away is waited for, then rep
     await assert.rejects(Deno.lstat(path), Deno.errors.NotFound);
   }));
 
+Deno.test("bindUnixSocket: so is one that goes away while this process is held up", () =>
+  withSocket(async (path, bind) => {
+    const going = listen(path);
+    setTimeout(() => {
+      // Longer than it is waited for: then all is due at once.
+      const end = performance.now() + 300;
+      while (performance.now() < end);
+    }, 20);
+    setTimeout(() => going.close(), 40);
+    const bound = await bind();
+    bound.listener.close();
+    await bound.remove();
+  }));
+
 Deno.test("bindUnixSocket: a listener that accepts nobody keeps its name", () =>
   withSocket(async (path, bind) => {
     using _silent = listen(path);
