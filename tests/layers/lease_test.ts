@@ -1,6 +1,8 @@
 /** Memory that is used again: nobody may see what it holds next. */
 
 import assert from "node:assert/strict";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import {
   CancelledError,
   equalBytes,
@@ -28,6 +30,7 @@ import {
 } from "../testutil/gzip_layer.ts";
 import { seededBytes, seededRandom } from "../testutil/source_contract.ts";
 import { TestSource } from "../testutil/test_source.ts";
+import { until } from "../testutil/until.ts";
 
 // Also where the tests are started without their runner.
 Deno.env.set("OBD_POISON_BUFFERS", "1");
@@ -76,6 +79,27 @@ Deno.test("Lease goes back with its last release, and throws when it is misused"
   assert.throws(() => lease.release(), /released twice/);
   assert.throws(() => lease.retain(), /after its end/);
   assert.equal(times, 1);
+});
+
+Deno.test("Lease: one that ended keeps no memory from the collector", async () => {
+  setFlagsFromString("--expose-gc");
+  const collect = runInNewContext("gc") as () => void;
+  const buffers = new SpareBuffers(MIB);
+  const cache = new MemoryCache(MIB);
+  const set = () => {
+    const buffer = buffers.take(MIB)!;
+    const lease = new Lease(() => buffers.give(buffer));
+    const entry = cache.set("a", new Uint8Array(buffer), lease);
+    lease.release();
+    return entry;
+  };
+  const entry = set();
+  cache.clear();
+  await until(() => {
+    collect();
+    return buffers.bytes === 0;
+  });
+  assert.equal(entry.bytes, undefined);
 });
 
 Deno.test("SpareBuffers gives a buffer to one user at a time, and only where it fits", () => {

@@ -14,7 +14,7 @@ import { invariant } from "../../io/mod.ts";
  */
 export class Lease {
   #holders = 1;
-  readonly #giveBack: () => void;
+  #giveBack: (() => void) | undefined;
 
   /** @param giveBack Called once, by the last release. */
   constructor(giveBack: () => void) {
@@ -45,6 +45,10 @@ export class Lease {
   /** @throws {TypeError} When it is released more often than it was retained. */
   release(): void {
     invariant(this.#holders > 0, "a lease is released twice");
-    if (--this.#holders === 0) this.#giveBack();
+    if (--this.#holders > 0) return;
+    const giveBack = this.#giveBack!;
+    // It refers to the memory, and leases that ended stay in tables of spans.
+    this.#giveBack = undefined;
+    giveBack();
   }
 }
