@@ -15,6 +15,7 @@ import {
   CancelledError,
   errorText,
   type Logger,
+  mapConcurrent,
   NotFoundError,
   ObdError,
 } from "../lib/io/mod.ts";
@@ -41,6 +42,19 @@ import { VERSION } from "./version.ts";
 
 /** Without a read for this long, memory is given back. */
 const IDLE_INTERVAL_MS = 10_000;
+
+/** Configured images that are opened at once; each waits for its registry most of the time. */
+const OPEN_CONCURRENCY = 8;
+
+/** One image that is open, and not yet served. */
+interface Opened {
+  config: ImageConfig;
+  image: OpenedImage;
+  reads: ReadStats;
+  /** What the configuration names to be fetched ahead. */
+  prefetch: Awaited<ReturnType<typeof readPrefetchFiles>>;
+  findTraces: boolean;
+}
 
 /** One image that is served. */
 interface Served {
@@ -120,9 +134,42 @@ export class ServeSession implements ServeControl {
     return new ServeSession(environment, options);
   }
 
-  /** Opens the configured images, all before any is served. */
+  /**
+   * Opens the configured images, all before any is served: one that waits for
+   * its registry does not hold up the others. They are served in their order.
+   *
+   * @throws {unknown} The failure that comes first, which ends the others; of several the first in order.
+   */
   async openImages(): Promise<void> {
-    for (const image of this.#options.config.images) await this.#open(image);
+    const { config: { images }, signal } = this.#options;
+    const failed = new AbortController();
+    const either = AbortSignal.any([signal, failed.signal]);
+    const results = await mapConcurrent(
+      images,
+      OPEN_CONCURRENCY,
+      async (config) => {
+        const opening = this.#openImage(config, either);
+        const [result] = await Promise.allSettled([opening]);
+        if (result.status === "rejected") failed.abort(new CancelledError());
+        return result;
+      },
+    );
+    const opened = results.flatMap((r) =>
+      r.status === "fulfilled" ? [r.value] : []
+    );
+    try {
+      signal.throwIfAborted();
+      const errors = results.flatMap((r) =>
+        r.status === "rejected" ? [r.reason] : []
+      );
+      const error = errors.find((e) => !isCancelled(e)) ?? errors[0];
+      if (error !== undefined) throw error;
+      for (let one = opened.shift(); one; one = opened.shift()) {
+        await this.#serve(one, signal);
+      }
+    } finally {
+      for (const { image } of opened) await image[Symbol.asyncDispose]();
+    }
     giveBackMemory();
   }
 
@@ -231,12 +278,23 @@ export class ServeSession implements ServeControl {
     const control = new AbortController();
     const { promise: ended, resolve: end } = Promise.withResolvers<void>();
     this.#opening.set(name, { control, ended });
-    const { config: settings, log } = this.#options;
     const signal = AbortSignal.any([this.#options.signal, control.signal]);
     try {
+      const opened = await this.#openImage(config, signal);
+      return await this.#serve(opened, signal);
+    } finally {
+      this.#opening.delete(name);
+      end();
+    }
+  }
+
+  async #openImage(config: ImageConfig, signal: AbortSignal): Promise<Opened> {
+    const { config: settings } = this.#options;
+    signal.throwIfAborted();
+    try {
       // What is wrong with these is told before anything is opened.
-      const { trace, fileList } = await readPrefetchFiles(config);
-      const findTraces = trace === undefined &&
+      const prefetch = await readPrefetchFiles(config);
+      const findTraces = prefetch.trace === undefined &&
         (config.trace ?? settings.prefetch.traces) !== false;
       const reads = new ReadStats();
       const image = await openImage(
@@ -251,35 +309,38 @@ export class ServeSession implements ServeControl {
           writesResult: true,
         },
       );
-      const nbd = await this.#addExport(name, image, reads, signal);
-      const replay = new AbortController();
-      const replaying = prefetchImage(this.#environment, image, {
-        trace: trace?.records,
-        traceDevice: trace?.device,
-        fileList,
-        findTraces,
-        concurrency: settings.prefetch.concurrency,
-        bytesPerSecond: config.prefetchRate ?? settings.prefetch.bytesPerSecond,
-        ready: () => firstRead(nbd.stats, replay.signal),
-        signal: replay.signal,
-      });
-      const served = { config, image, nbd, reads, replay, replaying };
-      this.#served.set(name, served);
-      log.info("export added", { export: name, integrity: image.integrity });
-      return served;
+      return { config, image, reads, prefetch, findTraces };
     } catch (error) {
-      if (!(error instanceof ObdError) || error.code === "cancelled") {
-        throw error;
-      }
-      throw new ObdError(
-        error.code,
-        `Cannot open export "${name}": ${errorText(error)}`,
-        { cause: error },
-      );
-    } finally {
-      this.#opening.delete(name);
-      end();
+      throw ofExport(config, error);
     }
+  }
+
+  /** Owns the image. */
+  async #serve(opened: Opened, signal: AbortSignal): Promise<Served> {
+    const { config, image, reads, prefetch: { trace, fileList } } = opened;
+    const { config: settings, log } = this.#options;
+    const { export: name } = config;
+    let nbd: NbdExport;
+    try {
+      nbd = await this.#addExport(name, image, reads, signal);
+    } catch (error) {
+      throw ofExport(config, error);
+    }
+    const replay = new AbortController();
+    const replaying = prefetchImage(this.#environment, image, {
+      trace: trace?.records,
+      traceDevice: trace?.device,
+      fileList,
+      findTraces: opened.findTraces,
+      concurrency: settings.prefetch.concurrency,
+      bytesPerSecond: config.prefetchRate ?? settings.prefetch.bytesPerSecond,
+      ready: () => firstRead(nbd.stats, replay.signal),
+      signal: replay.signal,
+    });
+    const served = { config, image, nbd, reads, replay, replaying };
+    this.#served.set(name, served);
+    log.info("export added", { export: name, integrity: image.integrity });
+    return served;
   }
 
   /** Owns the image if it fails. */
@@ -361,6 +422,20 @@ export class ServeSession implements ServeControl {
   #hosts(): HostStatus[] {
     return this.#environment.hostStatistics();
   }
+}
+
+function isCancelled(error: unknown): boolean {
+  return error instanceof ObdError && error.code === "cancelled";
+}
+
+/** The error with the export's name, unless it says more than that. */
+function ofExport({ export: name }: ImageConfig, error: unknown): unknown {
+  if (!(error instanceof ObdError) || isCancelled(error)) return error;
+  return new ObdError(
+    error.code,
+    `Cannot open export "${name}": ${errorText(error)}`,
+    { cause: error },
+  );
 }
 
 async function endReplay({ replay, replaying }: Served): Promise<void> {

@@ -5,6 +5,7 @@ import {
   type Logger,
   ObdError,
   type Progress,
+  Semaphore,
   silentLogger,
   silentProgress,
 } from "../io/mod.ts";
@@ -84,6 +85,8 @@ export interface ImageEnvironment extends AsyncDisposable {
   readonly pinnedStore: PinnedStore;
   readonly blobStore: CacheStore | undefined;
   readonly blobBlockSize: number;
+  /** Images that are built to be opened take turns: each needs the memory of `obd build`. */
+  readonly localBuilds: Semaphore;
   /** Where the loads of an image that is opened are counted, in an environment of its own. */
   readonly readStats?: ReadStats;
   /** Requests to each registry host so far. */
@@ -100,6 +103,8 @@ export interface ImageEnvironment extends AsyncDisposable {
 }
 
 const DEFAULT_REFILL_SIZE = 256 * 1024;
+/** One of them may wait for its registry. */
+const LOCAL_BUILDS_MAX = 2;
 
 /**
  * Opens caches and workers.
@@ -142,6 +147,7 @@ export async function openEnvironment(
     }),
     pinnedStore,
     blobStore,
+    localBuilds: new Semaphore(LOCAL_BUILDS_MAX),
     blobBlockSize: options.blobCache?.refillSize ?? DEFAULT_REFILL_SIZE,
     hostStatistics: () => client.statistics,
     openRepository: (reference, { create = false, plainHttp } = {}) => {

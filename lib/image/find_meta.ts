@@ -290,8 +290,19 @@ export interface LocalMeta {
   metaDigest: string;
 }
 
-/** Builds a meta image in memory; nothing is pushed, and nothing that was built before is used. */
-export async function buildLocally(
+/**
+ * Builds a meta image in memory, when it is its turn; nothing is pushed, and
+ * nothing that was built before is used.
+ */
+export function buildLocally(
+  environment: ImageEnvironment,
+  source: SourceImage,
+): Promise<LocalMeta> {
+  const { localBuilds, signal } = environment;
+  return localBuilds.run(() => buildInMemory(environment, source), { signal });
+}
+
+async function buildInMemory(
   environment: ImageEnvironment,
   source: SourceImage,
 ): Promise<LocalMeta> {

@@ -35,6 +35,8 @@ export type Fault =
   | { kind: "hang"; afterBytes: number }
   /** No answer at all. */
   | { kind: "silence" }
+  /** The answer comes when this settles. */
+  | { kind: "hold"; until: Promise<unknown> }
   /** The body comes in pieces of so many bytes, each after a pause. */
   | { kind: "drip"; bytes: number; milliseconds: number }
   /** The answer comes later. */

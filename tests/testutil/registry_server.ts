@@ -250,6 +250,9 @@ export class RegistryServer implements AsyncDisposable {
       });
     }
     if (fault?.kind === "silence") await this.#closing.promise;
+    if (fault?.kind === "hold") {
+      await Promise.race([fault.until, this.#closing.promise]);
+    }
     if (fault?.kind === "delay") {
       await new Promise((resolve) => setTimeout(resolve, fault.milliseconds));
     }

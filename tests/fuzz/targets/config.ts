@@ -4,6 +4,7 @@ import {
   type ByteSource,
   MemorySource,
   NotFoundError,
+  Semaphore,
   silentLogger,
   silentProgress,
 } from "../../../lib/io/mod.ts";
@@ -33,6 +34,7 @@ async function environment(): Promise<ImageEnvironment> {
     pinnedStore,
     blobStore: undefined,
     blobBlockSize: 64 * 1024,
+    localBuilds: new Semaphore(1),
     hostStatistics: () => [],
     openRepository: () =>
       Promise.reject(new NotFoundError("No registry is reached from here")),
