@@ -109,6 +109,39 @@ Deno.test("CacheStore: who only looks whether it is free is no owner", () =>
     await (await opening)[Symbol.asyncDispose]();
   }));
 
+Deno.test({
+  name: "CacheStore: who closes it gives it back, though a child has its files",
+  ignore: Deno.build.os !== "linux",
+  fn: () =>
+    inTempDir(async (dir) => {
+      const libc = Deno.dlopen("libc.so.6", {
+        dup: { parameters: ["i32"], result: "i32" },
+        close: { parameters: ["i32"], result: "i32" },
+      });
+      const { dup, close } = libc.symbols;
+      const store = await openStore(dir);
+      const fds: number[] = [];
+      for (const { name } of [...Deno.readDirSync("/proc/self/fd")]) {
+        let path = "";
+        try {
+          path = Deno.readLinkSync(`/proc/self/fd/${name}`);
+        } catch {
+          // Closed since: tests beside this one come and go.
+        }
+        // As between fork and exec: the same open file.
+        if (path === `${dir}/lock`) fds.push(dup(Number(name)));
+      }
+      try {
+        assert.ok(fds.length > 0);
+        await store[Symbol.asyncDispose]();
+        await (await openStore(dir))[Symbol.asyncDispose]();
+      } finally {
+        for (const fd of fds) close(fd);
+        libc.close();
+      }
+    }),
+});
+
 Deno.test("CacheStore: a temporary cache works beside an owner and leaves nothing", () =>
   inTempDir(async (dir) => {
     await using _owner = await openStore(dir);

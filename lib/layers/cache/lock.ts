@@ -40,6 +40,15 @@ export async function lockDirectory(directory: string): Promise<Deno.FsFile> {
   }
 }
 
+/**
+ * Gives a directory back. Closing alone would leave the lock with a child that
+ * is between fork and exec, which has the file open for as long as that takes.
+ */
+export function unlockDirectory(lock: Deno.FsFile): void {
+  lock.unlockSync();
+  lock.close();
+}
+
 async function tryLock(lock: Deno.FsFile): Promise<boolean> {
   for (let left = ATTEMPTS; !await lock.tryLock(true); left--) {
     if (left === 0) return false;

@@ -19,7 +19,7 @@ import { JournalFile } from "./journal_file.ts";
 import { type JournalEntry, MAX_KEY } from "./journal.ts";
 import { MAX_ENTRY_BYTES, SLOT_SIZE, slotsOf } from "./layout.ts";
 import type { Lease } from "./lease.ts";
-import { lockDirectory } from "./lock.ts";
+import { lockDirectory, unlockDirectory } from "./lock.ts";
 import { LruList } from "./lru.ts";
 import { EntryReader } from "./reader.ts";
 import { SlotAllocator } from "./slots.ts";
@@ -170,7 +170,7 @@ export class CacheStore implements AsyncDisposable {
       return store;
     } catch (error) {
       await file?.close();
-      lock.close();
+      unlockDirectory(lock);
       throw error;
     }
   }
@@ -386,7 +386,7 @@ export class CacheStore implements AsyncDisposable {
     for (const entry of this.#lru) entry.state = "dead";
     this.#entries.clear();
     await this.#file.close();
-    this.#lock?.close();
+    if (this.#lock) unlockDirectory(this.#lock);
   }
 
   /** @param known Least recently used first. */
