@@ -44,7 +44,7 @@ import type {
 import type { Session } from "./session.ts";
 import type { Exchange } from "./transport.ts";
 import { remoteBlobSize } from "./blob_size.ts";
-import { hasBlob, uploadBlob } from "./upload.ts";
+import { hasBlob, isSurelyThere, uploadBlob } from "./upload.ts";
 
 /** Waiting for another client's push of the same manifest: 1.5 s in all. */
 const PUT_RETRIES = 4;
@@ -156,7 +156,8 @@ export class RemoteRepository implements Repository {
     content: BlobContent,
     options: PushBlobOptions = {},
   ): Promise<PushResult> {
-    if (await this.hasBlob(descriptor.digest, options)) return "exists";
+    const digest = checkDigest(descriptor.digest);
+    if (await isSurelyThere(this.#session, digest, options)) return "exists";
     return await uploadBlob(this.#session, descriptor, content, options);
   }
 

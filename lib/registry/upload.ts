@@ -214,7 +214,8 @@ class Upload {
   }
 
   #isThere(): Promise<boolean> {
-    return hasBlob(this.#session, this.#descriptor.digest, this.#options);
+    const { digest } = this.#descriptor;
+    return isSurelyThere(this.#session, digest, this.#options);
   }
 
   #start(): Promise<URL> {
@@ -398,23 +399,64 @@ function brokenUpload(
   }, { cause: error });
 }
 
-/** Whether the registry has a blob. */
-export function hasBlob(
+/**
+ * Whether the registry has a blob. Where a HEAD is refused, as by proxies that
+ * know no such method, its first byte is asked for.
+ *
+ * @throws {RegistryError} If neither tells.
+ */
+export async function hasBlob(
   session: Session,
+  digest: string,
+  options: { signal?: AbortSignal | undefined },
+): Promise<boolean> {
+  try {
+    return await askForBlob(session, "HEAD", digest, options);
+  } catch (error) {
+    if (!isRefusal(error)) throw error;
+    return await askForBlob(session, "GET", digest, options);
+  }
+}
+
+/** Whether a blob is surely there; where nobody tells, the upload has to. */
+export async function isSurelyThere(
+  session: Session,
+  digest: string,
+  options: { signal?: AbortSignal | undefined },
+): Promise<boolean> {
+  try {
+    return await hasBlob(session, digest, options);
+  } catch (error) {
+    if (!isRefusal(error)) throw error;
+    return false;
+  }
+}
+
+/** An answer that is final and no matter of credentials. */
+function isRefusal(error: unknown): boolean {
+  return error instanceof RegistryError && error.status >= 400 &&
+    error.status !== 401 && !error.temporary;
+}
+
+function askForBlob(
+  session: Session,
+  method: "HEAD" | "GET",
   digest: string,
   options: { signal?: AbortSignal | undefined },
 ): Promise<boolean> {
   return session.request(
     {
-      method: "HEAD",
+      method,
       target: `blobs/${digest}`,
       access: "pull",
+      ...(method === "GET" ? { headers: { range: "bytes=0-0" } } : {}),
       // Only a blob that exists is redirected to a storage, and URLs signed
       // for GET would refuse the HEAD.
       keepRedirects: [302, 303, 307],
       signal: options.signal,
     },
-    [200, 302, 303, 307, 404],
+    // 416 is the answer of an empty blob.
+    [200, 206, 302, 303, 307, 404, 416],
     (answer) => Promise.resolve(answer.status !== 404),
   );
 }

@@ -204,6 +204,31 @@ Deno.test("pushBlob(): a lost answer to the commit, errors at each step", async 
   equal(writes(s).filter((w) => w.startsWith("PUT")).length, 3);
 });
 
+for (const status of [400, 403, 405, 501]) {
+  Deno.test(`pushBlob(): HEAD is answered with ${status}`, async () => {
+    await using s = await setup();
+    const head = { kind: "status", status } as const;
+    s.server.faults.add({ method: "HEAD", times: 100, fault: head });
+    const push = () =>
+      s.repository.pushBlob(describe(SMALL), blobFromBytes(SMALL));
+    equal(await push(), "uploaded");
+    await checkStored(s, SMALL);
+    s.server.requests.length = 0;
+    equal(await push(), "exists");
+    deepEqual(
+      s.server.requests.map((r) => `${r.method} ${r.range} ${r.status}`),
+      [`HEAD null ${status}`, "GET bytes=0-0 206"],
+    );
+    // Who may write alone cannot be told what is there.
+    s.server.faults.add({ method: "GET", times: 100, fault: head });
+    equal(await push(), "uploaded");
+    await rejects(s.repository.hasBlob(describe(SMALL).digest), {
+      name: "RegistryError",
+      status,
+    });
+  });
+}
+
 Deno.test("pushBlob(): a registry may take its time to store what it was sent", async () => {
   await using s = await setup({}, {
     limits: { answerMs: 400, commitMs: 20_000 },

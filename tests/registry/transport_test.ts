@@ -43,7 +43,7 @@ Deno.test("retries: pauses double up to their bound and end after the attempts",
     equal(isTemporaryStatus(status), false);
     s.server.requests.length = 0;
     s.server.faults.add({ fault: { kind: "status", status } });
-    await rejects(s.repository.hasBlob(DIGEST), {
+    await rejects(s.repository.blobSize(DIGEST), {
       name: "RegistryError",
       status,
     });
