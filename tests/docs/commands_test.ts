@@ -1,6 +1,7 @@
 /** Every command in the documentation is run here, or says why it is not. */
 
 import assert from "node:assert/strict";
+import { writeExecutable } from "../testutil/executable.ts";
 import { ObdSandbox } from "../testutil/obd_command.ts";
 import { withOwnMounts } from "../testutil/mount_namespace.ts";
 import {
@@ -75,15 +76,13 @@ async function runSession(
   await writeLayout(`${box.dir}/image`, [{ tag: "v1", image }]);
   const bin = `${box.dir}/bin`;
   await Deno.mkdir(bin);
-  await Deno.writeTextFile(
+  await writeExecutable(
     `${bin}/obd`,
     `#!/bin/sh\nexec "${Deno.execPath()}" run -A "${ROOT}main.ts" "$@"\n`,
-    { mode: 0o755 },
   );
-  await Deno.writeTextFile(
+  await writeExecutable(
     `${bin}/deno`,
     `#!/bin/sh\nexec "${Deno.execPath()}" "$@"\n`,
-    { mode: 0o755 },
   );
   await Deno.symlink(ROOT, `${box.dir}/checkout`);
   const script = parts.map((part) =>

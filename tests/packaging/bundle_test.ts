@@ -20,6 +20,7 @@ import {
   whiteout,
   writeLayout,
 } from "../testutil/oci_image.ts";
+import { writeExecutable } from "../testutil/executable.ts";
 import { withOwnMounts } from "../testutil/mount_namespace.ts";
 import { requires, requiresMount, requiresRoot } from "../testutil/requires.ts";
 
@@ -281,7 +282,8 @@ Deno.test({
 
       await t.step("refuses to run when damaged", async () => {
         const bytes = await Deno.readFile(program);
-        const damages: [string, (bytes: Uint8Array) => Uint8Array][] = [
+        type Bytes = Uint8Array<ArrayBuffer>;
+        const damages: [string, (bytes: Bytes) => Bytes][] = [
           ["runtime", (b) => flip(b, b.length >> 1)],
           ["program", (b) => flip(b, b.length - 1000)],
           ["end", (b) => b.subarray(0, b.length - 100_000)],
@@ -289,7 +291,7 @@ Deno.test({
         for (const [what, damage] of damages) {
           const path = `${temp}/damaged-${what}`;
           const empty = `${temp}/runtime-${what}`;
-          await Deno.writeFile(path, damage(bytes), { mode: 0o755 });
+          await writeExecutable(path, damage(bytes));
           const result = await run(path, ["--version"], {
             OBD_RUNTIME_DIR: empty,
           });
@@ -328,7 +330,10 @@ Deno.test({
   },
 });
 
-function flip(bytes: Uint8Array, at: number): Uint8Array {
+function flip(
+  bytes: Uint8Array<ArrayBuffer>,
+  at: number,
+): Uint8Array<ArrayBuffer> {
   const damaged = bytes.slice();
   damaged[at]! ^= 0xff;
   return damaged;

@@ -6,6 +6,8 @@ import {
   type FoundCredentials,
 } from "../../lib/registry/mod.ts";
 import { runCredentialHelper } from "../../lib/registry/credential_helper.ts";
+import { writeExecutable } from "../testutil/executable.ts";
+import { denoDirectory } from "../testutil/obd_command.ts";
 import { onlyCredentials, withTempDir } from "./helpers.ts";
 
 const auth = (user: string) => ({ auth: btoa(`${user}:p-${user}`) });
@@ -157,17 +159,26 @@ Deno.test("without HOME, as in a service of systemd, the home is the user databa
   const users = (await Deno.readTextFile("/etc/passwd")).split("\n");
   const user = users.map((line) => line.split(":"))
     .find(([, , uid]) => uid === String(Deno.uid()));
-  const home = Deno.env.get("HOME");
-  Deno.env.delete("HOME");
-  try {
-    const { places } = createCredentialSource();
-    equal(
-      places.find((path) => path.endsWith("/.docker/config.json")),
-      user && `${user[5]}/.docker/config.json`,
-    );
-  } finally {
-    if (home !== undefined) Deno.env.set("HOME", home);
-  }
+  const module = new URL("../../lib/registry/mod.ts", import.meta.url).href;
+  // A process of its own: tests beside this one need their HOME.
+  const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: [
+      "eval",
+      `import { createCredentialSource } from ${JSON.stringify(module)};
+       console.log(JSON.stringify(createCredentialSource().places));`,
+    ],
+    clearEnv: true,
+    env: { DENO_DIR: denoDirectory() },
+    cwd: new URL("../../", import.meta.url),
+    stdin: "null",
+  }).output();
+  const said = new TextDecoder().decode(stdout);
+  ok(said !== "", new TextDecoder().decode(stderr));
+  const places: string[] = JSON.parse(said);
+  equal(
+    places.find((path) => path.endsWith("/.docker/config.json")),
+    user && `${user[5]}/.docker/config.json`,
+  );
 });
 
 Deno.test("broken files are errors that do not quote them", async () => {
@@ -202,11 +213,10 @@ async function withHelper(
 ): Promise<void> {
   await withTempDir(async (dir) => {
     const path = `${dir}/docker-credential-test`;
-    await Deno.writeTextFile(
+    await writeExecutable(
       path,
       `#!/bin/sh\nread server\necho "$1 $server" >> ${dir}/log\n${script}\n`,
     );
-    await Deno.chmod(path, 0o755);
     const before = Deno.env.get("PATH")!;
     Deno.env.set("PATH", `${dir}:${before}`);
     try {

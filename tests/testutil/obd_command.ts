@@ -4,7 +4,7 @@ const DEADLINE_MS = 180_000;
 const MAIN = new URL("../../main.ts", import.meta.url).pathname;
 
 /** Where modules are cached, whatever HOME says. */
-function denoDirectory(): string {
+export function denoDirectory(): string {
   const { DENO_DIR, XDG_CACHE_HOME, HOME } = Deno.env.toObject();
   return DENO_DIR ?? `${XDG_CACHE_HOME ?? `${HOME}/.cache`}/deno`;
 }
