@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { LatencyProxy } from "../../cmd/bench/proxy.ts";
 import { loadLibc } from "../../lib/io/mod.ts";
+import { UNUSED_PORT } from "../testutil/free_port.ts";
 
 // Kept for the life of the process: not something that a test leaks.
 loadLibc();
@@ -57,12 +58,10 @@ Deno.test("LatencyProxy delays both ways, passes bytes on and counts", async () 
 });
 
 Deno.test("LatencyProxy: a server that is away closes its client", async () => {
-  const closed = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const { port } = closed.addr;
-  closed.close();
-  await using proxy = new LatencyProxy({ hostname: "127.0.0.1", port }, {
-    rttMs: 0,
-  });
+  await using proxy = new LatencyProxy(
+    { hostname: "127.0.0.1", port: UNUSED_PORT },
+    { rttMs: 0 },
+  );
   const [hostname, proxyPort] = proxy.address.split(":");
   using client = await Deno.connect({
     hostname: hostname!,

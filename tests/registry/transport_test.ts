@@ -10,7 +10,7 @@ import { Session } from "../../lib/registry/session.ts";
 import { type Exchange, Transport } from "../../lib/registry/transport.ts";
 import { isTemporaryStatus, redactText } from "../../lib/registry/errors.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
-import { startOnFreePort } from "../testutil/free_port.ts";
+import { startOnFreePort, UNUSED_PORT } from "../testutil/free_port.ts";
 import { requires } from "../testutil/requires.ts";
 import {
   collect,
@@ -86,16 +86,14 @@ Deno.test("retries: the total time is bounded", async () => {
 });
 
 Deno.test("retries: a refused connection is tried again and named", async () => {
-  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const { port } = listener.addr as Deno.NetAddr;
-  listener.close();
   const clock = new FakeClock();
   await using client = new RegistryClient({
     clock,
     limits: { attempts: 3 },
     credentials: onlyCredentials(),
   });
-  await rejects(client.open(`127.0.0.1:${port}`, "a").resolve("x"), (e) => {
+  const host = `127.0.0.1:${UNUSED_PORT}`;
+  await rejects(client.open(host, "a").resolve("x"), (e) => {
     ok(e instanceof RegistryError);
     equal(e.status, 0);
     ok(/refused/i.test(e.message), e.message);

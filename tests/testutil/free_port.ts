@@ -2,6 +2,14 @@
 
 import { until } from "./until.ts";
 
+/**
+ * Where nobody listens on loopback (compressnet; fetch refuses to ask port 1).
+ * Not a port that was listened at and closed: it may be somebody else's by
+ * then, and until a child that is between fork and exec lets go of it, whoever
+ * connects is let in, to wait for ever.
+ */
+export const UNUSED_PORT = 2;
+
 const ATTEMPTS = 5;
 /** Of `/proc/net/tcp`. */
 const LISTENING = "0A";
