@@ -10,6 +10,7 @@ import {
   ObdError,
 } from "../../lib/io/mod.ts";
 import { indexBlob } from "./index_blob.ts";
+import { until } from "../testutil/until.ts";
 import { sampleBytes } from "./samples.ts";
 
 const CONTENT = sampleBytes(11, 3_000_000, "text");
@@ -96,29 +97,33 @@ Deno.test("CodecPool posts a job's own bytes, not the tables that they lie in", 
 });
 
 Deno.test("CodecPool.expectJob() starts a thread if none is idle, and only where there may be one", async () => {
-  const pool = new CodecPool({ threads: 2, idleMs: 500 });
   const soon = () => new Promise((resolve) => setTimeout(resolve, 20));
-  pool.expectJob();
-  pool.expectJob();
-  assert.equal(pool.size, 0, "not at once: it holds the thread");
-  await soon();
-  assert.equal(pool.size, 1);
-  pool.expectJob();
-  await soon();
-  assert.equal(pool.size, 1, "one is idle");
-  // Given to a job before it has started up, it takes no other.
-  const jobs = [0, 1, 2].map((i) => pool.inflateSpan(spanJob(i).job));
-  assert.equal(pool.size, 2);
-  pool.expectJob();
-  for (const [i, bytes] of (await Promise.all(jobs)).entries()) {
-    assert.deepEqual(bytes, spanJob(i).content);
+  {
+    using pool = new CodecPool({ threads: 2 });
+    pool.expectJob();
+    pool.expectJob();
+    assert.equal(pool.size, 0, "not at once: it holds the thread");
+    await until(() => pool.size > 0);
+    assert.equal(pool.size, 1);
+    pool.expectJob();
+    await soon();
+    assert.equal(pool.size, 1, "one is idle");
+    // Given to a job before it has started up, it takes no other.
+    const jobs = [0, 1, 2].map((i) => pool.inflateSpan(spanJob(i).job));
+    assert.equal(pool.size, 2);
+    pool.expectJob();
+    for (const [i, bytes] of (await Promise.all(jobs)).entries()) {
+      assert.deepEqual(bytes, spanJob(i).content);
+    }
+    assert.equal(pool.size, 2, "as many as there may be");
   }
-  assert.equal(pool.size, 2, "as many as there may be");
-  while (pool.size > 0) await soon(); // idle ones end
-  pool.expectJob();
-  await soon();
+  const pool = new CodecPool({ threads: 2, idleMs: 100 });
+  await pool.inflateSpan(spanJob(0).job);
   assert.equal(pool.size, 1);
-  while (pool.size > 0) await soon(); // also one that got no job
+  await until(() => pool.size === 0); // idle ones end
+  pool.expectJob();
+  await until(() => pool.size === 1);
+  await until(() => pool.size === 0); // also one that got no job
   pool.expectJob();
   pool[Symbol.dispose]();
   pool.expectJob();
@@ -204,8 +209,7 @@ Deno.test("CodecPool ends idle workers, hung jobs and everything on dispose", as
     createHash("sha256").update(CONTENT).digest("hex"),
   );
   assert.equal(pool.size, 1);
-  await new Promise((resolve) => setTimeout(resolve, 100));
-  assert.equal(pool.size, 0);
+  await until(() => pool.size === 0);
   const pending = pool.inflateSpan(spanJob(0).job);
   pool[Symbol.dispose]();
   await assert.rejects(pending, CancelledError);

@@ -424,10 +424,15 @@ Deno.test("GunzipSource: a cancelled reader leaves the others; the last one stop
 
 Deno.test("GunzipSource: what hangs fails at its deadline; disposing ends what is left", async () => {
   const logger = new RecordingLogger();
-  const { source, blob } = openLayer(BIG, { deadlineMs: 30, logger });
+  {
+    const { source, blob } = openLayer(BIG, { deadlineMs: 30, logger });
+    await using _ = source;
+    blob.gate = new Promise(() => {});
+    await assert.rejects(source.pread(new Uint8Array(1), 0), DeadlineError);
+    assert.equal(logger.count("span.failed"), 1);
+  }
+  const { source, blob } = openLayer(BIG);
   blob.gate = new Promise(() => {});
-  await assert.rejects(source.pread(new Uint8Array(1), 0), DeadlineError);
-  assert.equal(logger.count("span.failed"), 1);
   const left = source.pread(new Uint8Array(1), SPAN);
   left.catch(() => {});
   await until(() => blob.running === 1);
