@@ -56,7 +56,7 @@ import {
   type ReusedLayer,
   type ReuseOrigin,
 } from "./reuse.ts";
-import { checkLayers, type SourceImage } from "./source.ts";
+import { checkLayers, type SourceImage, warnOfBase } from "./source.ts";
 
 const GIB = 2 ** 30;
 
@@ -148,7 +148,8 @@ export async function buildFormats(
   const formats: BuildFormat[] = [
     ...new Set(options.formats ?? ["turbo" as const]),
   ];
-  checkLayers(source, environment.log);
+  checkLayers(source);
+  warnOfBase(environment.log, source);
   await Deno.mkdir(options.scratch, { recursive: true });
   const base = await options.base?.(source);
   const parameters = chainParameters(source, {

@@ -73,6 +73,14 @@ export function layerRoles(manifest: ImageManifest): LayerRole[] | undefined {
   return known;
 }
 
+/** @throws {LimitError} If there are more layers than a device is stacked from, the parts of large ones counted. */
+export function checkLayerCount(count: number): void {
+  if (count <= MAX_LAYERS) return;
+  throw new LimitError(
+    `The image has ${count} layers: a device is stacked from at most ${MAX_LAYERS}`,
+  );
+}
+
 /** A role that content comes from. */
 export type ContentRole = Exclude<LayerRole, { kind: "acceleration" }>;
 
@@ -80,6 +88,7 @@ export type ContentRole = Exclude<LayerRole, { kind: "acceleration" }>;
  * The roles of content, those of one source layer together, bottom first.
  *
  * @throws {FormatError} If parts of a layer are missing or out of order.
+ * @throws {LimitError} If there are more layers than a device is stacked from.
  */
 export function layerGroups(roles: readonly LayerRole[]): ContentRole[][] {
   const groups: ContentRole[][] = [];
@@ -102,6 +111,7 @@ export function layerGroups(roles: readonly LayerRole[]): ContentRole[][] {
   if (last && last.length < (last[0]!.part?.count ?? 1)) {
     throw wrongPart(roles.length - 1, last.at(-1)!.part);
   }
+  checkLayerCount(groups.flat().length);
   return groups;
 }
 

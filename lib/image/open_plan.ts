@@ -24,7 +24,7 @@ import {
   tagToTry,
 } from "./find_meta.ts";
 import type { MetaBlobs } from "./meta_blobs.ts";
-import { type LayerRole, layerRoles } from "./meta_image.ts";
+import { layerGroups, type LayerRole, layerRoles } from "./meta_image.ts";
 import {
   loadSource,
   type PlainManifest,
@@ -87,6 +87,7 @@ export async function planOpen(
   const subject = roles && plain.manifest.subject?.digest;
   onSubject(subject ?? plain.resolved.descriptor.digest);
   if (roles) {
+    layerGroups(roles); // throws where they cannot be stacked, before any is fetched
     blobs.begin(metaDescriptors(roles));
     warnOfPlatform(environment.log, await loading, platform);
     return {

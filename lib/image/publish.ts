@@ -59,6 +59,7 @@ import { ReuseFinder } from "./find_reusable.ts";
 import type { NativeParameters } from "./native_convert.ts";
 import type { ReuseOrigin } from "./reuse.ts";
 import {
+  checkLayers,
   resolveIndexEntry,
   resolveSource,
   type SourceImage,
@@ -206,6 +207,8 @@ async function publishWith(
     destination.reference,
     database,
   );
+  // Also the last of them, before the first is built.
+  for (const source of sources) checkLayers(source);
   await using scratch = await makeScratch();
   const images: BuiltImage[] = [];
   await locate(`Building in "${scratch.path}" (TMPDIR)`, async () => {

@@ -26,7 +26,7 @@ import {
   selectPlatform,
 } from "../registry/mod.ts";
 import { Annotation } from "./annotations.ts";
-import { layerRoles } from "./meta_image.ts";
+import { checkLayerCount, layerRoles } from "./meta_image.ts";
 
 /** Most bytes of an image config that are read. */
 const CONFIG_SIZE_MAX = 4 * 1024 * 1024;
@@ -212,9 +212,10 @@ export async function readSmallBlob(
  * Refuses images and layer types that cannot be built, by name, before anything
  * is read.
  *
- * @param log Gets a line for a base that its annotation misnames.
+ * @throws {UnsupportedError}
+ * @throws {LimitError} If there are more layers than can be stacked.
  */
-export function checkLayers(source: SourceImage, log: Logger): void {
+export function checkLayers(source: SourceImage): void {
   if (source.manifest.layers.length === 0) {
     throw new UnsupportedError(
       "image without layers",
@@ -228,6 +229,7 @@ export function checkLayers(source: SourceImage, log: Logger): void {
       `Image ${source.repository.name}@${source.resolved.descriptor.digest} is an overlaybd image already: there is nothing to build`,
     );
   }
+  checkLayerCount(source.manifest.layers.length);
   source.manifest.layers.forEach((layer, index) => {
     try {
       layerCompression(layer.mediaType);
@@ -241,6 +243,10 @@ export function checkLayers(source: SourceImage, log: Logger): void {
       );
     }
   });
+}
+
+/** Tells of a base that its annotation misnames. */
+export function warnOfBase(log: Logger, source: SourceImage): void {
   const base = baseDigest(source);
   if (base !== undefined && !isDigest(base)) {
     log.warn("ignoring a base annotation that is no digest", { base });
