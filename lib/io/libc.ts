@@ -36,15 +36,18 @@ let loaded: { libc: Libc | undefined } | undefined;
 
 /** The C library, opened once, or undefined where FFI is not available. */
 export function loadLibc(): Libc | undefined {
-  loaded ??= { libc: open() };
+  loaded ??= { libc: openLibc(SYMBOLS) };
   return loaded.libc;
 }
 
-function open(): Libc | undefined {
+/** Calls of the C library that only one module needs; undefined as for {@linkcode loadLibc}. */
+export function openLibc<const S extends Deno.ForeignLibraryInterface>(
+  symbols: S,
+): Deno.DynamicLibrary<S>["symbols"] | undefined {
   if (Deno.build.os !== "linux") return undefined;
   for (const name of SONAMES[Deno.build.arch] ?? []) {
     try {
-      return Deno.dlopen(name, SYMBOLS).symbols;
+      return Deno.dlopen(name, symbols).symbols;
     } catch {
       // Not there or not permitted: try the next, then do without.
     }

@@ -345,6 +345,7 @@ function readInfo(bytes: Uint8Array, info: ExportInfo): void {
 /**
  * Connects and runs `work` in the handshake; closes the stream if that fails.
  *
+ * @param open How to connect.
  * @throws {NotFoundError} If the server does not know the export.
  * @throws {DeadlineError} If it takes longer than `deadlineMs`.
  */
@@ -352,8 +353,10 @@ export async function connectAndTalk<T>(
   target: NbdTarget,
   deadlineMs: number,
   work: (talk: ClientHandshake, rx: ReceiveBuffer) => Promise<T>,
+  open: (target: NbdTarget) => Promise<ByteStream> = ({ address }) =>
+    dial(address),
 ): Promise<{ stream: SharedStream; result: T }> {
-  const stream = new SharedStream(await dial(target.address));
+  const stream = new SharedStream(await open(target));
   const onAbort = () => stream.close();
   try {
     const result = await withDeadline(

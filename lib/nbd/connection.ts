@@ -35,7 +35,7 @@ export class ServerConnection implements ExportConnection {
     this.closed = this.#run();
   }
 
-  /** Finishes what was asked, refuses what comes, then closes. */
+  /** Finishes what was asked, then closes. */
   async drain(): Promise<void> {
     this.#stopping = true;
     // A handshake under way has nothing to finish.

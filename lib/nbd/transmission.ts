@@ -18,7 +18,7 @@ import {
 import { Answers } from "./answers.ts";
 import { answerBlockStatus, BLOCK_STATUS_MAX } from "./block_status.ts";
 import { GATHER_MAX } from "./buffer_pool.ts";
-import { NBD_ERROR, nbdErrorOf } from "./errno.ts";
+import { nbdErrorOf } from "./errno.ts";
 import type { Negotiated } from "./handshake.ts";
 import {
   COMMAND,
@@ -50,6 +50,8 @@ const MAX_SKIP = 2 * MAX_PAYLOAD;
 /** After so much work without a pause the loop lets other connections run. */
 const YIELD_REQUESTS = 64;
 const YIELD_BYTES = 1024 * 1024;
+/** A server that stops waits so long for a moment without requests before it takes no more. */
+const DRAIN_MS = 1000;
 /** Bytes of any answer without data. */
 const SMALL_ANSWER = 64;
 
@@ -126,8 +128,18 @@ export class Transmission {
     }
   }
 
-  /** Refuses further requests, and resolves when those before are answered. */
+  /**
+   * Resolves in a moment without requests under way; from then on none is taken.
+   *
+   * Refusals would be final. A client that connects again sends once more what
+   * was not answered, but the kernel's only after its timeout, so that what
+   * comes in time is answered.
+   */
   async drain(): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const timer = setTimeout(resolve, DRAIN_MS);
+    await Promise.race([this.#untilIdle(), promise]);
+    clearTimeout(timer);
     this.#draining = true;
     await this.#untilIdle();
   }
@@ -171,7 +183,7 @@ export class Transmission {
     const rx = this.#rx;
     for (;;) {
       this.#clock = performance.now();
-      while (rx.available >= REQUEST.SIZE) {
+      while (rx.available >= REQUEST.SIZE && !this.#draining) {
         const request = readRequest(rx.view, rx.start);
         if (!request) throw new FormatError("NBD request", "magic", "is wrong");
         rx.start += REQUEST.SIZE;
@@ -196,7 +208,7 @@ export class Transmission {
         ) await this.#yield();
       }
       this.#out.flush();
-      if (!await rx.fill() || this.#dead) return;
+      if (this.#draining || !await rx.fill() || this.#dead) return;
     }
   }
 
@@ -212,8 +224,7 @@ export class Transmission {
   /** Answers a request or starts its work; a promise means that the loop must wait. */
   #handle(request: Request): Promise<void> | undefined {
     const { export: served, structured, allocation } = this.#negotiated;
-    let error = checkRequest(served, structured, allocation, request);
-    if (this.#draining) error = NBD_ERROR.ESHUTDOWN;
+    const error = checkRequest(served, structured, allocation, request);
     if (request.type === COMMAND.write) return this.#write(request, error);
     if (error !== 0) return this.#refuse(request, error);
     const { stats, source } = served;

@@ -1,6 +1,11 @@
 import assert from "node:assert/strict";
 import * as net from "node:net";
-import { MemorySource, NotFoundError, UsageError } from "../../lib/io/mod.ts";
+import {
+  delay,
+  MemorySource,
+  NotFoundError,
+  UsageError,
+} from "../../lib/io/mod.ts";
 import { NbdClient, NbdServer } from "../../lib/nbd/mod.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
 import { RecordingLogger } from "../testutil/test_source.ts";
@@ -190,7 +195,7 @@ Deno.test("NbdServer: further connections than allowed are closed at once", asyn
   });
 });
 
-Deno.test("NbdServer: stop() finishes what is in flight and refuses the rest", () =>
+Deno.test("NbdServer: stop() finishes what is in flight, and what comes until then", () =>
   withServer({}, async (server, socket) => {
     const source = new GatedSource(content);
     server.addExport({ name: "", source });
@@ -204,15 +209,34 @@ Deno.test("NbdServer: stop() finishes what is in flight and refuses the rest", (
     await idle.closed();
     await haggling.closed();
     await peer.send(request({ type: 0, cookie: 2n, offset: 5, length: 100 }));
-    const refused = await peer.reply();
-    assert.deepEqual([refused.cookie, refused.error], [2n, 108]);
+    await until(() => source.gates.size === 2);
     await assert.rejects(RawPeer.open(socket));
-    source.open(0);
-    const reply = await peer.reply(100);
-    assert.deepEqual([reply.cookie, reply.error], [1n, 0]);
+    for (const [offset, cookie] of [[5, 2n], [0, 1n]] as const) {
+      source.open(offset);
+      const reply = await peer.reply(100);
+      assert.deepEqual([reply.cookie, reply.error], [cookie, 0]);
+    }
     await peer.closed();
     await soon(stopping, "stop");
     assert.equal(server.connectionCount, 0);
+  }));
+
+Deno.test("NbdServer: stop() of a server that is never idle takes no more after a while", () =>
+  withServer({}, async (server, socket) => {
+    const source = new GatedSource(content);
+    server.addExport({ name: "", source });
+    using peer = await RawPeer.inTransmission(socket);
+    await peer.send(request({ type: 0, cookie: 1n, length: 100 }));
+    await until(() => source.gates.size === 1);
+    const stopping = server.stop(20_000);
+    await delay(2000);
+    await peer.send(request({ type: 0, cookie: 2n, offset: 5, length: 100 }));
+    await delay(50);
+    assert.equal(source.gates.size, 1);
+    source.open(0);
+    assert.equal((await peer.reply(100)).cookie, 1n);
+    await peer.closed();
+    await soon(stopping, "stop");
   }));
 
 Deno.test("NbdServer: stop() cuts off what is not done in time", () =>
