@@ -37,6 +37,8 @@ export interface ExportStatus {
   integrity: string;
   layers: LayerStatus[];
   connections: number;
+  /** Seconds after which a read that is not done is answered with an error. */
+  requestTimeoutSeconds: number;
   counters: ExportCounters;
   /** What its reads waited for, and what was loaded for them, since it was added. */
   reading: ReadCounters;

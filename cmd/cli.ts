@@ -303,6 +303,18 @@ function addMountCommands(add: Add): void {
     "list mounts and attached devices",
     () => import("./mounts.ts"),
   );
+  add(
+    "reconnect [target...]",
+    "connect devices again after a restart of their serve",
+    () => import("./reconnect.ts"),
+  ).option("--api <address>", "only devices of the serve with this status API")
+    .addHelpText(
+      "after",
+      `
+A target is a directory, a device, an id or an image; without any, all devices.
+Devices of the kernel's NBD driver wait for it; a serve that a mount started
+for itself is started again.`,
+    );
 }
 
 /** Scripts for 0.1 may give it. */

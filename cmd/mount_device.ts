@@ -4,12 +4,10 @@
  */
 
 import { exists, ObdError } from "../lib/io/mod.ts";
-import { parseNbdUri } from "../lib/nbd/mod.ts";
 import {
   type Detached,
   endProcess,
   findProgram,
-  hasProgram,
   logTail,
   mustRun,
   runProgram,
@@ -17,19 +15,15 @@ import {
   waitForEnd,
   waitUntil,
 } from "./mount_process.ts";
-import type { MountDirectory, MountState } from "./mount_state.ts";
-import { findHolders } from "./mount_holders.ts";
 import {
-  deviceName,
-  deviceNumber,
-  loopsOf,
-  mountAt,
-  readMounts,
-  readSys,
-} from "./mount_table.ts";
+  attachKernel,
+  busyDevice,
+  findKernelDevice,
+  releaseKernel,
+} from "./mount_kernel.ts";
+import type { MountDirectory, MountState, SaveState } from "./mount_state.ts";
+import { loopsOf, mountAt, readMounts } from "./mount_table.ts";
 
-/** Connections of the kernel's driver, which has many requests under way on each. */
-const NBD_CONNECTIONS = 4;
 /**
  * Connections of nbdfuse. While one waits for an answer its thread holds it, and
  * a read that is dealt out to it meanwhile waits too, even if the server has it
@@ -43,11 +37,6 @@ const FUSE_CONNECTIONS = 8;
  * this is fetched for nothing (bench/README.md).
  */
 const READAHEAD_SECTORS = 2048;
-/**
- * Seconds after which the kernel gives up on a server that does not answer:
- * more than serve's own deadline for a request, after which it answers EIO.
- */
-const NBD_TIMEOUT_SECONDS = 180;
 const CONNECT_DEADLINE_MS = 60_000;
 const RELEASE_DEADLINE_MS = 10_000;
 
@@ -73,8 +62,8 @@ export async function chooseDriver(
 ): Promise<MountState["driver"]> {
   const wantsLoop = wanted?.startsWith("/dev/loop") ?? false;
   const kernel = !wantsLoop && await exists(wanted ?? "/dev/nbd0");
-  if (kernel && (wanted || hasProgram("nbd-client"))) {
-    requirePrograms("nbd-client", "blockdev");
+  if (kernel) {
+    requirePrograms("blockdev");
     return "nbd";
   }
   if (wanted && !wantsLoop) {
@@ -98,9 +87,6 @@ function requirePrograms(...names: string[]): void {
   for (const name of names) findProgram(name);
 }
 
-/** Reports what exists so far, so that it can be undone after a crash too. */
-export type SaveState = (change: Partial<MountState>) => Promise<void>;
-
 /** What {@linkcode attachDevice} needs. */
 export interface AttachRequest {
   directory: MountDirectory;
@@ -109,6 +95,8 @@ export interface AttachRequest {
   uri: string;
   /** Bytes of the export. */
   size: number;
+  /** Seconds after which serve gives up a read, if it told. */
+  requestTimeout: number | undefined;
   /** `--device`; else a free one is taken. */
   device: string | undefined;
   signal: AbortSignal;
@@ -128,7 +116,7 @@ export async function warmUpDriver(
 /** Makes a read-only block device of an export. @returns Its path. */
 export async function attachDevice(request: AttachRequest): Promise<string> {
   const device = request.driver === "nbd"
-    ? await attachKernel(request)
+    ? await attachKernel({ ...request, id: request.directory.id })
     : await attachFuse(request);
   await mustRun(`set the readahead of ${device}`, "blockdev", [
     "--setra",
@@ -221,94 +209,6 @@ async function releaseFuse(
   await endProcess(nbdfuse, 2000);
 }
 
-// ---- the kernel's NBD driver -----------------------------------------------
-
-/**
- * Arguments of nbd-client (nbd 3.24) that connect a device, through netlink:
- * the kernel holds the sockets, and no process stays behind.
- */
-export function nbdClientArgs(uri: string, device: string): string[] {
-  const { address, exportName } = parseNbdUri(uri);
-  const where = address.transport === "unix"
-    ? ["-unix", address.path]
-    : [address.hostname, String(address.port)];
-  return [
-    ...where,
-    device,
-    "-name",
-    exportName,
-    "-readonly",
-    "-block-size",
-    "4096",
-    "-connections",
-    String(NBD_CONNECTIONS),
-    "-timeout",
-    String(NBD_TIMEOUT_SECONDS),
-  ];
-}
-
-async function attachKernel(request: AttachRequest): Promise<string> {
-  const { uri, device, signal, save } = request;
-  const candidates = device ? [device] : await freeNbdDevices();
-  let said = "every /dev/nbd* is in use";
-  for (const candidate of candidates) {
-    signal.throwIfAborted();
-    if (await nbdPid(candidate) !== undefined) {
-      if (device) said = `process ${await nbdPid(device)} has it connected`;
-      continue;
-    }
-    const { code, stderr } = await runProgram(
-      "nbd-client",
-      nbdClientArgs(uri, candidate),
-      CONNECT_DEADLINE_MS,
-    );
-    const connected = code === 0 &&
-      await waitUntil(() => isConnected(candidate), RELEASE_DEADLINE_MS);
-    if (connected) {
-      await save({ device: candidate, nbdPid: await nbdPid(candidate) });
-      return candidate;
-    }
-    said = stderr || `nbd-client ended with ${code}`;
-    // Taken by somebody else in between: the next one may be free.
-    if (await nbdPid(candidate) === undefined) break;
-  }
-  throw new ObdError(
-    "state",
-    `Cannot connect ${device ?? "an NBD device"}: ${said}`,
-  );
-}
-
-async function freeNbdDevices(): Promise<string[]> {
-  const numbers: number[] = [];
-  for await (const { name } of Deno.readDir("/sys/block")) {
-    const number = /^nbd(\d+)$/.exec(name)?.[1];
-    if (number && await nbdPid(`/dev/${name}`) === undefined) {
-      numbers.push(Number(number));
-    }
-  }
-  return numbers.sort((a, b) => a - b).map((n) => `/dev/nbd${n}`);
-}
-
-/** Who connected the device; the file is there only while it is connected. */
-async function nbdPid(device: string): Promise<string | undefined> {
-  return await readSys(`/sys/block/${deviceName(device)}/pid`);
-}
-
-async function isConnected(device: string): Promise<boolean> {
-  const size = await readSys(`/sys/block/${deviceName(device)}/size`);
-  return size !== undefined && size !== "0";
-}
-
-async function releaseKernel({ device, nbdPid: pid }: MountState) {
-  if (!device || pid === undefined || await nbdPid(device) !== pid) return;
-  await mustRun(`disconnect ${device}`, "nbd-client", ["-d", device]);
-  const released = await waitUntil(
-    async () => await nbdPid(device) !== pid,
-    RELEASE_DEADLINE_MS,
-  );
-  if (!released) throw await busyDevice(device);
-}
-
 // ---- both --------------------------------------------------------------------
 
 /** Undoes {@linkcode attachDevice}, however far it had come. */
@@ -323,23 +223,11 @@ export async function releaseDevice(
 /** Whether the device of a state is still the one that was made for it. */
 export async function ownsDevice(
   directory: { path: string },
-  { driver, device, nbdPid: pid }: MountState,
+  state: MountState,
 ): Promise<boolean> {
+  const { driver, device } = state;
   if (!device) return false;
-  if (driver === "nbd") {
-    return pid !== undefined && await nbdPid(device) === pid;
-  }
+  if (driver === "nbd") return await findKernelDevice(state) !== undefined;
   const { file } = await fusePaths(directory);
   return (await loopsOf(file)).includes(device);
-}
-
-async function busyDevice(device: string): Promise<ObdError> {
-  const number = await deviceNumber(device);
-  const holders = await findHolders({ device, number });
-  return new ObdError(
-    "conflict",
-    `Cannot release ${device}: it is in use by ${
-      holders.join(", ") || "somebody that cannot be found"
-    }`,
-  );
 }

@@ -22,7 +22,6 @@ const PACKAGES: Record<string, string> = {
   blockdev: "util-linux",
   losetup: "mount",
   mount: "mount",
-  "nbd-client": "nbd-client",
   nbdfuse: "libnbd-bin",
   umount: "mount",
 };

@@ -36,6 +36,8 @@ export interface OwnServe {
   api: string;
   /** Directory of caches that nobody else uses; absent with the shared ones. */
   privateCache: string | undefined;
+  /** What it was started with, for the next time. */
+  options: string[];
 }
 
 /**
@@ -77,12 +79,15 @@ export function selfCommand(): string[] {
  *
  * @param onStarted Gets each process as soon as there is one: should this
  * process be killed while it waits, somebody must be able to end that one.
+ * @param options Those that {@linkcode OwnServe} had the last time; without
+ * them those of this command line.
  * @throws {ObdError} With the last lines of its log, if it does not get ready.
  */
 export async function startServe(
   context: Context,
   directory: MountDirectory,
   onStarted: (serve: OwnServe) => Promise<void>,
+  options = registryFlags(context.registry),
 ): Promise<void> {
   if (pathBytes(directory.path) > SOCKET_DIRECTORY_MAX) {
     throw new UsageError(
@@ -93,12 +98,18 @@ export async function startServe(
   await removeLostCaches();
   const shared = await areSharedCachesFree();
   try {
-    await launch(context, directory, shared ? undefined : own, onStarted);
+    await launch(
+      context,
+      directory,
+      shared ? undefined : own,
+      onStarted,
+      options,
+    );
   } catch (error) {
     // Another mount may have taken the shared caches a moment before.
     if (!shared || await areSharedCachesFree()) throw error;
     context.signal.throwIfAborted();
-    await launch(context, directory, own, onStarted);
+    await launch(context, directory, own, onStarted, options);
   }
 }
 
@@ -147,6 +158,7 @@ async function launch(
   directory: MountDirectory,
   privateCache: string | undefined,
   onStarted: (serve: OwnServe) => Promise<void>,
+  options: string[],
 ): Promise<void> {
   const { path } = directory;
   const cache = privateCache ?? cacheDirectory();
@@ -172,13 +184,13 @@ async function launch(
       "--config",
       `${path}/serve.json`,
       ...(context.debug ? ["--debug"] : []),
-      ...registryFlags(context.registry),
+      ...options,
     ],
     log,
     out,
   );
   try {
-    await onStarted({ process, api, privateCache });
+    await onStarted({ process, api, privateCache, options });
     const ready = await waitUntil(
       async () =>
         exitCode() !== undefined ||

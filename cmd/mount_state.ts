@@ -46,12 +46,21 @@ const stateSchema = v.object({
   nbdfuse: v.optional(processSchema),
   /** Block device. */
   device: v.optional(v.string()),
+  /** What `/sys/block/nbdN/backend` says; in the state before there is a device. */
+  nbdBackend: v.optional(v.string()),
   /** What `/sys/block/nbdN/pid` said after the connect. */
   nbdPid: v.optional(v.string()),
   fsType: v.optional(v.picklist(["ext4", "erofs"])),
   uri: v.optional(v.string()),
   /** Bytes of the device. */
   size: v.optional(v.number()),
+  /** Names its bytes, of devices that can be connected again. */
+  fingerprint: v.optional(v.string()),
+  /** Seconds after which serve gives up a read. */
+  requestTimeout: v.optional(v.number()),
+  platform: v.optional(v.string()),
+  /** Options that a serve of the mount's own was started with. */
+  serveOptions: v.optional(v.array(v.string())),
   integrity: v.optional(v.string()),
   source: v.optional(v.string()),
   meta: v.optional(v.string()),
@@ -63,6 +72,9 @@ const stateSchema = v.object({
 
 /** Everything that undoing a mount needs. */
 export type MountState = v.InferOutput<typeof stateSchema>;
+
+/** Reports what exists so far, so that it can be undone after a crash too. */
+export type SaveState = (change: Partial<MountState>) => Promise<void>;
 
 /**
  * Where sockets and mounts of this machine are: `OBD_RUN_DIR`, else `/run/obd`.

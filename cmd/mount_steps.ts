@@ -17,7 +17,6 @@ import {
   attachDevice,
   ownsDevice,
   releaseDevice,
-  type SaveState,
   warmUpDriver,
 } from "./mount_device.ts";
 import { findHolders, mountHolders } from "./mount_holders.ts";
@@ -29,7 +28,7 @@ import {
   stopServe,
 } from "./mount_serve.ts";
 import type { PrefetchRequest } from "./prefetch_options.ts";
-import type { MountDirectory, MountState } from "./mount_state.ts";
+import type { MountDirectory, MountState, SaveState } from "./mount_state.ts";
 import {
   deviceNumber,
   hasFileSystem,
@@ -85,6 +84,7 @@ export async function makeMount(
     kind: request.dir === undefined ? "attach" : "mount",
     image: absoluteImage(request.image),
     ...(request.dir === undefined ? {} : { dir: request.dir }),
+    ...(request.platform ? { platform: request.platform } : {}),
     export: `obd-${directory.id}`,
     api: "",
     driver: request.driver,
@@ -106,6 +106,7 @@ export async function makeMount(
       driver: request.driver,
       uri: state.uri!,
       size: state.size!,
+      requestTimeout: state.requestTimeout,
       device: request.device,
       signal,
       save,
@@ -154,7 +155,7 @@ export function absoluteImage(image: string): string {
 }
 
 /** The rule of `lib/image/config_file.ts`, all of which would be loaded for it. */
-function isConfigFile(image: string): boolean {
+export function isConfigFile(image: string): boolean {
   if (/^docker:/.test(image)) return false;
   if (!image.includes("/") && !image.endsWith(".json")) return false;
   try {
@@ -181,6 +182,7 @@ async function openExport(
         api: own.api,
         serve: own.process,
         privateCache: own.privateCache,
+        serveOptions: own.options,
       }));
   } else {
     if (Object.keys(context.registry).length > 0) {
@@ -213,6 +215,9 @@ async function openExport(
     uri: exported.uri,
     size: exported.size,
     integrity: exported.integrity,
+    ...(exported.requestTimeoutSeconds
+      ? { requestTimeout: exported.requestTimeoutSeconds }
+      : {}),
     ...(exported.source ? { source: exported.source } : {}),
     ...(exported.meta ? { meta: exported.meta } : {}),
   });

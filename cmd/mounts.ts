@@ -9,7 +9,12 @@ import { isAlive } from "./mount_steps.ts";
 const PROBE_DEADLINE_MS = 3000;
 
 /** `ok`; or what is missing. */
-type Health = "ok" | "no-device" | "no-serve" | "no-export";
+type Health =
+  | "ok"
+  | "no-device"
+  | "no-serve"
+  | "no-export"
+  | "disconnected";
 
 export async function run(
   context: Context,
@@ -31,11 +36,11 @@ export async function run(
   });
 }
 
-/** Names of the exports of each serve; undefined for those that do not answer. */
+/** Exports of each serve, and how many clients each has; undefined for serves that do not answer. */
 async function exportsByApi(
   { signal }: Context,
   states: MountState[],
-): Promise<Map<string, Set<string> | undefined>> {
+): Promise<Map<string, Map<string, number> | undefined>> {
   const addresses = [...new Set(states.map((state) => state.api))];
   const found = await Promise.all(addresses.map(async (address) => {
     try {
@@ -44,7 +49,7 @@ async function exportsByApi(
         deadlineMs: PROBE_DEADLINE_MS,
         signal,
       });
-      return new Set(exports.map((e) => e.name));
+      return new Map(exports.map((e) => [e.name, e.connections]));
     } catch {
       return undefined;
     }
@@ -54,13 +59,15 @@ async function exportsByApi(
 
 async function healthOf(
   state: MountState,
-  exports: Map<string, Set<string> | undefined>,
+  exports: Map<string, Map<string, number> | undefined>,
 ): Promise<Health> {
   const directory = { path: `${runDirectory()}/mounts/${state.id}` };
   if (!await isAlive(directory, state)) return "no-device";
-  const names = exports.get(state.api);
-  if (!names) return "no-serve";
-  return names.has(state.export) ? "ok" : "no-export";
+  const clients = exports.get(state.api);
+  if (!clients) return "no-serve";
+  const connections = clients.get(state.export);
+  if (connections === undefined) return "no-export";
+  return connections > 0 ? "ok" : "disconnected";
 }
 
 function printTable(

@@ -386,6 +386,7 @@ export class ServeSession implements ServeControl {
         size,
       })),
       connections: stats.connections,
+      requestTimeoutSeconds: this.#options.config.nbd.requestTimeoutMs / 1000,
       counters: {
         reads: stats.reads,
         readBytes: stats.readBytes,

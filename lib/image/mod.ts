@@ -75,9 +75,12 @@ export {
 export { CountedSource, type ReadCounters, ReadStats } from "../layers/mod.ts";
 export {
   fallbackTag,
+  formatReference,
   keepDirect,
   MediaType,
+  parseReference,
   peerUrl,
+  withTarget,
 } from "../registry/mod.ts";
 export { Ext4Reader, type InodeStat } from "../ext4/mod.ts";
 export type {

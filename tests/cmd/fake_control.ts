@@ -28,6 +28,7 @@ export function exportStatus(name: string): ExportStatus {
       size: 5,
     }],
     connections: 1,
+    requestTimeoutSeconds: 60,
     counters: {
       reads: 3,
       readBytes: 4096,

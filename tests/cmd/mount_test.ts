@@ -9,7 +9,7 @@ import {
   throws,
 } from "node:assert/strict";
 import { findTarget } from "../../cmd/detach.ts";
-import { chooseDriver, nbdClientArgs } from "../../cmd/mount_device.ts";
+import { chooseDriver } from "../../cmd/mount_device.ts";
 import { mountHolders } from "../../cmd/mount_holders.ts";
 import {
   endProcess,
@@ -166,29 +166,6 @@ Deno.test("absoluteImage() makes paths absolute and nothing else", async () => {
     equal(absoluteImage(`${relative}x`), `${relative}x`);
     return Promise.resolve();
   });
-});
-
-Deno.test("nbdClientArgs() for Unix sockets and TCP", () => {
-  const rest = [
-    "/dev/nbd3",
-    "-name",
-    "a b",
-    "-readonly",
-    "-block-size",
-    "4096",
-    "-connections",
-    "4",
-    "-timeout",
-    "180",
-  ];
-  deepEqual(
-    nbdClientArgs("nbd+unix:///a%20b?socket=/run/n.sock", "/dev/nbd3"),
-    ["-unix", "/run/n.sock", ...rest],
-  );
-  deepEqual(
-    nbdClientArgs("nbd://[::1]:10810/a%20b", "/dev/nbd3"),
-    ["::1", "10810", ...rest],
-  );
 });
 
 Deno.test("findTarget() knows ids, devices and images", () => {

@@ -45,6 +45,7 @@ function control(): ServeControl {
         integrity: "spans",
         layers: [],
         connections: 0,
+        requestTimeoutSeconds: 60,
         counters: {
           reads: 1,
           readBytes: 2,

@@ -1,10 +1,11 @@
 /**
- * `obd mount` and `obd umount` in a guest whose kernel has the NBD driver: the guest's
+ * `obd mount`, `umount` and `reconnect` in a guest whose kernel has the NBD driver: the guest's
  * disk is an image, served by obd, that has obd's bundle, the runtime, the
  * programs they need, and another image to mount.
  */
 
 import { match } from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { runTool } from "../testutil/debian_image.ts";
 import { runGuest } from "../testutil/guest.ts";
 import { ObdSandbox } from "../testutil/obd_command.ts";
@@ -13,12 +14,25 @@ import {
   file,
   type LayerEntry,
   makeImage,
+  symlink,
   writeLayout,
 } from "../testutil/oci_image.ts";
 import { requires } from "../testutil/requires.ts";
+import { seededBytes } from "../testutil/source_contract.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
-const PROGRAMS = ["nbd-client", "mount", "umount", "blockdev", "busybox"];
+const PROGRAMS = ["mount", "umount", "blockdev", "busybox"];
+
+const APPLETS = [
+  "cat",
+  "grep",
+  "ls",
+  "sed",
+  "sh",
+  "sha256sum",
+  "sleep",
+  "tee",
+];
 
 const ignore = !requires(
   "qemu-system-x86_64",
@@ -33,14 +47,50 @@ const ignore = !requires(
 const TEST = `set -e
 export PATH=/bin DENO_DIR=/tmp/deno HOME=/tmp
 obd() { deno run -A --no-config --no-lock --no-remote --no-prompt /obd.js "$@"; }
-obd mount --json oci:/image:v1 /at
+cold() { echo 3 >/proc/sys/vm/drop_caches; }
+
+obd mount --json oci:/image:v1 /at | tee /tmp/mount
 cat /at/file
 echo ro $(cat /sys/block/nbd0/ro) readahead $(cat /sys/block/nbd0/queue/read_ahead_kb)
+grep -qx "obd-.*" /sys/block/nbd0/backend
+
+echo the serve of the mount is killed, and what is read waits
+kill -9 $(sed 's/.*"servePid"://; s/,.*//' /tmp/mount)
+sleep 1 # what was under way would wait for the kernel's timeout
+cold
+sha256sum </at/big >/tmp/sum & reading=$!
+sleep 2
+kill -0 $reading
+obd reconnect
+wait $reading
+cat /tmp/sum
 obd umount /at
 test ! -e /sys/block/nbd0/pid
 test -z "$(ls /run/obd/mounts)"
+
+echo a serve of several is stopped and started again
+serve() {
+  deno run -A --no-config --no-lock --no-remote --no-prompt /obd.js serve --quiet --config /config.json >/dev/null & serve=$!
+  until test -S /run/obd/nbd.sock; do sleep 1; done
+}
+serve
+obd attach oci:/image:v1 --device /dev/nbd3
+kill $serve
+wait $serve
+serve
+obd reconnect /dev/nbd3
+cold
+mount -t ext4 -o ro,noload /dev/nbd3 /at
+sha256sum </at/big
+umount /at
+obd detach /dev/nbd3
+test ! -e /sys/block/nbd3/pid
 echo all is well
 `;
+
+/** More than is read ahead. */
+const BIG = seededBytes(8_000_000, 1);
+const BIG_SHA256 = createHash("sha256").update(BIG).digest("hex");
 
 Deno.test({
   name: "obd mount with the kernel's NBD driver, in a guest",
@@ -48,7 +98,7 @@ Deno.test({
   fn: async () => {
     await using box = await ObdSandbox.make();
     const inner = makeImage({
-      layers: [{ entries: [file("file", "hello\n")] }],
+      layers: [{ entries: [file("file", "hello\n"), file("big", BIG)] }],
     });
     await writeLayout(`${box.dir}/inner`, [{ tag: "v1", image: inner }]);
     await runTool(
@@ -68,7 +118,7 @@ Deno.test({
     });
     const out = await runGuest({
       drive: ready.exports[0].uri,
-      timeoutMs: 240_000,
+      timeoutMs: 480_000,
       script: `set -e
 mount -t ext4 -o ro,noload /dev/vda /mnt
 for d in dev proc sys; do mount -o bind /$d /mnt/$d; done
@@ -78,6 +128,16 @@ exec busybox chroot /mnt /bin/sh /test.sh 2>&1`,
     match(out, /"device":"\/dev\/nbd0","driver":"nbd"/);
     match(out, /^hello$/m);
     match(out, /^ro 1 readahead 1024$/m);
+    for (const where of ["/at \\(/dev/nbd0\\)", "/dev/nbd3"]) {
+      // The kernel has a line for connections that end.
+      match(
+        out,
+        new RegExp(
+          `^${where} is reconnected\n(\\[.*\n)*${BIG_SHA256}  -$`,
+          "m",
+        ),
+      );
+    }
     match(out, /^\/at is unmounted \(oci:\/image:v1\)$/m);
     match(out, /^all is well$/m);
   },
@@ -100,9 +160,6 @@ async function guestFiles(dir: string): Promise<LayerEntry[]> {
     const path = (await runTool("sh", "-c", `command -v ${program}`)).trim();
     await add(program, path);
   }
-  for (const applet of ["sh", "cat", "ls"]) {
-    files.set(`bin/${applet}`, files.get("bin/busybox")!);
-  }
   await addTree(files, "image", `${dir}/inner`);
   files.set("obd.js", `${dir}/obd.js`);
   const names = ["at", "dev", "proc", "sys", "run", "tmp", "var"];
@@ -117,6 +174,8 @@ async function guestFiles(dir: string): Promise<LayerEntry[]> {
     ...[...files].map(([name, path]) =>
       file(name, Deno.readFileSync(path), { mode: 0o755 })
     ),
+    ...APPLETS.map((name) => symlink(`bin/${name}`, "busybox")),
+    file("config.json", '{"images":[]}'),
     file("test.sh", TEST),
   ];
 }

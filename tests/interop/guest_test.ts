@@ -1,12 +1,10 @@
 /**
  * A guest kernel on obd's exports: as virtio disk through QEMU's own NBD
- * client, and through the kernel's NBD driver with the arguments that
- * `obd mount` uses where that driver is there.
+ * client, and through the kernel's NBD driver as nbd-client connects it.
  */
 
 import { createHash } from "node:crypto";
 import { equal, match } from "node:assert/strict";
-import { nbdClientArgs } from "../../cmd/mount_device.ts";
 import { runGuest } from "../testutil/guest.ts";
 import { ObdSandbox } from "../testutil/obd_command.ts";
 import {
@@ -95,11 +93,10 @@ Deno.test({
   fn: () =>
     withServe(async (_uri, socket) => {
       // QEMU forwards this address to the socket of serve.
-      const args = nbdClientArgs("nbd://10.0.2.100:10810/guest", "/dev/nbd0");
       const out = await runGuest({
         socket,
         script: `set -e
-nbd-client ${args.join(" ")} >/dev/null
+nbd-client 10.0.2.100 10810 /dev/nbd0 -name guest -readonly -block-size 4096 -connections 4 >/dev/null
 echo size $(cat /sys/block/nbd0/size) ro $(cat /sys/block/nbd0/ro)
 echo pid $(cat /sys/block/nbd0/pid)
 mount -t ext4 -o ro,noload /dev/nbd0 /mnt

@@ -55,6 +55,14 @@ Deno.test({
       equal(mounted.image, image);
       equal(mounted.dir, dir);
       equal(mounted.integrity, "spans");
+      const { devices } = await box.json("reconnect", "at");
+      equal(devices.length, 1);
+      equal(devices[0].outcome, "connected");
+      equal((await box.run(["reconnect", "elsewhere"])).code, 1);
+      deepEqual(
+        (await box.json("reconnect", "--api", "unix:/none")).devices,
+        [],
+      );
       equal(await Deno.readTextFile(`${dir}/usr/numbers`), NUMBERS);
       // Lazy loading needs reads in parallel, and no page cache below the loop.
       const sys = `/sys/block/${mounted.device.slice("/dev/".length)}`;
@@ -200,6 +208,12 @@ Deno.test({
       equal(code, 1);
       match(new TextDecoder().decode(stderr), /Input\/output error/);
       equal((await box.json("mounts")).mounts[0].health, "no-serve");
+      // This is nbdfuse; the kernel's driver is in guest_mount_test.ts.
+      const again = await box.run(["reconnect", "--json", dir]);
+      equal(again.code, 1);
+      const [lost] = JSON.parse(again.stdout).devices;
+      equal(lost.outcome, "failed");
+      match(lost.error, /nbdfuse does not connect again.*obd umount/);
       equal((await box.json("umount", dir)).unmounted, true);
       deepEqual(await box.leftovers(), []);
       // The place can be used again.
