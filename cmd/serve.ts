@@ -1,6 +1,6 @@
 /** `obd serve --config FILE`: the long-running process. Signals and listeners are handled here only. */
 
-import { checkImageName } from "../lib/image/mod.ts";
+import { checkImageName, checkRegistryFiles } from "../lib/image/mod.ts";
 import {
   bindUnixSocket,
   type BoundSocket,
@@ -19,7 +19,7 @@ import {
   parseListen,
   type ServeConfig,
 } from "./config.ts";
-import type { Context } from "./context.ts";
+import type { Context, RegistrySettings } from "./context.ts";
 import { keepStderrSmall } from "./log_file.ts";
 import { notifyServiceManager } from "./notify.ts";
 import { ServeSession } from "./serve_session.ts";
@@ -42,7 +42,11 @@ export async function run(
   _args: string[],
   options: Record<string, unknown>,
 ): Promise<void> {
-  const { config, addresses } = await readConfig(options.config as string[]);
+  await checkRegistryFiles(context.registry);
+  const { config, addresses } = await readConfig(
+    options.config as string[],
+    context.registry,
+  );
   for (const warning of config.warnings) context.log.warn(warning);
   if (config.logLevel && !context.debug) context.log.setLevel(config.logLevel);
   const logSizeMax = Number(Deno.env.get("OBD_LOG_SIZE_MAX"));
@@ -81,9 +85,16 @@ async function checkImage(image: ImageConfig): Promise<void> {
 /** A mistake in a file is a failure (exit 1), not one of the command line's use. */
 async function readConfig(
   paths: string[],
+  { tlsSkipVerify }: RegistrySettings,
 ): Promise<{ config: ServeConfig; addresses: Addresses }> {
   try {
     const config = await loadConfig(paths);
+    config.warnings.push(
+      ...await checkRegistryFiles({
+        ...config.registry,
+        ...(tlsSkipVerify ? { tlsSkipVerify } : {}),
+      }),
+    );
     return { config, addresses: checkAddresses(config) };
   } catch (error) {
     if (!(error instanceof UsageError)) throw error;

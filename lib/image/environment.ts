@@ -19,6 +19,7 @@ import {
   type ZstdDecoder,
 } from "../layers/mod.ts";
 import {
+  checkClientFiles,
   type ClientPair,
   type CredentialService,
   type HostStatistics,
@@ -100,6 +101,25 @@ export interface ImageEnvironment extends AsyncDisposable {
       plainHttp?: boolean;
     },
   ): Promise<Repository>;
+}
+
+/**
+ * Looks at the certificates and credentials that settings name, which are else
+ * read when a registry is first asked.
+ *
+ * @returns A line for each file that images can be opened without.
+ * @throws {UsageError} Naming the one that is missing, cannot be read or used.
+ * @throws {FormatError} If credentials are not in Docker's form.
+ */
+export function checkRegistryFiles(
+  settings: RegistrySettings,
+): Promise<string[]> {
+  const { overlaybdCredentialFile, overlaybdCredentialService } = settings;
+  return checkClientFiles({
+    ...settings,
+    overlaybdFile: overlaybdCredentialFile,
+    overlaybdService: overlaybdCredentialService,
+  });
 }
 
 const DEFAULT_REFILL_SIZE = 256 * 1024;

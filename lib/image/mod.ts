@@ -5,6 +5,7 @@ export type { ConversionDatabase } from "./dedup/database.ts";
 export { openConversionDatabase } from "./dedup/open.ts";
 export { type DatabaseSettings, parseDatabase } from "./dedup/settings.ts";
 export {
+  checkRegistryFiles,
   type EnvironmentOptions,
   type ImageEnvironment,
   openEnvironment,

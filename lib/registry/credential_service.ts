@@ -10,6 +10,7 @@ import http from "node:http";
 import { errorText, LimitError, ObdError, UsageError } from "../io/mod.ts";
 import { EMPTY_DIGEST } from "./digest.ts";
 import { apiHost } from "./reference.ts";
+import { readPem } from "./tls.ts";
 
 /** Where the service is. */
 export interface CredentialService {
@@ -74,7 +75,7 @@ async function askUrl(
   url: URL,
   signal: AbortSignal,
 ): Promise<Answer> {
-  const client = await createClient(service);
+  const client = await openServiceClient(service);
   try {
     const response = await fetch(url, { client, redirect: "error", signal });
     const text = await readText(response.body ?? []);
@@ -131,19 +132,38 @@ function serviceUrl({ mode, path }: CredentialService): URL {
   return url;
 }
 
-async function createClient(
+/**
+ * A client with the service's certificates; the caller closes it.
+ *
+ * @throws {UsageError} If one is missing or cannot be used, or the path is no URL.
+ */
+export async function openServiceClient(
   service: CredentialService,
 ): Promise<Deno.HttpClient> {
   const { mode, clientCertFile, clientKeyFile, caFile } = service;
-  const pem = (file: string) => Deno.readTextFile(file);
+  serviceUrl(service);
   const isSecure = mode === "https";
-  return Deno.createHttpClient({
+  const options = {
     http2: false,
-    ...(isSecure && caFile ? { caCerts: [await pem(caFile)] } : {}),
-    ...(isSecure && clientCertFile && clientKeyFile
-      ? { cert: await pem(clientCertFile), key: await pem(clientKeyFile) }
+    ...(isSecure && caFile
+      ? { caCerts: [await readPem(caFile, "CERTIFICATE")] }
       : {}),
-  });
+    ...(isSecure && clientCertFile && clientKeyFile
+      ? {
+        cert: await readPem(clientCertFile, "CERTIFICATE"),
+        key: await readPem(clientKeyFile, "PRIVATE KEY"),
+      }
+      : {}),
+  };
+  try {
+    return Deno.createHttpClient(options);
+  } catch (cause) {
+    throw new UsageError(
+      `A certificate for the ${serviceName(service)} cannot be used: ${
+        errorText(cause)
+      }`,
+    );
+  }
 }
 
 async function readText(

@@ -176,6 +176,16 @@ function credentialFiles(
   return files;
 }
 
+/**
+ * Reads a file as a look for credentials would.
+ *
+ * @throws {UsageError} If it cannot be read.
+ * @throws {FormatError} If it is not in Docker's form; never with its content.
+ */
+export async function checkCredentialsFile(path: string): Promise<void> {
+  parseAuthFile(path, (await readOptional(path, true))!);
+}
+
 async function readOptional(
   path: string,
   required: boolean,
@@ -194,8 +204,8 @@ async function readOptional(
     const isAbsent = cause instanceof Deno.errors.NotFound ||
       cause instanceof Deno.errors.NotADirectory ||
       cause instanceof Deno.errors.PermissionDenied;
-    if (!isAbsent) throw cause;
-    if (!required) return undefined;
+    if (isAbsent && !required) return undefined;
+    if (cause instanceof FormatError) throw cause;
     throw new UsageError(
       `Cannot read credentials file "${path}": ${errorText(cause)}`,
     );

@@ -1,6 +1,7 @@
 /** Registries, OCI layouts and OCI archives behind one interface, {@linkcode Repository}. */
 export * from "./archive.ts";
 export * from "./blob_source.ts";
+export { checkClientFiles } from "./check_files.ts";
 export * from "./client.ts";
 export { type Clock, systemClock } from "./clock.ts";
 export * from "./content.ts";

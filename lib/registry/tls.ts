@@ -136,7 +136,13 @@ async function addDirectory(tls: HostTls, path: string): Promise<void> {
   }
 }
 
-async function readPem(path: string, kind: string): Promise<string> {
+/**
+ * Reads a PEM file.
+ *
+ * @param kind What one of its blocks has to be.
+ * @throws {UsageError} If it is missing, or has none.
+ */
+export async function readPem(path: string, kind: string): Promise<string> {
   let text: string;
   try {
     const info = await Deno.stat(path);
