@@ -19,6 +19,8 @@ import type { TraceControl } from "./api.ts";
 import type { ImageConfig } from "./config.ts";
 
 const TRACE_SIZE_MAX = 64 * 1024 * 1024;
+/** Ranges of a trace that are fetched ahead, the first ones: as many as one beside an image may have. */
+const REPLAYED_MAX = 350_000;
 
 /** What a trace file has. */
 export interface TraceFile {
@@ -30,13 +32,19 @@ export interface TraceFile {
 /**
  * Reads a trace file, or an overlaybd acceleration layer, which is a tar with one.
  *
+ * @param most Ranges that are wanted, the first ones.
  * @throws {ObdError} Naming the file, if it cannot be read or is no trace.
  */
-export async function readTraceFile(path: string): Promise<TraceFile> {
+export async function readTraceFile(
+  path: string,
+  most = Infinity,
+): Promise<TraceFile> {
   try {
     const bytes = await readFileUpTo(path, TRACE_SIZE_MAX);
-    if (isTar(bytes)) return { records: readAccelerationLayer(bytes) };
-    const records = decodeTrace(bytes);
+    if (isTar(bytes)) {
+      return { records: await readAccelerationLayer(bytes, { most }) };
+    }
+    const records = await decodeTrace(bytes, { most });
     const device = traceDevice(bytes, records);
     return { records, ...(device === undefined ? {} : { device }) };
   } catch (error) {
@@ -62,7 +70,9 @@ export async function readPrefetchFiles(
   { trace, prefetchFiles }: ImageConfig,
 ): Promise<{ trace?: TraceFile; fileList?: string }> {
   return {
-    ...(typeof trace === "string" ? { trace: await readTraceFile(trace) } : {}),
+    ...(typeof trace === "string"
+      ? { trace: await readTraceFile(trace, REPLAYED_MAX) }
+      : {}),
     ...(prefetchFiles === undefined
       ? {}
       : { fileList: await readFileList(prefetchFiles) }),

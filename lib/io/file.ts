@@ -143,18 +143,29 @@ export class FileSource implements ByteSource {
   }
 }
 
+/** What a shell's `<(…)` and `/dev/stdin` name: open already, so nobody waits for its writer. */
+const OPEN_ALREADY = /^\/(dev\/(stdin|fd\/\d+)|proc\/self\/fd\/\d+)$/;
+
 /**
- * Reads a file whole, whatever stat(2) says of its size: of pipes and devices
- * that is 0.
+ * Reads a file whole, whatever stat(2) says of its size (below /proc that is
+ * 0). What is none is refused before it is opened: a pipe would wait for a
+ * writer, a device has no end.
  *
  * @param most Bytes.
  * @throws {LimitError} If it has more.
+ * @throws {ObdError} With code "state" if it is no file, nor a descriptor of this process.
  * @throws {Error} The runtime's error, if it cannot be read.
  */
 export async function readFileUpTo(
   path: string,
   most: number,
 ): Promise<Uint8Array<ArrayBuffer>> {
+  const info = await Deno.stat(path);
+  if (!info.isFile && !OPEN_ALREADY.test(path)) {
+    throw new ObdError("state", `it is a ${kindOf(info)}, not a file`);
+  }
+  const tooLarge = () => new LimitError(`it has more than ${most} bytes`);
+  if (info.size > most) throw tooLarge();
   using file = await Deno.open(path);
   const parts: Uint8Array[] = [];
   let size = 0;
@@ -163,9 +174,15 @@ export async function readFileUpTo(
     const count = await file.read(part);
     if (count === null) return concatBytes(parts);
     size += count;
-    if (size > most) throw new LimitError(`it has more than ${most} bytes`);
+    if (size > most) throw tooLarge();
     parts.push(part.subarray(0, count));
   }
+}
+
+function kindOf(info: Deno.FileInfo): string {
+  if (info.isDirectory) return "directory";
+  if (info.isFifo) return "pipe";
+  return info.isSocket ? "socket" : "device";
 }
 
 /**

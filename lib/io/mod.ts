@@ -11,6 +11,7 @@ export * from "./progress.ts";
 export * from "./scratch.ts";
 export * from "./sink.ts";
 export * from "./source.ts";
+export * from "./turns.ts";
 export * from "./unix_socket.ts";
 export * from "./urgency.ts";
 export * from "./worker.ts";

@@ -41,7 +41,21 @@ export function writeAccelerationLayer(
  * @param tar The whole layer; its digest was checked.
  * @throws {FormatError} If it is no tar, has no `trace`, or that is damaged.
  */
-export function readAccelerationLayer(tar: Uint8Array): TraceRecord[] {
+export function readAccelerationLayer(tar: Uint8Array): TraceRecord[];
+/** The same while others have their turns, as `decodeTrace()` does it. */
+export function readAccelerationLayer(
+  tar: Uint8Array,
+  options: { most: number },
+): Promise<TraceRecord[]>;
+export function readAccelerationLayer(
+  tar: Uint8Array,
+  options?: { most: number },
+): TraceRecord[] | Promise<TraceRecord[]> {
+  const trace = traceOf(tar);
+  return options ? decodeTrace(trace, options) : decodeTrace(trace);
+}
+
+function traceOf(tar: Uint8Array): Uint8Array {
   if (tar.length > ACCELERATION_SIZE_MAX) {
     throw new FormatError("acceleration layer", "size", `is ${tar.length}`);
   }
@@ -72,7 +86,7 @@ export function readAccelerationLayer(tar: Uint8Array): TraceRecord[] {
   if (!trace) {
     throw new FormatError("acceleration layer", MEMBER, "is missing");
   }
-  return decodeTrace(trace);
+  return trace;
 }
 
 /** Sectors of a file; what lies behind its end is padding. */

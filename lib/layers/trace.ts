@@ -27,6 +27,7 @@ import {
   LimitError,
   setU64,
   toHex,
+  Turns,
   viewOf,
 } from "../io/mod.ts";
 
@@ -110,7 +111,45 @@ export function isTrace(bytes: Uint8Array): boolean {
  *
  * @throws {FormatError} If anything about it is wrong: half a trace is none.
  */
-export function decodeTrace(bytes: Uint8Array): TraceRecord[] {
+export function decodeTrace(bytes: Uint8Array): TraceRecord[];
+/**
+ * The same while others have their turns: 64 MiB take more than a second, and
+ * as objects 300 MB.
+ *
+ * @param options `most`: records that are wanted, the first ones. The whole file is checked.
+ */
+export function decodeTrace(
+  bytes: Uint8Array,
+  options: { most: number },
+): Promise<TraceRecord[]>;
+export function decodeTrace(
+  bytes: Uint8Array,
+  options?: { most: number },
+): TraceRecord[] | Promise<TraceRecord[]> {
+  if (options) return inTurns(decodeInSteps(bytes, options.most));
+  const steps = decodeInSteps(bytes, Infinity);
+  for (;;) {
+    const step = steps.next();
+    if (step.done) return step.value;
+  }
+}
+
+async function inTurns<T>(steps: Generator<undefined, T>): Promise<T> {
+  const turns = new Turns();
+  for (;;) {
+    const step = steps.next();
+    if (step.done) return step.value;
+    if (turns.isDue) await turns.take();
+  }
+}
+
+/** Of a trace, between two chances to do something else. */
+const STEP_BYTES = 1024 * RECORD_SIZE;
+
+function* decodeInSteps(
+  bytes: Uint8Array,
+  most: number,
+): Generator<undefined, TraceRecord[]> {
   if (bytes.length < HEADER_SIZE) {
     throw new FormatError("trace", "size", `is ${bytes.length}`);
   }
@@ -127,12 +166,17 @@ export function decodeTrace(bytes: Uint8Array): TraceRecord[] {
       `is ${size} in a file of ${bytes.length} bytes`,
     );
   }
-  const checksum = view.getUint32(16, true);
-  if (checksum !== crc32c(bytes.subarray(HEADER_SIZE), 0)) {
+  let checksum = 0;
+  for (let at = HEADER_SIZE; at < bytes.length; at += STEP_BYTES) {
+    checksum = crc32c(bytes.subarray(at, at + STEP_BYTES), checksum);
+    yield;
+  }
+  if (checksum !== view.getUint32(16, true)) {
     throw new FormatError("trace", "checksum", "does not match");
   }
   const records: TraceRecord[] = [];
   for (let at = HEADER_SIZE; at < bytes.length; at += RECORD_SIZE) {
+    if ((at - HEADER_SIZE) % STEP_BYTES === 0) yield;
     // Writes are in the format, but nobody records them.
     if (bytes[at] !== OP_READ) continue;
     const length = readU64(view, at + 8, "count");
@@ -140,6 +184,7 @@ export function decodeTrace(bytes: Uint8Array): TraceRecord[] {
     if (!Number.isSafeInteger(offset + length)) {
       throw new FormatError("trace", "offset", `is ${offset}`);
     }
+    if (records.length >= most) continue;
     records.push({ layer: view.getUint32(at + 4, true), offset, length });
   }
   return records;

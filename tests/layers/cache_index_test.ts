@@ -6,6 +6,7 @@ import {
   type JournalEntry,
   readJournal,
 } from "../../lib/layers/cache/journal.ts";
+import { JournalFile } from "../../lib/layers/cache/journal_file.ts";
 import { fileWith } from "../testutil/cache_store.ts";
 import { seededBytes } from "../testutil/source_contract.ts";
 import { RecordingLogger } from "../testutil/test_source.ts";
@@ -156,3 +157,53 @@ Deno.test("cache index: one that is too large to be read is told of, and replace
     await store[Symbol.asyncDispose]();
     assert.ok((await Deno.stat(path)).size < MIB);
   }));
+
+Deno.test("JournalFile: a long log is written in pieces, and what happens meanwhile is behind it", async () => {
+  const dir = await Deno.makeTempDir({ prefix: "obd-cache-index-test-" });
+  try {
+    const journal = new JournalFile(`${dir}/index`, 65536);
+    const entryOf = (slot: number, key = `key-${slot}`): JournalEntry => ({
+      key,
+      size: 65536,
+      digest: String.fromCharCode(slot & 0xff).repeat(32),
+      runs: [{ start: slot, count: 1 }],
+    });
+    const COUNT = 40_000;
+    const gone = new Set<number>();
+    let turns = 0;
+    const other = setInterval(() => {
+      if (++turns > 1) return;
+      // One that is written already, and one that is not.
+      for (const slot of [0, COUNT - 1]) {
+        gone.add(slot);
+        journal.removed(`key-${slot}`);
+      }
+      journal.added(entryOf(0, "newer"));
+    }, 0);
+    const slots = Array.from({ length: COUNT }, (_, slot) => slot);
+    await journal.flush(
+      () => {
+        assert.ok(turns > 1, `${turns} turns of others`);
+        return Promise.resolve();
+      },
+      () =>
+        slots.values().map((slot) =>
+          gone.has(slot) ? undefined : entryOf(slot)
+        ),
+    );
+    clearInterval(other);
+    assert.ok(journal.dirty);
+    await journal.flush(() => Promise.resolve(), () => []);
+    const { entries, whole } = readJournal(
+      await Deno.readFile(`${dir}/index`),
+      { slotSize: 65536, slotLimit: COUNT, maxEntrySize: MIB },
+    );
+    assert.ok(whole);
+    assert.deepEqual(
+      entries.map(({ key }) => key),
+      [...slots.slice(1, -1).map((slot) => `key-${slot}`), "newer"],
+    );
+  } finally {
+    await Deno.remove(dir, { recursive: true });
+  }
+});

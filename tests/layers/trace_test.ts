@@ -31,6 +31,22 @@ Deno.test("decodeTrace() reads what encodeTrace() wrote", () => {
   assert.deepEqual(decodeTrace(encodeTrace([])), []);
 });
 
+Deno.test("decodeTrace() with options gives the first records, checks all, and lets others have their turns", async () => {
+  const many = Array.from(
+    { length: 300_000 },
+    (_, i) => ({ layer: DEVICE_LAYER, offset: i * 8192, length: 4096 }),
+  );
+  const bytes = encodeTrace(many);
+  let turns = 0;
+  const others = setInterval(() => turns++, 0);
+  assert.deepEqual(await decodeTrace(bytes, { most: 10 }), many.slice(0, 10));
+  assert.ok(turns > 1, `${turns} turns`);
+  clearInterval(others);
+  assert.equal((await decodeTrace(bytes, { most: 1e9 })).length, many.length);
+  bytes[bytes.length - 1]! ^= 1;
+  await assert.rejects(decodeTrace(bytes, { most: 10 }), /checksum/);
+});
+
 Deno.test("traceDevice() is what encodeTrace() was given, of records of a device alone", () => {
   const name = "0123456789abcdef";
   const ours = [RECORDS[1]!];

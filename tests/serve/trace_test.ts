@@ -25,6 +25,7 @@ import {
   readFile,
   recordTrace,
   ServeProcess,
+  sh,
   withTempDir,
   writeConfig,
 } from "./harness.ts";
@@ -258,16 +259,25 @@ Deno.test("trace files: acceleration layers too, and bounded", () =>
     }
     const endless = await obd("trace", "show", "/dev/zero");
     assert.equal(endless.code, 1);
-    assert.match(endless.stderr, /"\/dev\/zero": it has more than \d+ bytes/);
+    assert.match(endless.stderr, /"\/dev\/zero": it is a device, not a file/);
+    // Its size is known before it is read.
+    await Deno.truncate(`${dir}/t`, 2 ** 40);
+    const large = await obd("trace", "show", `${dir}/t`);
+    assert.equal(large.code, 1);
+    assert.match(large.stderr, /it has more than \d+ bytes/);
   }));
 
 Deno.test("serve --check reads what is to be fetched ahead", () =>
   withTempDir(async (dir) => {
     const image = "127.0.0.1:1/app:v1";
+    const pipe = `${dir}/pipe`;
+    await sh("mkfifo", pipe);
     for (
       const [setting, message] of [
         [{ trace: `${dir}/none` }, /export "app": Cannot read trace/],
         [{ prefetchFiles: `${dir}/none` }, /export "app": Cannot read file l/],
+        [{ trace: pipe }, /Cannot read trace ".*": it is a pipe, not a file/],
+        [{ prefetchFiles: pipe }, /read file list ".*": it is a pipe/],
         [{ trace: false }, /^$/],
       ] as const
     ) {

@@ -1,6 +1,6 @@
 /** The index file on disk: appended to in batches, rewritten whole now and then. */
 
-import { concatBytes, writeAll } from "../../io/mod.ts";
+import { concatBytes, Turns, writeAll } from "../../io/mod.ts";
 import {
   type JournalEntry,
   readJournal,
@@ -86,24 +86,27 @@ export class JournalFile {
    * @param beforeWrite Runs after the records were taken and before they are
    * written: what they speak of must be on disk by its end.
    * @param live All entries, oldest use first; asked for only when the log is
-   * rewritten, which `rewrite` forces.
+   * rewritten, which `rewrite` forces. They are those of this turn; each is
+   * looked at in a later one, and undefined if it went away meanwhile. What
+   * happens meanwhile is told to this log as always, which puts it behind.
    */
   async flush(
     beforeWrite: () => Promise<void>,
-    live: () => Iterable<JournalEntry>,
+    live: () => Iterable<JournalEntry | undefined>,
     rewrite = false,
   ): Promise<void> {
     const whole = rewrite || this.#mustRewrite ||
       this.#fileBytes + this.#pendingBytes > this.#rewriteAbove;
-    // Encoded before anything is awaited: entries may move meanwhile.
-    const parts = [...batches(
-      whole ? encoded(this.#slotSize, live()) : this.#pending,
-    )];
+    // Taken before anything is awaited: what comes from here on is for the next time.
+    const records = whole
+      ? encoded(this.#slotSize, live())
+      : this.#pending.values();
     this.#pending = [];
     this.#pendingBytes = 0;
     // Not at the end: what is written now may be forgotten meanwhile.
     this.#mustRewrite = false;
     try {
+      const parts = await inBatches(records);
       await beforeWrite();
       await (whole ? this.#rewrite(parts) : this.#append(parts));
     } catch (error) {
@@ -160,23 +163,30 @@ async function writeParts(
 /** A whole log. */
 function* encoded(
   slotSize: number,
-  entries: Iterable<JournalEntry>,
-): Generator<Uint8Array> {
+  entries: Iterable<JournalEntry | undefined>,
+): Generator<Uint8Array | undefined> {
   yield writeJournalHeader(slotSize);
-  for (const entry of entries) yield writeAddRecord(entry);
+  for (const entry of entries) yield entry && writeAddRecord(entry);
 }
 
-/** Joins small arrays, for fewer calls. */
-function* batches(parts: Iterable<Uint8Array>): Generator<Uint8Array> {
+/** Joins small arrays, for fewer calls; a large cache has a second's worth of them. */
+async function inBatches(
+  parts: Iterable<Uint8Array | undefined>,
+): Promise<Uint8Array[]> {
+  const batches: Uint8Array[] = [];
+  const turns = new Turns();
   let batch: Uint8Array[] = [];
   let bytes = 0;
   for (const part of parts) {
+    if (!part) continue;
     batch.push(part);
     bytes += part.length;
+    if (turns.isDue) await turns.take();
     if (bytes < BATCH_BYTES) continue;
-    yield concatBytes(batch);
+    batches.push(concatBytes(batch));
     batch = [];
     bytes = 0;
   }
-  if (bytes > 0) yield concatBytes(batch);
+  if (bytes > 0) batches.push(concatBytes(batch));
+  return batches;
 }

@@ -485,11 +485,14 @@ export class CacheStore implements AsyncDisposable {
     }
   }
 
-  *#liveEntries(): Generator<JournalEntry> {
-    for (const entry of this.#lru) {
-      if (entry.state !== "ready" && entry.state !== "unchecked") continue;
-      yield journalEntry(entry);
-    }
+  /** As {@linkcode JournalFile.flush} wants them. */
+  #liveEntries(): Iterable<JournalEntry | undefined> {
+    // Not one after the other: one that is used moves to the end, again and again.
+    return [...this.#lru].values().map((entry) =>
+      entry.state === "ready" || entry.state === "unchecked"
+        ? journalEntry(entry)
+        : undefined
+    );
   }
 }
 
