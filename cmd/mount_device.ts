@@ -18,6 +18,7 @@ import {
 import {
   attachKernel,
   busyDevice,
+  deviceIndex,
   findKernelDevice,
   releaseKernel,
 } from "./mount_kernel.ts";
@@ -63,6 +64,7 @@ export async function chooseDriver(
   const wantsLoop = wanted?.startsWith("/dev/loop") ?? false;
   const kernel = !wantsLoop && await exists(wanted ?? "/dev/nbd0");
   if (kernel) {
+    if (wanted !== undefined) deviceIndex(wanted);
     requirePrograms("blockdev");
     return "nbd";
   }

@@ -166,11 +166,17 @@ function connection(
   };
 }
 
-/** @throws {UsageError} If it is no device of the driver's. */
-function deviceIndex(device: string): number {
+/**
+ * N of `/dev/nbdN`.
+ *
+ * @throws {UsageError} If it is no device of the driver's.
+ */
+export function deviceIndex(device: string): number {
   const number = /^\/dev\/nbd(\d{1,6})$/.exec(device)?.[1];
   if (number) return Number(number);
-  throw new UsageError(`Device "${device}" is no /dev/nbdN`);
+  throw new UsageError(
+    `Device "${device}" is neither a /dev/nbdN nor a /dev/loopN`,
+  );
 }
 
 /** SHA-256 of the start of an export, hex: superblock, group descriptors with their checksums. */

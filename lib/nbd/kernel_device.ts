@@ -156,11 +156,7 @@ async function ask(
   } catch (error) {
     if (
       error instanceof NetlinkError && error.errno === LINUX_ERRNO.EBUSY
-    ) {
-      throw new ObdError("conflict", `Cannot ${what}: it is in use`, {
-        cause: error,
-      });
-    }
+    ) throw new ObdError("conflict", `Cannot ${what}: it is in use`);
     throw error;
   }
 }

@@ -306,6 +306,7 @@ Deno.test("findProgram() names the package", () => {
 
 Deno.test("chooseDriver() wants a device that is there", async () => {
   await rejects(chooseDriver("/dev/nbd99"), /"\/dev\/nbd99" is not there/);
+  await rejects(chooseDriver("/dev/null"), /"\/dev\/null" is neither/);
 });
 
 Deno.test({
