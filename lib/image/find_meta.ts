@@ -19,6 +19,7 @@ import {
 } from "../registry/mod.ts";
 import {
   Annotation,
+  META_FORMAT_VERSION,
   NATIVE_ARTIFACT_TYPE,
   TURBO_ARTIFACT_TYPE,
 } from "./annotations.ts";
@@ -37,7 +38,7 @@ import type { PlainManifest, SourceImage } from "./source.ts";
 /** Ways to a meta image: tag `sha256-HEX-obd`, tag `TAG-obd`, a referrer, building it here. Native conversions end in `-overlaybd`. */
 export type MetaWay = "digest" | "tag" | "referrer" | "build";
 
-/** All ways. What fits best is used, whichever it was found by; building comes last. */
+/** All ways; building comes last. */
 export const META_WAYS: readonly MetaWay[] = [
   "digest",
   "tag",
@@ -50,8 +51,8 @@ const REFERRERS_MAX = 64;
 /** Most images of one meta index that are looked at. */
 const INDEX_ENTRIES_MAX = 64;
 /**
- * How long the list of referrers is waited for when a tag has named one that
- * fits, in ms: all that it can add is a better one.
+ * How long the list of referrers is waited for when a tag has named one of an
+ * older format, in ms: all that it can add is a better one.
  */
 const REFERRERS_GRACE_MS = 5_000;
 /** Referrers that are looked at at once. */
@@ -73,6 +74,7 @@ type Form = typeof FORMS[number];
 
 /** A search for meta images. */
 export interface MetaSearch {
+  /** Its signal ends what is still asked for, in vain, when there is an answer. */
   environment: ImageEnvironment;
   repository: Repository;
   reference: Reference;
@@ -103,7 +105,10 @@ export function tagToTry(
  * Looks for meta images of exactly this source, and where there are none, for
  * native conversions of it. What does not fit (a tag that stayed behind, a
  * planted referrer) is left alone with a line. Of several that fit: newest
- * format version, then fewest bytes, then chain key, then lowest digest.
+ * format version, then what `TAG-obd` names before the digest's tag and those
+ * before referrers, then fewest bytes, then chain key, then lowest digest. So
+ * what a tag names is used without waiting for a list of referrers, and does
+ * not depend on whether that comes.
  *
  * @param whole The source with its config, which is asked for only where needed.
  */
@@ -112,50 +117,63 @@ export async function findMeta(
   source: PlainManifest,
   whole: () => Promise<SourceImage>,
 ): Promise<FoundMeta | undefined> {
-  const { digest } = source.resolved.descriptor;
-  const { reference, ways, forms, onFit } = search;
   for (const form of FORMS) {
-    if (form.isNative && forms === "spans") break;
-    const targets = new Set<string>();
-    if (ways.includes("digest")) {
-      targets.add(`${digest.replace(":", "-")}${form.ending}`);
-    }
-    if (ways.includes("tag") && reference.tag !== undefined) {
-      targets.add(`${reference.tag}${form.ending}`);
-    }
-    const found: FoundMeta[] = [];
-    const look = async (target: string) => {
-      const fit = await consider(search, target, source, whole, form);
-      if (!fit) return;
-      found.push(fit);
-      onFit?.(fit);
-    };
-    // Each costs a round trip: they are all asked for at once.
-    const patience = new AbortController();
-    const listing = ways.includes("referrer")
-      ? listReferrers(search, digest, form.artifactType, patience.signal)
-      : Promise.resolve([]);
-    listing.catch(() => {});
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    let listed: string[];
-    try {
-      await Promise.all([...targets].map(look));
-      if (found.length > 0) {
-        timer = setTimeout(() => patience.abort(), REFERRERS_GRACE_MS);
-      }
-      listed = await listing;
-    } finally {
-      clearTimeout(timer);
-      patience.abort();
-    }
-    const others = listed.filter((one) =>
-      !found.some(({ descriptor }) => descriptor.digest === one)
-    );
-    await mapConcurrent(others, LOOK_CONCURRENCY, look);
-    found.sort(compareFound);
-    if (found[0]) return found[0];
+    if (form.isNative && search.forms === "spans") break;
+    const found = await findForm(search, { source, whole, form });
+    if (found) return found;
   }
   return undefined;
+}
+
+interface Wanted {
+  source: PlainManifest;
+  whole: () => Promise<SourceImage>;
+  form: Form;
+}
+
+async function findForm(
+  search: MetaSearch,
+  wanted: Wanted,
+): Promise<FoundMeta | undefined> {
+  const { reference, ways, onFit } = search;
+  const { digest } = wanted.source.resolved.descriptor;
+  const { ending, artifactType, isNative } = wanted.form;
+  const tags = new Set<string>();
+  if (ways.includes("tag") && reference.tag !== undefined) {
+    tags.add(`${reference.tag}${ending}`);
+  }
+  if (ways.includes("digest")) tags.add(`${digest.replace(":", "-")}${ending}`);
+  const look = async (target: string) => {
+    const fit = await consider(search, target, wanted);
+    if (fit) onFit?.(fit);
+    return fit;
+  };
+  // Each costs a round trip: they are all asked for at once.
+  const answers = [...tags].map(look);
+  const patience = new AbortController();
+  const listing = ways.includes("referrer")
+    ? listReferrers(search, digest, artifactType, patience.signal)
+    : Promise.resolve([]);
+  for (const answer of [...answers, listing]) answer.catch(() => {});
+  const found: FoundMeta[] = [];
+  for (const answer of answers) {
+    const fit = await answer;
+    const isNewest = isNative ||
+      fit && metaFormatVersion(fit.manifest) === META_FORMAT_VERSION;
+    if (fit && isNewest) return fit;
+    if (fit) found.push(fit);
+  }
+  const timer = found.length > 0
+    ? setTimeout(() => patience.abort(), REFERRERS_GRACE_MS)
+    : undefined;
+  const listed = await listing.finally(() => clearTimeout(timer));
+  const others = listed.filter((one) =>
+    !found.some(({ descriptor }) => descriptor.digest === one)
+  );
+  const more = await mapConcurrent(others, LOOK_CONCURRENCY, look);
+  const referrers = more.filter((fit) => fit !== undefined);
+  // Sorting leaves what a tag named before what is as good.
+  return [...found, ...referrers.sort(compareFound)].sort(compareVersions)[0];
 }
 
 /** @param patience Ends it without any. */
@@ -186,9 +204,7 @@ async function listReferrers(
 async function consider(
   search: MetaSearch,
   target: string,
-  source: PlainManifest,
-  whole: () => Promise<SourceImage>,
-  form: Form,
+  wanted: Wanted,
 ): Promise<FoundMeta | undefined> {
   const { log } = search.environment;
   const ignore = (reason: string) =>
@@ -198,7 +214,7 @@ async function consider(
       reason,
     });
   try {
-    const fitting = await resolveFitting(search, target, source, whole, form);
+    const fitting = await resolveFitting(search, target, wanted);
     if (typeof fitting !== "string") return fitting;
     ignore(fitting);
   } catch (error) {
@@ -213,9 +229,7 @@ async function consider(
 async function resolveFitting(
   { environment, repository, ...search }: MetaSearch,
   target: string,
-  source: PlainManifest,
-  whole: () => Promise<SourceImage>,
-  { isNative }: Form,
+  { source, whole, form: { isNative } }: Wanted,
 ): Promise<FoundMeta | string> {
   const { signal } = environment;
   const resolve = search.resolve ??
@@ -266,9 +280,11 @@ function isOfMachine(
   return a!.os === b!.os && a!.architecture === b!.architecture;
 }
 
+function compareVersions(a: FoundMeta, b: FoundMeta): number {
+  return metaFormatVersion(b.manifest) - metaFormatVersion(a.manifest);
+}
+
 function compareFound(a: FoundMeta, b: FoundMeta): number {
-  const version = metaFormatVersion(b.manifest) - metaFormatVersion(a.manifest);
-  if (version !== 0) return version;
   // All of it is fetched before the first read.
   const size = sumOf(a.manifest.layers) - sumOf(b.manifest.layers);
   if (size !== 0) return size;

@@ -98,7 +98,7 @@ export async function planOpen(
   }
   const found = await lookUp(
     {
-      environment,
+      environment: { ...environment, signal: guess.signal },
       repository,
       reference,
       ways,
@@ -158,18 +158,19 @@ function metaDescriptors(roles: readonly LayerRole[]): Descriptor[] {
 /** Asks for a manifest before it is sure to be needed. Disposing of it ends what was asked in vain. */
 class ManifestGuess implements Disposable {
   readonly #repository: Repository;
-  readonly #signal: AbortSignal | undefined;
   readonly #control = new AbortController();
   readonly #begun = new Map<string, Promise<ResolvedManifest>>();
+  /** Of all that is asked for a meta image. */
+  readonly signal: AbortSignal;
 
   constructor(repository: Repository, signal: AbortSignal | undefined) {
     this.#repository = repository;
-    this.#signal = signal;
+    const own = this.#control.signal;
+    this.signal = signal ? AbortSignal.any([signal, own]) : own;
   }
 
   begin(target: string): void {
-    const own = this.#control.signal;
-    const signal = this.#signal ? AbortSignal.any([this.#signal, own]) : own;
+    const { signal } = this;
     const answer = this.#repository.resolve(target, { signal });
     answer.catch(() => {}); // whoever waits for it is told
     this.#begun.set(target, answer);
@@ -177,7 +178,7 @@ class ManifestGuess implements Disposable {
 
   resolve(target: string): Promise<ResolvedManifest> {
     return this.#begun.get(target) ??
-      this.#repository.resolve(target, { signal: this.#signal });
+      this.#repository.resolve(target, { signal: this.signal });
   }
 
   [Symbol.dispose](): void {

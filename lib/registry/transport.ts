@@ -387,7 +387,7 @@ class Guard {
         discard: () => this.#discard(),
       };
     } catch (error) {
-      this.#statistics.errors++;
+      this.#countError();
       const typed = this.#typed(error);
       this.#finish();
       throw typed;
@@ -450,7 +450,7 @@ class Guard {
       if (length === 0) this.#finish();
       return length;
     } catch (error) {
-      this.#statistics.errors++;
+      this.#countError();
       const typed = this.#typed(error);
       await this.cancel();
       throw typed;
@@ -515,6 +515,11 @@ class Guard {
     const release = this.#release;
     this.#release = undefined;
     release?.();
+  }
+
+  /** What its asker called off is no fault of the host. */
+  #countError(): void {
+    if (!this.#request.signal?.aborted) this.#statistics.errors++;
   }
 
   #typed(error: unknown): unknown {
