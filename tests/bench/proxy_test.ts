@@ -29,24 +29,24 @@ async function get(url: string, client: Deno.HttpClient): Promise<number> {
 Deno.test("LatencyProxy delays both ways, passes bytes on and counts", async () => {
   const server = startServer();
   const { hostname, port } = server.addr;
-  const proxy = new LatencyProxy({ hostname, port }, { rttMs: 60 });
+  const proxy = new LatencyProxy({ hostname, port }, { rttMs: 600 });
   const client = Deno.createHttpClient({ http2: false });
   try {
     const url = `http://${proxy.address}/`;
     let started = performance.now();
     assert.equal(await get(`${url}10`, client), 10);
     // One round trip of the handshake, one of the request.
-    assert.ok(performance.now() - started >= 118);
+    assert.ok(performance.now() - started >= 1198);
     started = performance.now();
-    assert.equal(await get(`${url}3000000`, client), 3_000_000);
+    assert.equal(await get(`${url}12000000`, client), 12_000_000);
     const took = performance.now() - started;
-    assert.ok(took >= 58, `took ${took} ms`);
-    // Pieces are on the way at once: not one delay for each.
-    assert.ok(took < 1000, `took ${took} ms`);
+    assert.ok(took >= 598, `took ${took} ms`);
+    // Pieces are on the way at once: one delay for each would be 13.8 s.
+    assert.ok(took < 10_000, `took ${took} ms`);
     const { requests, connections, bytes, curve } = proxy.traffic;
     assert.equal(requests, 2);
     assert.equal(connections, 1);
-    assert.ok(bytes > 3_000_010 && bytes < 3_010_000, String(bytes));
+    assert.ok(bytes > 12_000_010 && bytes < 12_010_000, String(bytes));
     assert.equal(curve.at(-1)![1], bytes);
     proxy.reset();
     assert.equal(proxy.traffic.bytes, 0);

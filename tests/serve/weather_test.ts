@@ -1,7 +1,7 @@
 /** `obd serve` while the registry misbehaves: right bytes or EIO in time, and recovery. */
 
 import assert from "node:assert/strict";
-import { type ByteSource, equalBytes } from "../../lib/io/mod.ts";
+import { equalBytes } from "../../lib/io/mod.ts";
 import { NBD_ERROR, NbdError } from "../../lib/nbd/mod.ts";
 import { putImage } from "../testutil/oci_image.ts";
 import {
@@ -9,6 +9,7 @@ import {
   RegistryServer,
   type RegistryServerOptions,
 } from "../testutil/registry_server.ts";
+import { until } from "../testutil/until.ts";
 import {
   build,
   checkFiles,
@@ -65,17 +66,6 @@ function withPlace(
     });
 }
 
-/** Reads all files in turn until the time is over; whole rounds. */
-async function readFor(
-  device: ByteSource,
-  milliseconds: number,
-): Promise<number> {
-  let rounds = 0;
-  const end = performance.now() + milliseconds;
-  for (; performance.now() < end; rounds++) await checkFiles(device, FILES);
-  return rounds;
-}
-
 Deno.test(
   "weather: reads go on while tokens end after 2 s and redirects after 1 s",
   withPlace({
@@ -83,21 +73,31 @@ Deno.test(
     redirect: true,
   }, async ({ server, config }) => {
     await using serve = await ServeProcess.start(await config());
-    const timers = [
-      setInterval(() => server.revokeTokens(), 2000),
-      setInterval(() => server.expireUrls(), 1000),
-    ];
-    try {
-      await using client = await serve.connect("app");
-      assert.ok(await readFor(client, 6500) >= 2);
-    } finally {
-      timers.forEach(clearInterval);
-    }
     const count = (status: number, origin: string) =>
       server.requests.filter((r) => r.status === status && r.origin === origin)
         .length;
-    assert.ok(count(200, "token") >= 3, "tokens were renewed");
-    assert.ok(count(403, "storage") >= 4, "redirects expired");
+    let read = 0;
+    const timers = [
+      setInterval(() => server.revokeTokens(), 2000),
+      setInterval(() => {
+        // Not sooner than after some reads, however slow they are.
+        if (count(206, "storage") - read < 20) return;
+        read = count(206, "storage");
+        server.expireUrls();
+      }, 1000),
+    ];
+    try {
+      await using client = await serve.connect("app");
+      for (let rounds = 1; rounds <= 2; rounds++) {
+        await checkFiles(client, FILES);
+      }
+      await until(async () => {
+        await checkFiles(client, FILES);
+        return count(200, "token") >= 3 && count(403, "storage") >= 4;
+      }, "tokens and redirects that are renewed again and again");
+    } finally {
+      timers.forEach(clearInterval);
+    }
     assert.ok(
       server.requests.every((r) => r.origin !== "storage" || !r.authorization),
       "a token went to the storage",
@@ -212,7 +212,8 @@ Deno.test(
 Deno.test(
   "weather: a registry that goes away and comes back",
   withPlace({}, async ({ dir, server, config }) => {
-    const path = await config({ nbd: { requestTimeout: 1 } });
+    // Long enough for reads of a registry that is there, on a busy machine too.
+    const path = await config({ nbd: { requestTimeout: 3 } });
     await using serve = await ServeProcess.start(path);
     await using client = await serve.connect("app");
     assert.ok(equalBytes(await readFile(client, "f0"), FILES.f0!));
@@ -220,7 +221,7 @@ Deno.test(
     await server[Symbol.asyncDispose]();
     const started = performance.now();
     await assert.rejects(readFile(client, "f12"), NbdError);
-    assert.ok(performance.now() - started < 5000);
+    assert.ok(performance.now() - started < 20_000, "the deadline came late");
     await using again = await RegistryServer.start({
       directory: `${dir}/registry`,
       port,
