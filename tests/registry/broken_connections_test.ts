@@ -95,7 +95,6 @@ async function start(): Promise<Setup> {
   const client = new RegistryClient({
     clock: new FakeClock(),
     credentials: onlyCredentials(),
-    limits: { answerMs: 2000, stallMs: 500 },
   });
   return {
     server,
