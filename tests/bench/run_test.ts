@@ -287,14 +287,15 @@ Deno.test({
           // While it records: serve, mount and the container run.
           [/recording/, 1500],
           // While a container runs on a mount.
-          [/obd 1\/2/, 1000],
+          [/obd 1\/20/, 1000],
         ] as const
       ) {
         const child = startBench(work, [
           "--contenders",
           "obd",
+          // Many: it must not have ended when it is stopped.
           "--runs",
-          "2",
+          "20",
           image,
           "--",
           "/bin/busybox",

@@ -410,7 +410,8 @@ Deno.test("obd build: SIGTERM ends it at once and leaves nothing behind", async 
     const started = performance.now();
     child.kill("SIGTERM");
     const { code, stderr } = await child.output();
-    ok(performance.now() - started < 3000, "at once");
+    // It would wait for a registry that hangs for half a minute.
+    ok(performance.now() - started < 10_000, "at once");
     equal(code, 1);
     match(new TextDecoder().decode(stderr), /^obd: .*SIGTERM/m);
     deepEqual([...Deno.readDirSync(`${dir}/tmp`)], []);
