@@ -4,7 +4,7 @@ import { Ext4Reader } from "../lib/image/mod.ts";
 import { ObdError, UsageError } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
-import { byteString } from "./ls.ts";
+import { lookUpPath } from "./image_path.ts";
 import { writeStdout } from "./stdout.ts";
 
 const PIECE = 1024 * 1024;
@@ -19,7 +19,7 @@ export async function run(
   }
   await using session = await openSession(context, image!, options);
   const reader = await Ext4Reader.open(session.image.source);
-  const ino = await reader.lookup(byteString(path!));
+  const { ino } = await lookUpPath(reader, path!);
   const { type } = await reader.stat(ino);
   if (type !== "file") {
     throw new ObdError(

@@ -1,16 +1,10 @@
 /** `obd ls IMAGE [PATH]`: names, or everything about them, read through our ext4 reader. */
 
 import { Ext4Reader, type InodeStat } from "../lib/image/mod.ts";
-import {
-  bytesFromLatin1,
-  type ByteString,
-  fromUtf8,
-  latin1FromBytes,
-  printable,
-  utf8,
-} from "../lib/io/mod.ts";
+import type { ByteString } from "../lib/io/mod.ts";
 import type { Context } from "./context.ts";
 import { openSession } from "./image_option.ts";
+import { lookUpPath, shownPath } from "./image_path.ts";
 import { printLine } from "./stdout.ts";
 
 const TYPE_LETTERS: Record<InodeStat["type"], string> = {
@@ -36,27 +30,25 @@ export async function run(
 ): Promise<void> {
   await using session = await openSession(context, image!, options);
   const reader = await Ext4Reader.open(session.image.source);
-  const ino = await reader.lookup(byteString(path), { follow: false });
+  const start = await lookUpPath(reader, path, { follow: false });
   const rows: unknown[] = [];
-  for await (const row of list(reader, ino, path, options.recursive === true)) {
+  for await (const row of list(reader, start, options.recursive === true)) {
     context.signal.throwIfAborted();
     if (context.json) rows.push(jsonRow(row));
     else if (options.long) printLine(longRow(row));
-    else printLine(shown(row.path));
+    else printLine(shownPath(row.path));
   }
   context.result({ image: image!, entries: rows });
 }
 
 async function* list(
   reader: Ext4Reader,
-  ino: number,
-  path: string,
+  { ino, path }: { ino: number; path: ByteString },
   recursive: boolean,
 ): AsyncGenerator<Row> {
   const stat = await reader.stat(ino);
   if (stat.type !== "directory") {
-    const name = byteString(path.replace(/^\/+/, ""));
-    yield await rowOf(reader, name, stat);
+    yield await rowOf(reader, path.replace(/^\/+/, ""), stat);
     return;
   }
   if (recursive) {
@@ -86,7 +78,7 @@ async function rowOf(
 
 function jsonRow({ path, stat, target }: Row) {
   return {
-    path: shown(path),
+    path: shownPath(path),
     type: stat.type,
     mode: stat.mode,
     uid: stat.uid,
@@ -95,7 +87,7 @@ function jsonRow({ path, stat, target }: Row) {
     links: stat.links,
     inode: stat.ino,
     mtime: stat.mtime,
-    ...(target === undefined ? {} : { target: shown(target) }),
+    ...(target === undefined ? {} : { target: shownPath(target) }),
     ...(stat.type === "char" || stat.type === "block"
       ? { device: [stat.devMajor, stat.devMinor] }
       : {}),
@@ -108,12 +100,12 @@ function longRow({ path, stat, target }: Row): string {
     : String(stat.size);
   const time = new Date(stat.mtime.seconds * 1000).toISOString()
     .replace("T", " ").replace(".000Z", "");
-  const link = target === undefined ? "" : ` -> ${shown(target)}`;
+  const link = target === undefined ? "" : ` -> ${shownPath(target)}`;
   return `${TYPE_LETTERS[stat.type]}${permissions(stat.mode)} ${
     String(stat.links).padStart(3)
   } ${String(stat.uid).padStart(5)} ${String(stat.gid).padStart(5)} ${
     size.padStart(11)
-  } ${time} ${shown(path)}${link}`;
+  } ${time} ${shownPath(path)}${link}`;
 }
 
 /** `rwsr-xr-t` of 12 mode bits. */
@@ -129,14 +121,4 @@ function permissions(mode: number): string {
     else text += x ? letters[who]![0] : letters[who]![0]!.toUpperCase();
   }
   return text;
-}
-
-/** A path of the command line as the bytes that it stands for. */
-export function byteString(path: string): ByteString {
-  return latin1FromBytes(utf8(path));
-}
-
-/** A name for the screen; control characters, which could move the cursor, are escaped. */
-function shown(name: ByteString): string {
-  return printable(fromUtf8(bytesFromLatin1(name)));
 }
