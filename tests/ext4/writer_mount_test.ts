@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { Ext4Model } from "../../lib/ext4/mod.ts";
 import { requires, requiresMount } from "../testutil/requires.ts";
+import { detachLoop, unmount } from "../testutil/unmount.ts";
 import { attrs, Disk, run } from "./writer_disk.ts";
 import {
   drawChange,
@@ -31,10 +32,10 @@ async function mounted(
     try {
       await work(dir, bytesWritten);
     } finally {
-      await run("umount", [dir]);
+      await unmount(dir);
     }
   } finally {
-    await run("losetup", ["-d", loop]);
+    await detachLoop(loop, disk.path);
     await Deno.remove(dir);
   }
 }

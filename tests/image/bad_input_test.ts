@@ -18,6 +18,7 @@ import {
 } from "../testutil/oci_image.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
 import { requiresMount } from "../testutil/requires.ts";
+import { unmount } from "../testutil/unmount.ts";
 import {
   build,
   fingerprint,
@@ -332,7 +333,7 @@ Deno.test({
         ok(stderr.includes(`${dir}/tmp`), `where: ${stderr}`);
         deepEqual(await fingerprint(layout), before);
       } finally {
-        await sh(["umount", `${dir}/tmp`]);
+        await unmount(`${dir}/tmp`);
       }
     }),
 });
@@ -364,7 +365,7 @@ Deno.test({
         const left = await fingerprint(`${dir}/out/new`);
         ok(!left.some((l) => l.includes(".tmp-")), left.join("\n"));
       } finally {
-        await sh(["umount", `${dir}/out`]);
+        await unmount(`${dir}/out`);
       }
     }),
 });

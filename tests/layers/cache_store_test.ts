@@ -13,6 +13,7 @@ import { fileWith } from "../testutil/cache_store.ts";
 import { seededBytes, seededRandom } from "../testutil/source_contract.ts";
 import { requiresMount } from "../testutil/requires.ts";
 import { RecordingLogger } from "../testutil/test_source.ts";
+import { unmount } from "../testutil/unmount.ts";
 import { until } from "../testutil/until.ts";
 
 const MIB = 2 ** 20;
@@ -498,7 +499,7 @@ Deno.test({
         }
         await mustRead(store, "k19", seededBytes(700_000, 19));
       } finally {
-        await sh("umount", path);
+        await unmount(path);
       }
     }),
 });

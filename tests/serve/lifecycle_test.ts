@@ -5,6 +5,7 @@ import { NbdClient } from "../../lib/nbd/mod.ts";
 import { putImage } from "../testutil/oci_image.ts";
 import { RegistryServer } from "../testutil/registry_server.ts";
 import { requires, requiresMount } from "../testutil/requires.ts";
+import { unmount } from "../testutil/unmount.ts";
 import { until } from "../testutil/until.ts";
 import {
   blobReads,
@@ -485,7 +486,7 @@ Deno.test({
         /Cannot use cache directory ".*\/disk\/blobs": No space left/,
       );
     } finally {
-      await sh("umount", disk);
+      await unmount(disk);
     }
   }),
 });

@@ -23,6 +23,7 @@ import { tempStore } from "../testutil/cache_store.ts";
 import { seededRandom } from "../testutil/source_contract.ts";
 import { RecordingLogger, TestSource } from "../testutil/test_source.ts";
 import { requiresMount } from "../testutil/requires.ts";
+import { unmount } from "../testutil/unmount.ts";
 import { withTempDir } from "../image/helpers.ts";
 import { content, scan } from "./helpers.ts";
 
@@ -411,7 +412,7 @@ Deno.test({
         const { bavail, bsize } = statfsSync(disk);
         assert.ok(bavail * bsize >= 8 * MIB, `${bavail * bsize} free`);
       } finally {
-        await sh("umount", disk);
+        await unmount(disk);
       }
     }),
 });
