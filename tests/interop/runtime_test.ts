@@ -17,6 +17,7 @@ import {
 } from "../testutil/docker_registry.ts";
 import { ObdSandbox } from "../testutil/obd_command.ts";
 import { requires, requiresMount } from "../testutil/requires.ts";
+import { until } from "../testutil/until.ts";
 
 const ignore = ![
   requiresMount(),
@@ -184,15 +185,12 @@ address = "${address}"
     stderr: "null",
   }).spawn();
   try {
-    for (let i = 0;; i++) {
-      try {
-        await runTool("ctr", "--address", address, "version");
-        break;
-      } catch (error) {
-        if (i === 50) throw error;
-        await new Promise((resolve) => setTimeout(resolve, 100));
-      }
-    }
+    await until(
+      () =>
+        runTool("ctr", "--address", address, "version")
+          .then(() => true, () => false),
+      "containerd that answers",
+    );
     return await work(address);
   } finally {
     child.kill("SIGTERM");
