@@ -5,6 +5,7 @@ import { fileURLToPath } from "node:url";
 import { readRecord, undoDeadBench } from "../../cmd/bench/dead_bench.ts";
 import { waitUntil } from "../../cmd/mount_process.ts";
 import { delay } from "../../lib/io/mod.ts";
+import { undoesCopy } from "../testutil/mount_namespace.ts";
 import { dir, file, makeImage, writeLayout } from "../testutil/oci_image.ts";
 import {
   requires,
@@ -52,11 +53,13 @@ async function leftovers(pid: number, work: string): Promise<string[]> {
   }
   for await (const { name } of Deno.readDir("/proc")) {
     if (!/^\d+$/.test(name) || Number(name) === Deno.pid) continue;
-    const command = await Deno.readTextFile(`/proc/${name}/cmdline`)
+    const text = await Deno.readTextFile(`/proc/${name}/cmdline`)
       .catch(() => "");
+    const command = text.replaceAll("\0", " ");
     const isOurs = command.includes(work) ||
       command.includes(`obd-bench-${pid}`);
-    if (isOurs) left.push(`process ${name}: ${command.replaceAll("\0", " ")}`);
+    if (!isOurs || await undoesCopy(Number(name), command)) continue;
+    left.push(`process ${name}: ${command}`);
   }
   return left;
 }

@@ -4,6 +4,8 @@
  * beside each other must not get each other's.
  */
 
+import { until } from "./until.ts";
+
 /** Undoes the copies of what other tests have mounted, then runs the command. */
 const SCRIPT = `kept=$1; shift
 grep -o ' [^ ]*/obd-[^ ]* ' /proc/self/mounts | tac |
@@ -14,8 +16,27 @@ while read -r point; do
   esac
 done
 exec "$@"`;
+/** How command lines of that begin. */
+const UNDOING = "umount -l ";
 /** Below it nothing is mounted. */
 const NOWHERE = "/dev/null";
+
+/**
+ * Whether it was not left by what a test did, but undoes the copy of a mount
+ * of that test, for a test beside it: if so, waits until it has ended.
+ *
+ * @param command A process's arguments, with blanks between them.
+ */
+export async function undoesCopy(
+  pid: number,
+  command: string,
+): Promise<boolean> {
+  if (!command.startsWith(UNDOING)) return false;
+  const runs = () =>
+    Deno.readTextFile(`/proc/${pid}/cmdline`)
+      .then((text) => text.replaceAll("\0", " ") === command, () => false);
+  return await until(async () => !await runs()).then(() => true, () => false);
+}
 
 /**
  * The command that runs `command` (program and arguments) with mounts that

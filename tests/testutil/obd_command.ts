@@ -1,5 +1,7 @@
 /** Runs this tree's `obd` as a process of its own, with directories of a test's own. */
 
+import { undoesCopy } from "./mount_namespace.ts";
+
 const DEADLINE_MS = 180_000;
 const MAIN = new URL("../../main.ts", import.meta.url).pathname;
 
@@ -145,6 +147,7 @@ export class ObdSandbox implements AsyncDisposable {
     for (const point of await this.#mountPoints()) found.push(`mount ${point}`);
     for (const device of await this.#loops()) found.push(`loop ${device}`);
     for (const { pid, command } of await this.#processes()) {
+      if (await undoesCopy(pid, command)) continue;
       found.push(`process ${pid}: ${command}`);
     }
     try {
@@ -207,7 +210,10 @@ export class ObdSandbox implements AsyncDisposable {
       await child.stdout.cancel().catch(() => {});
     }
     // Servers first: a reader that waits for one cannot be ended.
-    const left = await this.#processes(true);
+    const left: { pid: number }[] = [];
+    for (const { pid, command } of await this.#processes(true)) {
+      if (!await undoesCopy(pid, command)) left.push({ pid });
+    }
     for (const { pid } of left) kill(pid, "SIGCONT");
     for (const { pid } of left) kill(pid, "SIGKILL");
     for (let tries = 0; tries < 20; tries++) {
