@@ -24,7 +24,6 @@ import {
   waitUntil,
 } from "../../cmd/mount_process.ts";
 import {
-  cacheDirectory,
   listStates,
   MountDirectory,
   mountId,
@@ -217,21 +216,40 @@ Deno.test("states are kept, listed in order, and removed", () =>
     await rejects(Deno.stat(`${dir}/run/mounts/bbb`), Deno.errors.NotFound);
   }));
 
-Deno.test("directories of the environment are absolute", () =>
-  withRunDirectory(async (dir) => {
+Deno.test("directories of the environment are absolute", async () => {
+  await withRunDirectory((dir) => {
     equal(runDirectory(), `${dir}/run`);
-    Deno.env.set("OBD_RUN_DIR", "run");
-    throws(runDirectory, /^UsageError: OBD_RUN_DIR "run" is no absolute path$/);
-    await rejects(listStates(), /OBD_RUN_DIR/);
-    const before = Deno.env.get("OBD_CACHE_DIR");
-    try {
-      Deno.env.set("OBD_CACHE_DIR", "./cache");
-      throws(cacheDirectory, /OBD_CACHE_DIR ".\/cache" is no absolute path/);
-    } finally {
-      if (before === undefined) Deno.env.delete("OBD_CACHE_DIR");
-      else Deno.env.set("OBD_CACHE_DIR", before);
-    }
-  }));
+    return Promise.resolve();
+  });
+  const module = new URL("../../cmd/mount_state.ts", import.meta.url).href;
+  // A process of its own: the commands of tests beside this one would fail.
+  const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: [
+      "eval",
+      `import { cacheDirectory, listStates, runDirectory } from ${
+        JSON.stringify(module)
+      };
+       for (const ask of [runDirectory, listStates, cacheDirectory]) {
+         try {
+           await ask();
+         } catch (error) {
+           console.log(String(error));
+         }
+       }`,
+    ],
+    env: { OBD_RUN_DIR: "run", OBD_CACHE_DIR: "./cache" },
+    cwd: new URL("../../", import.meta.url),
+    stdin: "null",
+  }).output();
+  const text = new TextDecoder();
+  const refusal = 'UsageError: OBD_RUN_DIR "run" is no absolute path';
+  deepEqual(text.decode(stdout).split("\n"), [
+    refusal,
+    refusal,
+    'UsageError: OBD_CACHE_DIR "./cache" is no absolute path',
+    "",
+  ], text.decode(stderr));
+});
 
 Deno.test("a directory that was only looked at leaves no trace", () =>
   withRunDirectory(async (dir) => {
