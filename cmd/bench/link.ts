@@ -10,6 +10,10 @@ import { BenchProcess, runTool } from "./process.ts";
 import { runProgram, waitUntil } from "../mount_process.ts";
 
 const PORT = 5000;
+/** Where a port is looked for; from 32768 on they are the kernel's to give (ip(7), `ip_local_port_range`). */
+const FIRST_PORT = 20_000;
+const PORT_COUNT = 12_000;
+const PORT_ATTEMPTS = 20;
 const READY_DEADLINE_MS = 60_000;
 /** A connection that is tried while the link comes up may hang. */
 const PROBE_DEADLINE_MS = 2000;
@@ -167,10 +171,20 @@ export async function startUserRegistry(
   };
 }
 
-/** One that nobody listens at now. */
+/**
+ * One that nobody listens at now. Below those that the kernel gives to whoever
+ * asks for any: one of these may be somebody else's before the registry has it.
+ */
 function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
+  for (let left = PORT_ATTEMPTS;; left--) {
+    const port = FIRST_PORT + Math.floor(Math.random() * PORT_COUNT);
+    try {
+      Deno.listen({ hostname: "127.0.0.1", port }).close();
+      return port;
+    } catch (error) {
+      if (left === 0 || !(error instanceof Deno.errors.AddrInUse)) throw error;
+    }
+  }
 }
 
 /** Starts docker-registry behind some command, and waits until it answers. */
