@@ -143,8 +143,8 @@ export class FileSource implements ByteSource {
   }
 }
 
-/** What a shell's `<(…)` and `/dev/stdin` name: open already, so nobody waits for its writer. */
-const OPEN_ALREADY = /^\/(dev\/(stdin|fd\/\d+)|proc\/self\/fd\/\d+)$/;
+/** What a shell's `<(…)` and `/dev/stdin` name: open already, so nobody waits for its writer. And nothing. */
+const MAY_BE_READ = /^\/(dev\/(null|stdin|fd\/\d+)|proc\/self\/fd\/\d+)$/;
 
 /**
  * Reads a file whole, whatever stat(2) says of its size (below /proc that is
@@ -153,7 +153,7 @@ const OPEN_ALREADY = /^\/(dev\/(stdin|fd\/\d+)|proc\/self\/fd\/\d+)$/;
  *
  * @param most Bytes.
  * @throws {LimitError} If it has more.
- * @throws {ObdError} With code "state" if it is no file, nor a descriptor of this process.
+ * @throws {ObdError} With code "state" if it is no file, nor a descriptor of this process, nor /dev/null.
  * @throws {Error} The runtime's error, if it cannot be read.
  */
 export async function readFileUpTo(
@@ -161,7 +161,7 @@ export async function readFileUpTo(
   most: number,
 ): Promise<Uint8Array<ArrayBuffer>> {
   const info = await Deno.stat(path);
-  if (!info.isFile && !OPEN_ALREADY.test(path)) {
+  if (!info.isFile && !MAY_BE_READ.test(path)) {
     throw new ObdError("state", `it is a ${kindOf(info)}, not a file`);
   }
   const tooLarge = () => new LimitError(`it has more than ${most} bytes`);

@@ -55,6 +55,7 @@ Deno.test("readFileUpTo() reads all of a file that is small enough, and no endle
     // What has no size beforehand, and what a shell's <(…) gives.
     const status = await readFileUpTo("/proc/self/status", 1_000_000);
     assert.ok(status.length > 0);
+    assert.equal((await readFileUpTo("/dev/null", 0)).length, 0);
     const zeros = fs.openSync("/dev/zero", "r");
     await assert.rejects(
       readFileUpTo(`/proc/self/fd/${zeros}`, 1_000_000),
