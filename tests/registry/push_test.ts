@@ -231,9 +231,9 @@ for (const status of [400, 403, 405, 501]) {
 
 Deno.test("pushBlob(): a registry may take its time to store what it was sent", async () => {
   await using s = await setup({}, {
-    limits: { answerMs: 400, commitMs: 20_000 },
+    limits: { answerMs: 1000, commitMs: 20_000 },
   });
-  const delay = { kind: "delay", milliseconds: 900 } as const;
+  const delay = { kind: "delay", milliseconds: 1500 } as const;
   s.server.faults.add({ method: "PUT", times: 2, fault: delay });
   await s.repository.pushBlob(describe(SMALL), blobFromBytes(SMALL));
   deepEqual(writes(s), ["POST 202", "PUT 201"]);
