@@ -153,7 +153,7 @@ const MAY_BE_READ = /^\/(dev\/(null|stdin|fd\/\d+)|proc\/self\/fd\/\d+)$/;
  *
  * @param most Bytes.
  * @throws {LimitError} If it has more.
- * @throws {ObdError} With code "state" if it is no file, nor a descriptor of this process, nor /dev/null.
+ * @throws {ObdError} With code "format" if it is no file, nor a descriptor of this process, nor /dev/null.
  * @throws {Error} The runtime's error, if it cannot be read.
  */
 export async function readFileUpTo(
@@ -162,7 +162,7 @@ export async function readFileUpTo(
 ): Promise<Uint8Array<ArrayBuffer>> {
   const info = await Deno.stat(path);
   if (!info.isFile && !MAY_BE_READ.test(path)) {
-    throw new ObdError("state", `it is a ${kindOf(info)}, not a file`);
+    throw new ObdError("format", `it is a ${kindOf(info)}, not a file`);
   }
   const tooLarge = () => new LimitError(`it has more than ${most} bytes`);
   if (info.size > most) throw tooLarge();
