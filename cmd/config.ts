@@ -3,7 +3,12 @@
 import { resolve } from "node:path";
 import { parse, type ParseError, printParseErrorCode } from "jsonc-parser";
 import * as v from "valibot";
-import { errorText, UsageError } from "../lib/io/mod.ts";
+import {
+  errorText,
+  fromUtf8,
+  readFileUpTo,
+  UsageError,
+} from "../lib/io/mod.ts";
 import type { OverlaybdSettings } from "./overlaybd_settings.ts";
 import { overlaybdSettings } from "./overlaybd_settings.ts";
 import {
@@ -17,6 +22,7 @@ import {
 import { isSecretKey } from "./redact.ts";
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
+const TOKEN_FILE_BYTES_MAX = 64 * 1024;
 const GIB = 1024 ** 3;
 
 /** One export. */
@@ -135,7 +141,7 @@ async function readOne(file: string, warnings: string[]): Promise<RawConfig> {
     if (size > MAX_CONFIG_BYTES) {
       throw new Error(`${size} bytes, at most ${MAX_CONFIG_BYTES} are read`);
     }
-    content = await Deno.readTextFile(file);
+    content = fromUtf8(await readFileUpTo(file, MAX_CONFIG_BYTES));
   } catch (error) {
     throw new UsageError(
       `Cannot read configuration "${file}": ${errorText(error)}`,
@@ -334,7 +340,7 @@ async function apiToken(raw: RawConfig): Promise<string | undefined> {
   const file = raw.api?.tokenFile;
   if (file === undefined) return undefined;
   try {
-    return (await Deno.readTextFile(file)).trim();
+    return fromUtf8(await readFileUpTo(file, TOKEN_FILE_BYTES_MAX)).trim();
   } catch (error) {
     throw new UsageError(`Cannot read key "api.tokenFile" "${file}"`, {
       cause: error,

@@ -9,11 +9,28 @@ const SMALLEST = 4096;
 const LARGEST = 2 * 1024 * 1024;
 /** Bytes kept for later use. */
 const MAX_IDLE_BYTES = 16 * 1024 * 1024;
+/** Nothing is kept for longer than this since a buffer was taken. */
+const KEEP_MS = 10_000;
 
 /** Buffers by size class: a power of two and {@linkcode HEADROOM}. */
 export class BufferPool {
   readonly #idle = new Map<number, Uint8Array<ArrayBuffer>[]>();
   #idleBytes = 0;
+  #isUsed = false;
+  #usedAt = 0;
+
+  /** Lets go of what nobody came back for; called now and then with `performance.now()`. */
+  tick(now: number): void {
+    if (this.#isUsed) this.#usedAt = now;
+    this.#isUsed = false;
+    if (now - this.#usedAt >= KEEP_MS) this.clear();
+  }
+
+  /** Lets go of all. */
+  clear(): void {
+    this.#idle.clear();
+    this.#idleBytes = 0;
+  }
 
   /** A buffer of at least `length` bytes with any content. */
   take(length: number): Uint8Array<ArrayBuffer> {
@@ -22,6 +39,7 @@ export class BufferPool {
       size = (size - HEADROOM) * 2 + HEADROOM;
     }
     if (size < length || size > LARGEST) return new Uint8Array(length);
+    this.#isUsed = true;
     const found = this.#idle.get(size)?.pop();
     if (!found) return new Uint8Array(size);
     this.#idleBytes -= size;

@@ -259,11 +259,14 @@ export class NbdServer implements AsyncDisposable {
     this.#ticker = setInterval(() => {
       const now = performance.now();
       for (const connection of this.#connections) connection.tick(now);
+      this.#shared.pool.tick(now);
     }, every);
   }
 
   #stopTicker(): void {
     clearInterval(this.#ticker);
     this.#ticker = undefined;
+    // Nobody tells it the time any more.
+    this.#shared.pool.clear();
   }
 }

@@ -10,7 +10,9 @@ import { homedir } from "node:os";
 import {
   errorText,
   FormatError,
+  fromUtf8,
   type Logger,
+  readFileUpTo,
   silentLogger,
   UsageError,
 } from "../io/mod.ts";
@@ -199,7 +201,7 @@ async function readOptional(
         `is ${info.size} bytes, at most ${FILE_SIZE_MAX} are allowed`,
       );
     }
-    return await Deno.readTextFile(path);
+    return fromUtf8(await readFileUpTo(path, FILE_SIZE_MAX));
   } catch (cause) {
     const isAbsent = cause instanceof Deno.errors.NotFound ||
       cause instanceof Deno.errors.NotADirectory ||

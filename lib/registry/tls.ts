@@ -5,7 +5,7 @@
  * `hosts.toml` is not read.
  */
 
-import { errorText, UsageError } from "../io/mod.ts";
+import { errorText, fromUtf8, readFileUpTo, UsageError } from "../io/mod.ts";
 import { splitHostPort } from "./reference.ts";
 
 /** Default places of per-host certificates. */
@@ -149,7 +149,7 @@ export async function readPem(path: string, kind: string): Promise<string> {
     if (info.size > PEM_SIZE_MAX) {
       throw new UsageError(`"${path}" is too large for a PEM file`);
     }
-    text = await Deno.readTextFile(path);
+    text = fromUtf8(await readFileUpTo(path, PEM_SIZE_MAX));
   } catch (cause) {
     if (cause instanceof UsageError) throw cause;
     throw new UsageError(`Cannot read "${path}": ${errorText(cause)}`);

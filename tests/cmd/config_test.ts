@@ -440,6 +440,19 @@ Deno.test("a huge configuration is refused before it is read", () =>
     await assert.rejects(loadConfig([path]), /at most 1048576 are read/);
   }));
 
+Deno.test("what is no file is refused as a configuration or a token file, and not waited for", () =>
+  withTempDir(async (dir) => {
+    const pipe = `${dir}/pipe`;
+    await new Deno.Command("mkfifo", { args: [pipe] }).output();
+    await assert.rejects(loadConfig([pipe]), /it is a pipe, not a file/);
+    await assert.rejects(loadConfig(["/dev/zero"]), /it is a device, not/);
+    const path = `${dir}/serve.json`;
+    for (const tokenFile of [pipe, "/dev/zero", dir]) {
+      await Deno.writeTextFile(path, JSON.stringify({ api: { tokenFile } }));
+      await assert.rejects(loadConfig([path]), /Cannot read key "api.tokenF/);
+    }
+  }));
+
 Deno.test("listen addresses", () => {
   assert.deepEqual(parseListen("unix:/a/b.sock", "k"), {
     transport: "unix",

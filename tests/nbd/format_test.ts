@@ -194,6 +194,19 @@ Deno.test("planRead() takes short extents for data", () => {
   assert.equal(planRead(source, 0, 50_000, true, false).runs, undefined);
 });
 
+Deno.test("BufferPool lets go of what is not used for ten seconds", () => {
+  const pool = new BufferPool();
+  const buffer = pool.take(100_000);
+  pool.give(buffer);
+  pool.tick(1000);
+  pool.tick(10_999);
+  assert.equal(pool.take(100_000), buffer);
+  pool.give(buffer);
+  pool.tick(12_000);
+  pool.tick(22_000);
+  assert.notEqual(pool.take(100_000), buffer);
+});
+
 Deno.test("BufferPool gives buffers that are large enough, and again", () => {
   const pool = new BufferPool();
   for (const length of [1, 8192, 8193, 4096 + 65536, 1 << 20, 40 << 20]) {
