@@ -201,6 +201,8 @@ export class MountDirectory implements Disposable {
         }
       }
     }
+    // Closing alone would leave the lock with a child between fork and exec.
+    this.#lock.unlockSync();
     this.#lock.close();
   }
 }
