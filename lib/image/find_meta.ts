@@ -74,7 +74,6 @@ type Form = typeof FORMS[number];
 
 /** A search for meta images. */
 export interface MetaSearch {
-  /** Its signal ends what is still asked for, in vain, when there is an answer. */
   environment: ImageEnvironment;
   repository: Repository;
   reference: Reference;
@@ -88,7 +87,10 @@ export interface MetaSearch {
 }
 
 /** @see Repository.resolve */
-export type ManifestResolver = (target: string) => Promise<ResolvedManifest>;
+export type ManifestResolver = (
+  target: string,
+  signal: AbortSignal,
+) => Promise<ResolvedManifest>;
 
 /** The tag whose name alone says that it may be a meta image of a reference; undefined if there is none. */
 export function tagToTry(
@@ -131,9 +133,35 @@ interface Wanted {
   form: Form;
 }
 
+/** Nothing that it asked for is under way when it ends. */
 async function findForm(
   search: MetaSearch,
   wanted: Wanted,
+): Promise<FoundMeta | undefined> {
+  const { environment } = search;
+  const over = new AbortController();
+  const signal = AbortSignal.any([
+    ...(environment.signal ? [environment.signal] : []),
+    over.signal,
+  ]);
+  const asked: Promise<unknown>[] = [];
+  try {
+    return await askForm(
+      { ...search, environment: { ...environment, signal } },
+      wanted,
+      asked,
+    );
+  } finally {
+    over.abort();
+    await Promise.allSettled(asked);
+  }
+}
+
+/** @param asked Gets what is asked for, which may go on when there is an answer. */
+async function askForm(
+  search: MetaSearch,
+  wanted: Wanted,
+  asked: Promise<unknown>[],
 ): Promise<FoundMeta | undefined> {
   const { reference, ways, onFit } = search;
   const { digest } = wanted.source.resolved.descriptor;
@@ -154,7 +182,8 @@ async function findForm(
   const listing = ways.includes("referrer")
     ? listReferrers(search, digest, artifactType, patience.signal)
     : Promise.resolve([]);
-  for (const answer of [...answers, listing]) answer.catch(() => {});
+  asked.push(...answers, listing);
+  for (const answer of asked) answer.catch(() => {});
   const found: FoundMeta[] = [];
   for (const answer of answers) {
     const fit = await answer;
@@ -232,8 +261,9 @@ async function resolveFitting(
   { source, whole, form: { isNative } }: Wanted,
 ): Promise<FoundMeta | string> {
   const { signal } = environment;
-  const resolve = search.resolve ??
-    ((target: string) => repository.resolve(target, { signal }));
+  const resolve = (target: string) =>
+    search.resolve?.(target, signal!) ??
+      repository.resolve(target, { signal });
   let { descriptor, bytes } = await resolve(target);
   let manifest = parseManifest(bytes, descriptor.mediaType);
   if (manifest.kind === "index") {

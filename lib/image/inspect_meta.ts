@@ -31,25 +31,12 @@ export async function inspectMeta(
   source: SourceImage,
 ): Promise<{ report: MetaReport; manifest?: ImageManifest }> {
   const log = new NoteLogger();
-  const search = async (ways: readonly MetaWay[]) => {
-    const over = new AbortController();
-    const { signal: own } = environment;
-    const signal = own ? AbortSignal.any([own, over.signal]) : over.signal;
-    try {
-      return await findMeta(
-        {
-          environment: { ...environment, log, signal },
-          repository,
-          reference,
-          ways,
-        },
-        source,
-        () => Promise.resolve(source),
-      );
-    } finally {
-      over.abort();
-    }
-  };
+  const search = (ways: readonly MetaWay[]) =>
+    findMeta(
+      { environment: { ...environment, log }, repository, reference, ways },
+      source,
+      () => Promise.resolve(source),
+    );
   const ways: MetaReport["ways"] = [];
   for (const way of WAYS) {
     const found = await search([way]);

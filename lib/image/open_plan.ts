@@ -98,12 +98,12 @@ export async function planOpen(
   }
   const found = await lookUp(
     {
-      environment: { ...environment, signal: guess.signal },
+      environment,
       repository,
       reference,
       ways,
       forms: options.requireSpans ? "spans" : "all",
-      resolve: (target) => guess.resolve(target),
+      resolve: (target, signal) => guess.resolve(target, signal),
     },
     blobs,
     plain,
@@ -160,25 +160,24 @@ class ManifestGuess implements Disposable {
   readonly #repository: Repository;
   readonly #control = new AbortController();
   readonly #begun = new Map<string, Promise<ResolvedManifest>>();
-  /** Of all that is asked for a meta image. */
-  readonly signal: AbortSignal;
+  readonly #signal: AbortSignal;
 
   constructor(repository: Repository, signal: AbortSignal | undefined) {
     this.#repository = repository;
     const own = this.#control.signal;
-    this.signal = signal ? AbortSignal.any([signal, own]) : own;
+    this.#signal = signal ? AbortSignal.any([signal, own]) : own;
   }
 
   begin(target: string): void {
-    const { signal } = this;
-    const answer = this.#repository.resolve(target, { signal });
+    const answer = this.#repository.resolve(target, { signal: this.#signal });
     answer.catch(() => {}); // whoever waits for it is told
     this.#begun.set(target, answer);
   }
 
-  resolve(target: string): Promise<ResolvedManifest> {
+  /** @param signal Of this question; one that was begun goes on. */
+  resolve(target: string, signal: AbortSignal): Promise<ResolvedManifest> {
     return this.#begun.get(target) ??
-      this.#repository.resolve(target, { signal: this.signal });
+      this.#repository.resolve(target, { signal });
   }
 
   [Symbol.dispose](): void {
