@@ -64,34 +64,19 @@ kill -0 $reading
 obd reconnect
 wait $reading
 cat /tmp/sum
+
+# As if mount had been killed before it knew which device it got.
+umount /at
+sed -i 's/"device"/"was"/; s/"nbdPid"/"wasPid"/' /run/obd/mounts/*/state.json
+test -e /sys/block/nbd0/pid
 obd umount /at
 test ! -e /sys/block/nbd0/pid
 test -z "$(ls /run/obd/mounts)"
-
-echo a serve of several is stopped and started again
-serve() {
-  deno run -A --no-config --no-lock --no-remote --no-prompt /obd.js serve --quiet --config /config.json >/dev/null & serve=$!
-  until test -S /run/obd/nbd.sock; do sleep 1; done
-}
-serve
-obd attach oci:/image:v1 --device /dev/nbd3
-kill $serve
-wait $serve
-serve
-obd reconnect /dev/nbd3
-cold
-mount -t ext4 -o ro,noload /dev/nbd3 /at
-sha256sum </at/big
-umount /at
-# As if attach had been killed before it knew which device it got.
-sed -i 's/"device"/"was"/; s/"nbdPid"/"wasPid"/' /run/obd/mounts/*/state.json
-obd detach $(ls /run/obd/mounts)
-test ! -e /sys/block/nbd3/pid
 echo all is well
 `;
 
 /** More than is read ahead. */
-const BIG = seededBytes(8_000_000, 1);
+const BIG = seededBytes(2_000_000, 1);
 const BIG_SHA256 = createHash("sha256").update(BIG).digest("hex");
 
 Deno.test({
@@ -103,6 +88,8 @@ Deno.test({
       layers: [{ entries: [file("file", "hello\n"), file("big", BIG)] }],
     });
     await writeLayout(`${box.dir}/inner`, [{ tag: "v1", image: inner }]);
+    // Each start of the guest's serve would build it in memory, which takes it long.
+    await box.json("build", `oci:${box.dir}/inner:v1`);
     await runTool(
       Deno.execPath(),
       "bundle",
@@ -130,16 +117,14 @@ exec busybox chroot /mnt /bin/sh /test.sh 2>&1`,
     match(out, /"device":"\/dev\/nbd0","driver":"nbd"/);
     match(out, /^hello$/m);
     match(out, /^ro 1 readahead 1024$/m);
-    for (const where of ["/at \\(/dev/nbd0\\)", "/dev/nbd3"]) {
-      // The kernel has a line for connections that end.
-      match(
-        out,
-        new RegExp(
-          `^${where} is reconnected\n(\\[.*\n)*${BIG_SHA256}  -$`,
-          "m",
-        ),
-      );
-    }
+    // The kernel has a line for connections that end.
+    match(
+      out,
+      new RegExp(
+        `^/at \\(/dev/nbd0\\) is reconnected\n(\\[.*\n)*${BIG_SHA256}  -$`,
+        "m",
+      ),
+    );
     match(out, /^\/at is unmounted \(oci:\/image:v1\)$/m);
     match(out, /^all is well$/m);
   },
@@ -177,7 +162,6 @@ async function guestFiles(dir: string): Promise<LayerEntry[]> {
       file(name, Deno.readFileSync(path), { mode: 0o755 })
     ),
     ...APPLETS.map((name) => symlink(`bin/${name}`, "busybox")),
-    file("config.json", '{"images":[]}'),
     file("test.sh", TEST),
   ];
 }
