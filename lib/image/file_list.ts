@@ -6,7 +6,6 @@
  * `_`, `.`, `-` and `/`; here any name is one.
  */
 
-import { setImmediate } from "node:timers";
 import { Ext4Reader } from "../ext4/mod.ts";
 import {
   bytesFromLatin1,
@@ -21,6 +20,7 @@ import {
   ObdError,
   readFileUpTo,
   type ReadOptions,
+  Turns,
   utf8,
 } from "../io/mod.ts";
 import { DEVICE_LAYER, type TraceRecord } from "../layers/mod.ts";
@@ -31,8 +31,6 @@ export const FILE_LIST_SIZE_MAX = 1024 * 1024;
 const FILES_MAX = 200_000;
 /** Bytes of a path. Kernel: PATH_MAX. */
 const PATH_MAX = 4096;
-/** Longest work on a list between two turns of the event loop. */
-const TURN_MS = 5;
 
 /**
  * The paths of a file list, in its order.
@@ -94,9 +92,15 @@ export async function locateFiles(
       });
     }
   };
-  const turns = new Turns(signal);
+  // Metadata is mostly at hand, and what is at hand comes without a turn of the event loop.
+  const turns = new Turns();
+  const next = async () => {
+    if (!turns.isDue) return;
+    await turns.take();
+    if (signal.aborted) throw new CancelledError();
+  };
   for (const path of new Set(paths)) {
-    await turns.next();
+    await next();
     let ino: number;
     try {
       if (path.length > PATH_MAX) throw new NotFoundError("Path is too long");
@@ -119,33 +123,12 @@ export async function locateFiles(
     if (type !== "directory") await add(ino);
     else {
       for await (const entry of reader.walk(ino)) {
-        await turns.next();
+        await next();
         await add(entry.ino);
       }
     }
   }
   return found;
-}
-
-/**
- * Metadata is mostly at hand, and what is at hand comes without a turn of the
- * event loop, on which all exports of a serve are served.
- */
-class Turns {
-  readonly #signal: AbortSignal;
-  #last = performance.now();
-
-  constructor(signal: AbortSignal) {
-    this.#signal = signal;
-  }
-
-  /** Lets everybody else have their turn, if they waited long. @throws {CancelledError} */
-  async next(): Promise<void> {
-    if (performance.now() - this.#last < TURN_MS) return;
-    await new Promise<void>((resolve) => setImmediate(resolve));
-    this.#last = performance.now();
-    if (this.#signal.aborted) throw new CancelledError();
-  }
 }
 
 /** Reads of a device that give way to everybody else's. Borrows it. */

@@ -1,7 +1,5 @@
 /** Long work on the thread that serves, in pieces. */
 
-import { setImmediate } from "node:timers";
-
 /** Longest work between two turns of the event loop. */
 const TURN_MS = 5;
 
@@ -19,6 +17,8 @@ export class Turns {
 
   /** Resolves when everybody else had their turn. */
   async take(): Promise<void> {
+    // Loaded with the first use: most threads take no turns, and each would start later for it.
+    const { setImmediate } = await import("node:timers");
     await new Promise<void>((resolve) => setImmediate(resolve));
     this.#last = performance.now();
   }
