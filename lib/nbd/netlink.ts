@@ -40,7 +40,6 @@ export const LINUX_ERRNO = {
 
 /** What an attribute holds: a number of a size, text with its NUL, or attributes. */
 export type AttributeValue =
-  | { u16: number }
   | { u32: number }
   | { u64: number | bigint }
   | { text: string }
@@ -239,9 +238,6 @@ export function encodeAttributes(attributes: Attribute[]): Uint8Array {
 function encodeValue(value: AttributeValue): Uint8Array {
   if ("nested" in value) return encodeAttributes(value.nested);
   if ("text" in value) return utf8(`${value.text}\0`);
-  if ("u16" in value) {
-    return new Uint8Array(new Uint16Array([value.u16]).buffer);
-  }
   if ("u32" in value) {
     return new Uint8Array(new Uint32Array([value.u32]).buffer);
   }
