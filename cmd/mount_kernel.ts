@@ -16,7 +16,7 @@ import {
 import { deviceName, deviceNumber, readSys } from "./mount_table.ts";
 import { findHolders } from "./mount_holders.ts";
 import { waitUntil } from "./mount_process.ts";
-import type { MountState, SaveState } from "./mount_state.ts";
+import { type MountState, type SaveState, undoCommand } from "./mount_state.ts";
 
 /** The kernel has many requests under way on each. */
 export const KERNEL_CONNECTIONS = 4;
@@ -35,8 +35,17 @@ const RELEASE_DEADLINE_MS = 10_000;
 /** Of the device, to know it again. */
 const FINGERPRINT_BYTES = 64 * 1024;
 
-/** The bytes of an export are not those that a device was made of. */
-export class OtherDeviceError extends ObdError {}
+/** An export is not the very device that it was: what the kernel has cached would be mixed with it. */
+export class OtherDeviceError extends ObdError {
+  constructor(state: MountState) {
+    super(
+      "state",
+      `"${state.image}" is another device now, and what the kernel has cached would be mixed with it (${
+        undoCommand(state)
+      })`,
+    );
+  }
+}
 
 /** What {@linkcode attachKernel} needs. */
 export interface KernelRequest {
@@ -84,8 +93,7 @@ export async function attachKernel(request: KernelRequest): Promise<string> {
 /**
  * Connects a device to its export again.
  *
- * @throws {OtherDeviceError} If the export is not the very device that it was:
- * what the kernel has in its caches would be mixed with something else.
+ * @throws {OtherDeviceError} If the export is not the very device that it was.
  */
 export async function reconnectKernel(state: MountState): Promise<void> {
   const { device, uri, size, nbdBackend, fingerprint, requestTimeout } = state;
@@ -98,7 +106,7 @@ export async function reconnectKernel(state: MountState): Promise<void> {
     );
   }
   if (fingerprint !== await fingerprintOf(uri)) {
-    throw new OtherDeviceError("state", `"${uri}" is not what ${device} was`);
+    throw new OtherDeviceError(state);
   }
   await reconnectKernelDevice(
     connection(uri, requestTimeout, nbdBackend),

@@ -73,6 +73,11 @@ const stateSchema = v.object({
 /** Everything that undoing a mount needs. */
 export type MountState = v.InferOutput<typeof stateSchema>;
 
+/** The command that undoes what a state tells of. */
+export function undoCommand({ dir, device }: MountState): string {
+  return dir === undefined ? `obd detach ${device}` : `obd umount ${dir}`;
+}
+
 /** Reports what exists so far, so that it can be undone after a crash too. */
 export type SaveState = (change: Partial<MountState>) => Promise<void>;
 

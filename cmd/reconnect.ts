@@ -17,7 +17,12 @@ import {
 } from "./mount_kernel.ts";
 import { isRunning } from "./mount_process.ts";
 import { absolutePath, startServe } from "./mount_serve.ts";
-import { listStates, MountDirectory, type MountState } from "./mount_state.ts";
+import {
+  listStates,
+  MountDirectory,
+  type MountState,
+  undoCommand,
+} from "./mount_state.ts";
 import { absoluteImage, isConfigFile, requireRoot } from "./mount_steps.ts";
 
 /** `connected`: nothing was to be done. */
@@ -116,14 +121,11 @@ async function reconnect(
   if (state?.started !== listed.started || !state.complete) {
     throw new ObdError("state", "It is being made or undone at this moment");
   }
-  const undo = state.dir === undefined
-    ? `obd detach ${state.device}`
-    : `obd umount ${state.dir}`;
   if (!await ownsDevice(directory, state)) {
-    throw new ObdError("state", `Its device is gone (${undo})`);
+    throw new ObdError("state", `Its device is gone (${undoCommand(state)})`);
   }
   if (state.serve && !await isRunning(state.serve)) {
-    requireKernel(state, undo);
+    requireKernel(state);
     const save = async (change: Partial<MountState>) => {
       state = { ...state!, ...change };
       await directory.write(state);
@@ -139,20 +141,11 @@ async function reconnect(
   const { exports } = await client.status({ signal });
   let exported = exports.find(({ name }) => name === state!.export);
   if (exported && isConnected(state, exported)) return "connected";
-  requireKernel(state, undo);
+  requireKernel(state);
   exported ??= await openAgain(client, state, signal);
-  if (exported.meta !== state.meta) throw otherDevice(state, undo);
-  await reconnectKernel({ ...state, uri: exported.uri }).catch((error) => {
-    throw error instanceof OtherDeviceError ? otherDevice(state!, undo) : error;
-  });
+  if (exported.meta !== state.meta) throw new OtherDeviceError(state);
+  await reconnectKernel({ ...state, uri: exported.uri });
   return "reconnected";
-}
-
-function otherDevice({ image }: MountState, undo: string): ObdError {
-  return new ObdError(
-    "state",
-    `"${image}" is another device now, and what the kernel has cached would be mixed with it (${undo})`,
-  );
 }
 
 /** Opens the image as it was: by now its tag may name another one, and other referrers may be found. */
@@ -196,10 +189,12 @@ function isConnected(
   return connections >= (state.driver === "nbd" ? KERNEL_CONNECTIONS : 1);
 }
 
-function requireKernel({ driver, image }: MountState, undo: string): void {
-  if (driver === "nbd") return;
+function requireKernel(state: MountState): void {
+  if (state.driver === "nbd") return;
   throw new ObdError(
     "unsupported",
-    `nbdfuse does not connect again, the kernel's NBD driver would: ${undo}, and mount or attach "${image}" again`,
+    `nbdfuse does not connect again, the kernel's NBD driver would: ${
+      undoCommand(state)
+    }, and mount or attach "${state.image}" again`,
   );
 }

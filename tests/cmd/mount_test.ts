@@ -27,7 +27,6 @@ import {
   listStates,
   MountDirectory,
   mountId,
-  type MountState,
   runDirectory,
 } from "../../cmd/mount_state.ts";
 import { absoluteImage } from "../../cmd/mount_steps.ts";
@@ -38,6 +37,7 @@ import {
   parseMountInfo,
   probeFileSystem,
 } from "../../cmd/mount_table.ts";
+import { mountStateOf as state } from "./mount_state_of.ts";
 
 const MOUNTINFO = `\
 22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw
@@ -50,21 +50,6 @@ const MOUNTINFO = `\
 36 22 0:7 / /top rw - tmpfs two rw
 a broken line
 `;
-
-function state(change: Partial<MountState>): MountState {
-  return {
-    version: 1,
-    id: "000000000000",
-    kind: "attach",
-    image: "example/app",
-    export: "obd-000000000000",
-    api: "unix:/api.sock",
-    driver: "fuse",
-    started: "2026-01-01T00:00:00.000Z",
-    complete: true,
-    ...change,
-  };
-}
 
 /** Runs with `OBD_RUN_DIR` at a directory of its own. */
 async function withRunDirectory(

@@ -1,24 +1,9 @@
 import { deepEqual, rejects, throws } from "node:assert/strict";
 import { OtherDeviceError, reconnectKernel } from "../../cmd/mount_kernel.ts";
-import type { MountState } from "../../cmd/mount_state.ts";
 import { chooseStates } from "../../cmd/reconnect.ts";
 import { MemorySource } from "../../lib/io/mod.ts";
 import { NbdServer } from "../../lib/nbd/mod.ts";
-
-function state(change: Partial<MountState>): MountState {
-  return {
-    version: 1,
-    id: "000000000000",
-    kind: "attach",
-    image: "example/app",
-    export: "app",
-    api: "unix:/api.sock",
-    driver: "nbd",
-    started: "2026-01-01T00:00:00.000Z",
-    complete: true,
-    ...change,
-  };
-}
+import { mountStateOf as state } from "./mount_state_of.ts";
 
 Deno.test("chooseStates() takes directories, devices, ids and images", () => {
   const attached = state({ id: "111111111111", device: "/dev/nbd1" });
